@@ -1,0 +1,301 @@
+//! The workbench of the verbs: one running disk `vda`, a mount on it, a writer beside it, and every point with its bytes.
+//! After each verb it asks the same questions: does every point hold its instant, does the running disk hold every write,
+//! is the chain on the disk right, is there no file too many.
+
+use std::path::{Path, PathBuf};
+
+use crate::faults::names;
+use crate::machine::{Attachment, Disk, Machine};
+use crate::model::{BLOCK, Dice, Model, STEP, describe, fill, first_wrong};
+use crate::mounted::{DiskDir, Mounted, Point};
+use crate::nbd::Nbd;
+use crate::scratch::Scratch;
+use crate::writer::Writer;
+use crate::{oracle, wait};
+
+/// The disk's size.
+pub const SIZE: u64 = 40 << 20;
+/// The test itself writes below, the writer from here on.
+pub const WRITERS: u64 = 32 << 20;
+
+/// One point, with the bytes it held when it was made.
+#[derive(Debug)]
+struct Captured {
+    name: String,
+    bytes: PathBuf,
+}
+
+/// A running disk with everything around it.
+#[derive(Debug)]
+pub struct Bench {
+    writer: Option<Writer>,
+    hands: Option<Nbd>,
+    /// The mount.
+    pub mount: Mounted,
+    /// The VM or storage daemon.
+    pub machine: Machine,
+    model: Model,
+    writes: u64,
+    dice: Dice,
+    points: Vec<Captured>,
+    below: Vec<PathBuf>,
+    dir: PathBuf,
+    scratch: Scratch,
+}
+
+impl Bench {
+    /// A new empty disk under load, and the mount.
+    #[track_caller]
+    pub fn new(name: &str, attachment: Attachment) -> Self {
+        Self::with_options(name, attachment, &[])
+    }
+
+    /// The same with options for `qmpfs mount`.
+    #[track_caller]
+    pub fn with_options(name: &str, attachment: Attachment, options: &[&str]) -> Self {
+        let scratch = Scratch::new(name);
+        let dir = scratch.dir("images");
+        oracle::create(&dir.join("web1.qcow2"), SIZE);
+        Self::on(scratch, dir, Vec::new(), attachment, options)
+    }
+
+    /// On a disk that others made: `dir/web1.qcow2`, with the files `below` it, base last.
+    #[track_caller]
+    pub fn on(scratch: Scratch, dir: PathBuf, below: Vec<PathBuf>, attachment: Attachment, options: &[&str]) -> Self {
+        let machine = Machine::start(&scratch, "vm", attachment, &[Disk::qcow2("vda", &dir.join("web1.qcow2"))]);
+        let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], options);
+        let endpoint = machine.endpoint("vda");
+        let mut bench = Self {
+            writer: Some(Writer::start(&endpoint, WRITERS..SIZE, Model::default(), 7)),
+            hands: Some(machine.nbd("vda")),
+            mount,
+            machine,
+            model: Model::default(),
+            writes: 0,
+            dice: Dice::new(3),
+            points: Vec::new(),
+            below,
+            dir,
+            scratch,
+        };
+        bench.wait_for_disk();
+        bench.write(6);
+        bench
+    }
+
+    /// The disk's directory in the mount.
+    pub fn disk(&self) -> DiskDir {
+        self.mount.disk("vda")
+    }
+
+    /// A snapshot's directory in the mount.
+    pub fn point(&self, name: &str) -> Point {
+        self.disk().snapshot(name)
+    }
+
+    /// The file the VM boots from.
+    pub fn active(&self) -> PathBuf {
+        self.dir.join("web1.qcow2")
+    }
+
+    /// The file that holds a sealed point.
+    pub fn sealed(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("web1.{name}.qcow2"))
+    }
+
+    /// The directory of the images.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The test's directory.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// The writer.
+    #[track_caller]
+    pub fn writer(&self) -> &Writer {
+        self.writer.as_ref().expect("the writer runs")
+    }
+
+    /// The bytes that a point must hold, as a raw file.
+    #[track_caller]
+    pub fn bytes_of(&self, name: &str) -> &Path {
+        &self.points.iter().find(|p| p.name == name).expect("a point that was made").bytes
+    }
+
+    /// Writes `count` random blocks through the guest's hands.
+    #[track_caller]
+    pub fn write(&mut self, count: usize) {
+        let mut block = vec![0; BLOCK];
+        let hands = self.hands.as_mut().expect("the disk runs");
+        for _ in 0..count {
+            let offset = self.dice.below(WRITERS / STEP) * STEP;
+            self.writes += 1;
+            fill(&mut block, offset, self.writes);
+            hands.write(offset, &block).expect("the guest can write");
+            self.model.0.insert(offset, self.writes);
+        }
+    }
+
+    /// `mkdir snapshots/NAME`, and everything that must be true of it.
+    #[track_caller]
+    pub fn seal(&mut self, name: &str) {
+        self.writer().progress(20);
+        let before = self.writer().acknowledged();
+        self.writer().step(&format!("mkdir {name}"));
+        self.point(name).make().unwrap_or_else(|e| panic!("mkdir {name}: {e}\n{}", self.mount.text("log")));
+        let after = self.writer().sent();
+        self.writer().step(&format!("mkdir {name} returned"));
+
+        let bytes = self.scratch.file(&format!("{name}.expected"));
+        oracle::convert(&self.sealed(name), &bytes);
+        self.model.assert_holds(&bytes, 0..WRITERS);
+        before.assert_between(&after, &bytes, WRITERS..SIZE);
+        assert!(oracle::sealed_mark(&self.sealed(name)).is_some(), "the sealed file carries its mark");
+        self.points.push(Captured { name: name.to_owned(), bytes });
+        self.verify();
+        self.write(2);
+    }
+
+    /// `rmdir snapshots/NAME`: the others stay right before, during and after the merge.
+    #[track_caller]
+    pub fn remove(&mut self, name: &str) {
+        self.begin_removal(name);
+        while !self.disk().list("jobs").is_empty() {
+            self.write(1);
+            self.verify_points();
+        }
+        let end = self.disk().wait();
+        assert!(end.is_ok(), "the merge of {name} failed: {end:?}\n{}", self.mount.text("log"));
+        self.writer().step(&format!("rmdir {name} is done"));
+        assert!(!self.point(name).exists(), "{name} is gone");
+        self.verify();
+        self.write(2);
+    }
+
+    /// `rmdir snapshots/NAME` and no more: the merge may still run.
+    #[track_caller]
+    pub fn begin_removal(&mut self, name: &str) {
+        self.writer().progress(5);
+        self.writer().step(&format!("rmdir {name}"));
+        self.point(name).delete().unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
+        assert!(!self.point(name).exists(), "the name goes at once");
+        self.points.retain(|p| p.name != name);
+    }
+
+    /// Forgets a point that was made or removed behind the bench's back.
+    pub fn forget(&mut self, name: &str) {
+        self.points.retain(|p| p.name != name);
+    }
+
+    /// All questions.
+    #[track_caller]
+    pub fn verify(&mut self) {
+        self.writer().progress(5);
+        self.verify_points();
+        self.verify_disk();
+        self.verify_files();
+    }
+
+    /// Every point shows the bytes of its instant, and there is no other.
+    #[track_caller]
+    pub fn verify_points(&self) {
+        let mut expected: Vec<_> = self.points.iter().map(|p| p.name.clone()).collect();
+        expected.sort();
+        assert_eq!(self.disk().list("snapshots"), expected, "the points in the mount");
+        for point in &self.points {
+            oracle::assert_same(&self.point(&point.name).disk_raw(), &point.bytes);
+        }
+        if let Some(writer) = &self.writer {
+            writer.check();
+        }
+    }
+
+    /// The running disk holds every byte that was written.
+    #[track_caller]
+    pub fn verify_disk(&mut self) {
+        let hands = self.hands.as_mut().expect("the disk runs");
+        let mut block = vec![0; BLOCK];
+        for offset in (0..WRITERS).step_by(BLOCK) {
+            hands.read(offset, &mut block).expect("the guest can read");
+            let wanted = self.model.at(offset);
+            if let Some(at) = first_wrong(&block, offset, wanted) {
+                panic!("byte {}: wanted write {wanted}, got {}", offset + at as u64, describe(&block, offset));
+            }
+        }
+        self.writer().check();
+    }
+
+    /// The chain in the headers is the points' files under the active path, and nothing else lies about.
+    #[track_caller]
+    pub fn verify_files(&self) {
+        let sealed = self.points.iter().rev().map(|p| self.sealed(&p.name));
+        let expected: Vec<PathBuf> =
+            std::iter::once(self.active()).chain(sealed).chain(self.below.iter().cloned()).collect();
+        assert_eq!(oracle::chain(&self.active()), expected, "the chain on the disk");
+
+        let mut stray: Vec<String> = names(&self.dir);
+        stray.retain(|name| !expected.contains(&self.dir.join(name)));
+        let aliases = stray.iter().filter(|n| is_alias(n)).count();
+        assert!(stray.len() == aliases && aliases <= 1, "stray files: {stray:?}");
+    }
+
+    /// Ends the VM in peace, checks every image, starts it with the same command line: the same bytes.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        let written = self.writer.take().expect("the writer runs").stop();
+        self.hands = None;
+        self.machine.quit();
+        self.inspect_while_off(&written);
+        self.machine.start_again();
+        self.hands = Some(self.machine.nbd("vda"));
+        self.writer = Some(Writer::start(&self.machine.endpoint("vda"), WRITERS..SIZE, written, 11));
+        self.wait_for_disk();
+        self.verify();
+    }
+
+    /// The last questions: load off, VM off, images sound, the boot path holds everything.
+    #[track_caller]
+    pub fn finish(mut self) {
+        let written = self.writer.take().expect("the writer runs").stop();
+        self.hands = None;
+        self.machine.quit();
+        self.inspect_while_off(&written);
+        self.mount.unmount();
+    }
+
+    #[track_caller]
+    fn inspect_while_off(&self, written: &Model) {
+        for image in oracle::chain(&self.active()) {
+            oracle::check(&image);
+        }
+        let all = self.scratch.file("all.raw");
+        oracle::convert(&self.active(), &all);
+        self.model.assert_holds(&all, 0..WRITERS);
+        written.assert_holds(&all, WRITERS..SIZE);
+    }
+
+    /// Waits until the disk is in the mount, with as many points as there must be.
+    #[track_caller]
+    pub fn wait_for_disk(&self) {
+        let snapshots = self.disk().0.join("snapshots");
+        wait::until_true("the disk is in the mount", || {
+            std::fs::read_dir(&snapshots).is_ok_and(|points| points.count() == self.points.len())
+                && self.mount_is_connected()
+        });
+    }
+
+    fn mount_is_connected(&self) -> bool {
+        let vm = std::fs::read_to_string(self.mount.path().join("vm.json")).unwrap_or_default();
+        let vm: serde_json::Value = serde_json::from_str(&vm).unwrap_or_default();
+        vm["connection"] == "connected"
+    }
+}
+
+/// `.web1.qcow2.<12 hex>`: the second name under which QEMU has the active layer open.
+fn is_alias(name: &str) -> bool {
+    let hex = name.strip_prefix(".web1.qcow2.");
+    hex.is_some_and(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+}

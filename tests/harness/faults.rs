@@ -1,0 +1,66 @@
+//! Things that go wrong: a filesystem that is too small, and what else the machine may do to us.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::scratch::Scratch;
+use crate::sh;
+
+/// A small ext4 on a loop device, unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallFilesystem {
+    mountpoint: PathBuf,
+}
+
+impl SmallFilesystem {
+    /// Mounts a new one; `None` where only root could.
+    pub fn new(scratch: &Scratch, mebibytes: u64) -> Option<Self> {
+        if !sh::is_root() {
+            eprintln!("left out: a small filesystem needs root");
+            return None;
+        }
+        let image = scratch.file("small.ext4");
+        let mountpoint = scratch.dir("small");
+        sh!("truncate -s {mebibytes}M {0}; mkfs.ext4 -q -m 0 -O ^has_journal {0}", image.display());
+        sh!("mount -o loop,user_xattr {} {}", image.display(), mountpoint.display());
+        Some(Self { mountpoint })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Fills it, but for `spare` bytes.
+    pub fn fill_but(&self, spare: u64) {
+        let path = self.mountpoint.join("filler");
+        let mut filler = File::create(&path).expect("a filler");
+        let chunk = vec![0x5a; 4096];
+        while filler.write_all(&chunk).is_ok() {}
+        let kept = filler.metadata().expect("its size").len().saturating_sub(spare);
+        filler.set_len(kept).expect("a shorter filler");
+        filler.sync_all().expect("a filler on the disk");
+    }
+
+    /// Makes room again.
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.mountpoint.join("filler")).expect("the filler goes");
+    }
+}
+
+impl Drop for SmallFilesystem {
+    fn drop(&mut self) {
+        // Lazily: what still has a file open there ends with its own value.
+        sh::attempt(&format!("umount -l {}", self.mountpoint.display()));
+    }
+}
+
+/// The names in a directory, sorted.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut names: Vec<String> =
+        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

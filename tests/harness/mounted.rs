@@ -1,0 +1,265 @@
+//! `qmpfs mount` as a person runs it, and the paths below it. Whatever happens to the test, the mount goes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::faults::names;
+use crate::process::Process;
+use crate::scratch::{Scratch, profile_dir, target_dir};
+use crate::{sh, wait};
+
+/// A mount in the foreground.
+#[derive(Debug)]
+pub struct Mounted {
+    process: Process,
+    mountpoint: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts `sources`, with `options` before them, and waits until the tree is there.
+    #[track_caller]
+    pub fn new(scratch: &Scratch, sources: &[&Path], options: &[&str]) -> Self {
+        let mountpoint = scratch.dir("mnt");
+        let mut arguments: Vec<String> = ["mount", "-f"].iter().chain(options).map(|&s| s.to_owned()).collect();
+        arguments.extend(sources.iter().map(|s| s.display().to_string()));
+        arguments.push(mountpoint.display().to_string());
+        let log = scratch.file("qmpfs.log");
+        let process = spawn(&arguments, &log);
+        let mut mounted = Self { process, mountpoint, arguments, log };
+        mounted.wait_ready();
+        mounted
+    }
+
+    /// Tries to mount what cannot be mounted: gives the exit code and what was said.
+    pub fn refused(scratch: &Scratch, sources: &[&Path], options: &[&str]) -> (Option<i32>, String) {
+        let mountpoint = scratch.dir("mnt");
+        let mut command = Command::new(program());
+        command.args(["mount", "-f"]).args(options).args(sources).arg(&mountpoint);
+        let log = scratch.file("refused.log");
+        let mut process = Process::spawn(command, &log, libc::SIGTERM);
+        let status = process.wait("a mount that cannot be ends by itself");
+        assert!(!is_mounted(&mountpoint), "a refused mount must not stay");
+        (status.code(), process.log())
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// The directory of a disk.
+    pub fn disk(&self, name: &str) -> DiskDir {
+        DiskDir(self.mountpoint.join("disks").join(name))
+    }
+
+    /// A point of all disks.
+    pub fn snapshots(&self, name: &str) -> PathBuf {
+        self.mountpoint.join("snapshots").join(name)
+    }
+
+    /// A file of the mount as text.
+    #[track_caller]
+    pub fn text(&self, name: &str) -> String {
+        text(&self.mountpoint.join(name))
+    }
+
+    /// A file of the mount as JSON.
+    #[track_caller]
+    pub fn json(&self, name: &str) -> Value {
+        json(&self.mountpoint.join(name))
+    }
+
+    /// Reads `wait`: returns when all work has ended.
+    #[track_caller]
+    pub fn wait_idle(&self) -> String {
+        self.text("wait")
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What the program said on its standard error.
+    pub fn said(&self) -> String {
+        self.process.log()
+    }
+
+    /// Unmounts as a service manager does, with SIGTERM.
+    #[track_caller]
+    pub fn unmount(&mut self) {
+        assert!(self.process.terminate(wait::PATIENCE), "SIGTERM must unmount");
+        assert!(!is_mounted(&self.mountpoint), "nothing stays mounted");
+    }
+
+    /// Kills the program; the kernel keeps a dead mount.
+    pub fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// Mounts again, after [`Self::unmount`] or [`Self::kill9`].
+    #[track_caller]
+    pub fn mount_again(&mut self) {
+        self.process = spawn(&self.arguments, &self.log);
+        self.wait_ready();
+    }
+
+    fn wait_ready(&mut self) {
+        let parent = self.mountpoint.parent().expect("a parent").metadata().expect("the scratch directory").dev();
+        wait::until_true("the mount is ready", || {
+            if let Some(status) = self.process.ended() {
+                panic!("qmpfs mount ended before it was ready: {status}\n{}", self.process.log());
+            }
+            let there = fs::metadata(&self.mountpoint).is_ok_and(|m| m.dev() != parent);
+            there && fs::read_dir(&self.mountpoint).is_ok_and(|mut entries| entries.next().is_some())
+        });
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let ended = self.process.terminate(Duration::from_secs(15));
+        if !ended || is_mounted(&self.mountpoint) {
+            detach(&self.mountpoint);
+        }
+    }
+}
+
+/// The directory of one disk in a mount.
+#[derive(Debug, Clone)]
+pub struct DiskDir(pub PathBuf);
+
+impl DiskDir {
+    /// An external snapshot.
+    pub fn snapshot(&self, name: &str) -> Point {
+        Point(self.0.join("snapshots").join(name))
+    }
+
+    /// An internal snapshot.
+    pub fn internal(&self, name: &str) -> Point {
+        Point(self.0.join("internal").join(name))
+    }
+
+    /// A sealed layer, by its place in the chain: the base is 0.
+    #[track_caller]
+    pub fn layer(&self, index: usize) -> Point {
+        let prefix = format!("{index}-");
+        let found = self.list("layers").into_iter().find(|n| n.starts_with(&prefix));
+        Point(self.0.join("layers").join(found.unwrap_or_else(|| panic!("no layer {index}"))))
+    }
+
+    /// The names in one of its directories.
+    #[track_caller]
+    pub fn list(&self, dir: &str) -> Vec<String> {
+        names(&self.0.join(dir))
+    }
+
+    /// disk.json.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        json(&self.0.join("disk.json"))
+    }
+
+    /// Reads `wait`: returns when all work on this disk has ended, and how.
+    pub fn wait(&self) -> io::Result<String> {
+        fs::read_to_string(self.0.join("wait"))
+    }
+}
+
+/// One instant of one disk.
+#[derive(Debug, Clone)]
+pub struct Point(pub PathBuf);
+
+impl Point {
+    /// Its disk image.
+    pub fn disk_raw(&self) -> PathBuf {
+        self.0.join("disk.raw")
+    }
+
+    /// point.json.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        json(&self.0.join("point.json"))
+    }
+
+    /// `mkdir`: makes it.
+    pub fn make(&self) -> io::Result<()> {
+        fs::create_dir(&self.0)
+    }
+
+    /// `rmdir`: deletes it.
+    pub fn delete(&self) -> io::Result<()> {
+        fs::remove_dir(&self.0)
+    }
+
+    /// True if it is there.
+    pub fn exists(&self) -> bool {
+        self.0.is_dir()
+    }
+}
+
+/// Panics unless `result` failed with one of these error numbers.
+#[track_caller]
+pub fn assert_errno<T>(result: io::Result<T>, allowed: &[i32]) {
+    match result {
+        Ok(_) => panic!("succeeded, but must fail with {allowed:?}"),
+        Err(e) => assert!(
+            e.raw_os_error().is_some_and(|n| allowed.contains(&n)),
+            "failed with {e}, but must fail with {:?}",
+            allowed.iter().map(|&n| io::Error::from_raw_os_error(n).to_string()).collect::<Vec<_>>()
+        ),
+    }
+}
+
+/// A file as text.
+#[track_caller]
+pub fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A file as JSON.
+#[track_caller]
+pub fn json(path: &Path) -> Value {
+    let text = text(path);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", path.display()))
+}
+
+/// The program under test: `$QMPFS_BIN`, or what Cargo builds from this checkout.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(given) = std::env::var_os("QMPFS_BIN") {
+            return given.into();
+        }
+        let release = if profile_dir().ends_with("release") { "--release" } else { "" };
+        let (target, tests) = (target_dir(), env!("CARGO_MANIFEST_DIR"));
+        // The same selection as a plain `cargo build`, so that nothing is built twice.
+        sh!("cd {tests}/.. && CARGO_TARGET_DIR={} cargo build -q --workspace --locked {release}", target.display());
+        profile_dir().join("qmpfs")
+    })
+}
+
+fn spawn(arguments: &[String], log: &Path) -> Process {
+    let mut command = Command::new(program());
+    command.args(arguments);
+    Process::spawn(command, log, libc::SIGTERM)
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
+}
+
+fn detach(path: &Path) {
+    let line = format!("umount -l {0} || fusermount3 -uz {0}", path.display());
+    sh::attempt(&line);
+}

@@ -1,0 +1,176 @@
+//! The guest's load: a thread that writes, sometimes flushes and re-reads random blocks of its region, without a pause,
+//! while the test does its verbs. The first wrong byte is kept together with the steps that the test announced around it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::model::{BLOCK, Dice, Model, STEP, describe, fill, first_wrong};
+use crate::nbd::{Endpoint, Nbd};
+use crate::wait;
+
+/// A running writer. Dropping it ends it.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    region: Range<u64>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    acknowledged: Model,
+    // One write may be on its way: an instant beside the writer may hold it or not.
+    in_flight: Option<(u64, u64)>,
+    writes: u64,
+    lost: Option<String>,
+    steps: Vec<(Instant, String)>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Writer {
+    /// Begins to write into `region`, which holds what `model` says.
+    pub fn start(endpoint: &Endpoint, region: Range<u64>, model: Model, seed: u64) -> Self {
+        let nbd = Nbd::connect(endpoint);
+        let writes = model.0.values().copied().max().unwrap_or(0);
+        let state = State { acknowledged: model, writes, ..State::default() };
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), state: Mutex::new(state) });
+        let theirs = Arc::clone(&shared);
+        let span = region.clone();
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || {
+                if let Err(lost) = work(nbd, &theirs, &span, seed) {
+                    theirs.state().lost = Some(lost);
+                }
+            })
+            .expect("a thread");
+        Self { shared, thread: Some(thread), region }
+    }
+
+    /// Where it writes.
+    pub fn region(&self) -> Range<u64> {
+        self.region.clone()
+    }
+
+    /// Announces what the test does next.
+    pub fn step(&self, what: &str) {
+        self.shared.state().steps.push((Instant::now(), what.to_owned()));
+    }
+
+    /// Everything acknowledged so far: an instant from now on holds at least this.
+    pub fn acknowledged(&self) -> Model {
+        self.shared.state().acknowledged.clone()
+    }
+
+    /// Everything sent so far: an instant up to now holds at most this.
+    pub fn sent(&self) -> Model {
+        let state = self.shared.state();
+        let mut model = state.acknowledged.clone();
+        model.0.extend(state.in_flight);
+        model
+    }
+
+    /// Waits until `count` more writes have been done: the load is really there.
+    #[track_caller]
+    pub fn progress(&self, count: u64) {
+        let until = self.shared.state().writes + count;
+        wait::until_true("the writer goes on", || {
+            self.check();
+            self.shared.state().writes >= until
+        });
+    }
+
+    /// Panics if a byte was lost.
+    #[track_caller]
+    pub fn check(&self) {
+        let state = self.shared.state();
+        if let Some(lost) = state.lost.clone() {
+            let steps: String = state.steps.iter().rev().take(12).map(|(t, s)| format!("\n  {t:?} {s}")).collect();
+            drop(state);
+            panic!("LOST WRITE: {lost}\nsteps, last first:{steps}");
+        }
+    }
+
+    /// What was lost, if anything: for tests that expect it.
+    pub fn lost(&self) -> Option<String> {
+        self.shared.state().lost.clone()
+    }
+
+    /// Ends the load, checks it, and gives what the region now holds.
+    #[track_caller]
+    pub fn stop(mut self) -> Model {
+        self.end();
+        self.check();
+        self.acknowledged()
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result<(), String> {
+    let mut dice = Dice::new(seed);
+    let mut block = vec![0; BLOCK];
+    let blocks = (region.end - region.start) / STEP;
+    while !shared.stop.load(Ordering::Relaxed) {
+        let offset = region.start + dice.below(blocks) * STEP;
+        let number = shared.state().writes + 1;
+        shared.state().in_flight = Some((offset, number));
+        fill(&mut block, offset, number);
+        nbd.write(offset, &block).map_err(|e| format!("write {number} at {offset} failed: {e}"))?;
+        {
+            let mut state = shared.state();
+            state.acknowledged.0.insert(offset, number);
+            state.in_flight = None;
+            state.writes = number;
+        }
+        if dice.below(10) < 3 {
+            nbd.flush().map_err(|e| format!("flush after write {number} failed: {e}"))?;
+        }
+        read_back(&mut nbd, &mut block, offset, number)?;
+        if number.is_multiple_of(4) {
+            let other = region.start + dice.below(blocks) * STEP;
+            let number = shared.state().acknowledged.at(other);
+            read_back(&mut nbd, &mut block, other, number)?;
+        }
+    }
+    nbd.flush().map_err(|e| format!("the last flush failed: {e}"))
+}
+
+fn read_back(nbd: &mut Nbd, block: &mut [u8], offset: u64, number: u64) -> Result<(), String> {
+    let asked = Instant::now();
+    nbd.read(offset, block).map_err(|e| format!("read at {offset} failed: {e}"))?;
+    match first_wrong(block, offset, number) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "byte {}: wanted write {number}, got {} (read from {asked:?} to {:?})",
+            offset + at as u64,
+            describe(block, offset),
+            Instant::now()
+        )),
+    }
+}
