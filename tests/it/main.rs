@@ -1,1 +1,28 @@
-//! Tests with real parts.
+//! Tests of qmpfs with real parts, in one binary. Each file is named after what it asks about.
+//! The contract they quote is docs/SEMANTICS.md.
+
+/// Runs a test over the attachments that QEMU treats differently.
+macro_rules! over_attachments {
+    ($(#[$doc:meta])* $name:ident => $body:expr) => {
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            use qmpfs_tests::machine::Attachment;
+
+            #[test]
+            fn blockdev() {
+                $body(concat!(stringify!($name), "-blockdev"), Attachment::Blockdev);
+            }
+            #[test]
+            fn drive() {
+                $body(concat!(stringify!($name), "-drive"), Attachment::Drive);
+            }
+            #[test]
+            fn storage_daemon() {
+                $body(concat!(stringify!($name), "-qsd"), Attachment::StorageDaemon);
+            }
+        }
+    };
+}
+
+mod proofs;
