@@ -1,0 +1,261 @@
+//! A chain: layers over one another, read as one disk.
+//!
+//! Knows: that what a layer does not hold is in the layer below, and zeros below the last.
+//! Does not know: how a layer finds its bytes, or which file it is.
+//! Invariant: a chain never changes; another set of layers is another chain.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::layer::Layer;
+use crate::mapping::{Mapping, Run};
+use crate::units::GuestOffset;
+
+/// Pieces one `extent_at` may join, so that a badly fragmented disk does not hold it up for long.
+const MAX_PIECES_PER_EXTENT: u32 = 1 << 16;
+
+/// How far a walk looks ahead in each layer at first. It grows with the extent that is found, so
+/// that asking for one extent costs no more than the extent is long.
+const FIRST_WINDOW: u64 = 16 << 20;
+
+/// An immutable composition of layers, base first.
+#[derive(Clone)]
+pub struct Chain {
+    layers: Arc<[Arc<Layer>]>,
+}
+
+/// A stretch of the disk that is all data or all hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes; 0 only at or beyond the end of the disk.
+    pub len: u64,
+    /// Whether there is anything to read.
+    pub kind: ExtentKind,
+}
+
+/// Whether a stretch of the disk holds anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Some layer holds bytes.
+    Data,
+    /// Zeros, because a layer says so or because no layer holds anything.
+    Hole,
+}
+
+/// A stretch of the disk with one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Length in bytes; 0 only at or beyond the end of the disk.
+    pub len: u64,
+    /// Where the bytes come from.
+    pub source: Source,
+}
+
+/// Where the bytes of a piece come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Zeros.
+    Zero,
+    /// A layer, by its place in the chain (0 is the base). Its mapping is data or compressed.
+    Layer {
+        /// The layer's place in the chain.
+        index: usize,
+        /// What it says: `Data` or `Compressed`.
+        mapping: Mapping,
+    },
+}
+
+impl Source {
+    fn kind(&self) -> ExtentKind {
+        match self {
+            Source::Zero => ExtentKind::Hole,
+            Source::Layer { .. } => ExtentKind::Data,
+        }
+    }
+}
+
+impl Chain {
+    /// A chain of these layers, the base first, the top last.
+    pub fn new(layers_base_first: Vec<Arc<Layer>>) -> Chain {
+        Chain {
+            layers: layers_base_first.into(),
+        }
+    }
+
+    /// The same layers with another one over them.
+    pub fn with_overlay(&self, top: Arc<Layer>) -> Chain {
+        Chain {
+            layers: self.layers.iter().cloned().chain([top]).collect(),
+        }
+    }
+
+    /// The same backing layers under another top: for an internal snapshot of the top.
+    pub fn with_top(&self, top: Arc<Layer>) -> Chain {
+        let below = self.layers.len().saturating_sub(1);
+        Chain {
+            layers: self
+                .layers
+                .iter()
+                .take(below)
+                .cloned()
+                .chain([top])
+                .collect(),
+        }
+    }
+
+    /// The layers, base first.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// Size of the disk: that of the top layer. A chain of no layers is an empty disk.
+    pub fn virtual_size(&self) -> u64 {
+        self.layers.last().map_or(0, |top| top.virtual_size())
+    }
+
+    /// Where the bytes from `offset` on come from, for at most `max_len` bytes.
+    pub fn resolve(&self, offset: u64, max_len: u64) -> Result<Piece, Error> {
+        self.resolve_with(offset, max_len, |layer, at, max_len| {
+            self.layers[layer].map(at, max_len)
+        })
+    }
+
+    fn resolve_with(
+        &self,
+        offset: u64,
+        max_len: u64,
+        mut map: impl FnMut(usize, GuestOffset, u64) -> Result<Run, Error>,
+    ) -> Result<Piece, Error> {
+        let mut len = self.virtual_size().saturating_sub(offset).min(max_len);
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            // Beyond the end of a shorter backing file are zeros, whatever lies further down.
+            if len == 0 || offset >= layer.virtual_size() {
+                break;
+            }
+            let run = map(index, GuestOffset(offset), len)?;
+            len = len.min(run.len);
+            match run.what {
+                Mapping::Unallocated => {}
+                Mapping::Zero => break,
+                mapping @ (Mapping::Data { .. } | Mapping::Compressed { .. }) => {
+                    return Ok(Piece {
+                        len,
+                        source: Source::Layer { index, mapping },
+                    });
+                }
+            }
+        }
+        Ok(Piece {
+            len,
+            source: Source::Zero,
+        })
+    }
+
+    /// Reads into `buf`; fewer bytes than asked for only at the end of the disk.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Error> {
+        let rest = self.virtual_size().saturating_sub(offset);
+        let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buf.len());
+        let buf = &mut buf[..len];
+        let mut done: usize = 0;
+        while done < len {
+            let want = len.saturating_sub(done) as u64;
+            let piece = self.resolve(offset.saturating_add(done as u64), want)?;
+            // At most `want`, so it is a length in memory.
+            let end = done.saturating_add(piece.len as usize).min(len);
+            let part = &mut buf[done..end];
+            match piece.source {
+                Source::Zero => part.fill(0),
+                Source::Layer { index, mapping } => {
+                    self.layers[index].read_mapped(mapping, part)?
+                }
+            }
+            done = end;
+        }
+        Ok(len)
+    }
+
+    /// The extent that starts at `offset`, at most `max_len` long.
+    ///
+    /// An extent may end before its kind does: ask again behind it.
+    pub fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent, Error> {
+        Walk::new(self).extent_at(offset, max_len)
+    }
+
+    /// Bytes of the disk that are data: what `st_blocks` shows. Walks every table.
+    pub fn allocated_bytes(&self) -> Result<u64, Error> {
+        let mut walk = Walk::new(self);
+        let mut sum: u64 = 0;
+        let mut at: u64 = 0;
+        loop {
+            let extent = walk.extent_at(at, u64::MAX)?;
+            if extent.len == 0 {
+                return Ok(sum);
+            }
+            if extent.kind == ExtentKind::Data {
+                sum = sum.saturating_add(extent.len);
+            }
+            at = at.saturating_add(extent.len);
+        }
+    }
+}
+
+/// A walk from front to back that asks each layer for each run once, however the others cut it.
+struct Walk<'a> {
+    chain: &'a Chain,
+    window: u64,
+    runs: Vec<(u64, Run)>,
+}
+
+impl Walk<'_> {
+    fn new(chain: &Chain) -> Walk<'_> {
+        let none = Run {
+            len: 0,
+            what: Mapping::Unallocated,
+        };
+        Walk {
+            chain,
+            window: FIRST_WINDOW,
+            runs: vec![(0, none); chain.layers.len()],
+        }
+    }
+
+    fn extent_at(&mut self, offset: u64, max_len: u64) -> Result<Extent, Error> {
+        let first = self.piece_at(offset, max_len)?;
+        let mut extent = Extent {
+            len: first.len,
+            kind: first.source.kind(),
+        };
+        for _ in 1..MAX_PIECES_PER_EXTENT {
+            let rest = max_len.saturating_sub(extent.len);
+            // An error further on is met when somebody asks there.
+            match self.piece_at(offset.saturating_add(extent.len), rest) {
+                Ok(next) if next.len > 0 && next.source.kind() == extent.kind => {
+                    extent.len = extent.len.saturating_add(next.len);
+                    self.window = self.window.max(extent.len);
+                }
+                _ => break,
+            }
+        }
+        Ok(extent)
+    }
+
+    fn piece_at(&mut self, offset: u64, max_len: u64) -> Result<Piece, Error> {
+        let Walk {
+            chain,
+            window,
+            runs,
+        } = self;
+        chain.resolve_with(offset, max_len, |index, at, _| {
+            let (start, run) = &mut runs[index];
+            if at.0 < *start || at.0 >= start.saturating_add(run.len) {
+                *run = chain.layers[index].map(at, *window)?;
+                *start = at.0;
+            }
+            let skipped = at.0.saturating_sub(*start);
+            Ok(Run {
+                len: run.len.saturating_sub(skipped),
+                what: run.what.skip(skipped),
+            })
+        })
+    }
+}

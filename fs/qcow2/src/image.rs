@@ -1,0 +1,382 @@
+//! One qcow2 file, or the file as an internal snapshot keeps it.
+//!
+//! Knows: the header, an L1 table kept since it was opened, and where L2 tables are.
+//! Does not know: other layers; `Unallocated` is its word for "look one layer down".
+//! Invariant: an old L2 table is never taken for a newer snapshot's: each opening is an owner.
+
+use std::sync::Arc;
+
+use crate::bytes::be64_table;
+use crate::compressed::{CompressedCluster, Decompressors};
+use crate::error::{CorruptCause, Error, UnsupportedCause, io_at};
+use crate::header::{Header, ParseFailure, TableRef, check_l1};
+use crate::mapping::{Mapping, Run};
+use crate::read_at::{ReadAt, read_available, read_padded};
+use crate::snapshot_table::{self, InternalSnapshot};
+use crate::table::EntryFormat;
+use crate::table_cache::{Caches, Owner};
+use crate::units::{GuestOffset, HostOffset};
+
+/// Holds the header area of every image that QEMU makes; only a longer one is read again.
+const HEADER_READ: usize = 64 << 10;
+/// Part of an L2 table that is read and cached at once: a whole table up to 64 KiB clusters.
+const SLICE_BYTES: usize = 64 << 10;
+/// Slices one `map` may walk, so that a long run does not hold up a short read.
+const MAX_SLICES_PER_MAP: u32 = 64;
+
+/// One qcow2 file, or one of its internal snapshots. Cheap to share, safe to read in parallel.
+pub struct Image {
+    shared: Arc<Shared>,
+    owner: Owner,
+    l1: Vec<u64>,
+    virtual_size: u64,
+}
+
+struct Shared {
+    file: Arc<dyn ReadAt>,
+    data: Option<Arc<dyn ReadAt>>,
+    header: Header,
+    format: EntryFormat,
+    caches: Arc<Caches>,
+    decompressors: Decompressors,
+}
+
+/// What an image may be opened with besides its file.
+#[derive(Default)]
+pub struct OpenOptions {
+    /// The external data file.
+    pub data_file: Option<Arc<dyn ReadAt>>,
+    /// Caches to share with other images; its own if there are none.
+    pub caches: Option<Arc<Caches>>,
+}
+
+/// How many bytes of a disk one layer holds, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocation {
+    /// Bytes in data clusters.
+    pub data: u64,
+    /// Bytes in compressed clusters, decompressed.
+    pub compressed: u64,
+    /// Bytes in zero clusters.
+    pub zero: u64,
+}
+
+impl Image {
+    /// Opens a qcow2 file that has no external data file.
+    pub fn open(file: Arc<dyn ReadAt>) -> Result<Image, Error> {
+        Image::open_with(file, OpenOptions::default())
+    }
+
+    /// Opens a qcow2 file whose guest data lies in `data`.
+    pub fn open_with_data_file(
+        file: Arc<dyn ReadAt>,
+        data: Arc<dyn ReadAt>,
+    ) -> Result<Image, Error> {
+        Image::open_with(
+            file,
+            OpenOptions {
+                data_file: Some(data),
+                caches: None,
+            },
+        )
+    }
+
+    /// Opens a qcow2 file: its header area in one read, then its L1 table.
+    pub fn open_with(file: Arc<dyn ReadAt>, options: OpenOptions) -> Result<Image, Error> {
+        let header = read_header(&*file)?;
+        match (&options.data_file, header.features.data_file()) {
+            (None, true) => return Err(UnsupportedCause::DataFileMissing.into()),
+            (Some(_), false) => return Err(UnsupportedCause::DataFileUnexpected.into()),
+            _ => {}
+        }
+        let shared = Shared {
+            format: EntryFormat::new(header.version, header.cluster_bits, &header.features),
+            decompressors: Decompressors::new(header.compression),
+            caches: options.caches.unwrap_or_default(),
+            data: options.data_file,
+            file,
+            header,
+        };
+        let virtual_size = shared.header.virtual_size;
+        let l1 = shared.read_l1(shared.header.l1, virtual_size)?;
+        Ok(Image {
+            shared: Arc::new(shared),
+            owner: Owner::new(),
+            l1,
+            virtual_size,
+        })
+    }
+
+    /// The header, as it was when the file was opened.
+    pub fn header(&self) -> &Header {
+        &self.shared.header
+    }
+
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// The internal snapshots, as they are in the file now.
+    pub fn snapshots(&self) -> Result<Vec<InternalSnapshot>, Error> {
+        let header = &self.shared.header;
+        snapshot_table::read(&*self.shared.file, header.cluster_bits, header.virtual_size)
+    }
+
+    /// The same file as an internal snapshot keeps it, with the snapshot's own size.
+    ///
+    /// The snapshot must still be in the table after its L1 table was read.
+    pub fn at_snapshot(&self, snapshot: &InternalSnapshot) -> Result<Image, Error> {
+        check_l1(
+            "snapshot L1 table",
+            snapshot.l1(),
+            self.shared.header.cluster_bits,
+        )?;
+        let virtual_size = snapshot.virtual_size;
+        let l1 = self.shared.read_l1(snapshot.l1(), virtual_size)?;
+        if !self.snapshots()?.contains(snapshot) {
+            return Err(CorruptCause::SnapshotGone.into());
+        }
+        Ok(Image {
+            shared: Arc::clone(&self.shared),
+            owner: Owner::new(),
+            l1,
+            virtual_size,
+        })
+    }
+
+    /// The file that holds the guest's data: the external data file, or the image itself.
+    pub fn data_file(&self) -> &Arc<dyn ReadAt> {
+        self.shared.data.as_ref().unwrap_or(&self.shared.file)
+    }
+
+    /// The run that starts at `offset`, at most `max_len` long; of length 0 beyond the end.
+    ///
+    /// A run may end before its kind of mapping does: ask again behind it.
+    pub fn map(&self, offset: GuestOffset, max_len: u64) -> Result<Run, Error> {
+        let end = offset.0.saturating_add(max_len).min(self.virtual_size);
+        let mut run = Run {
+            len: 0,
+            what: Mapping::Unallocated,
+        };
+        if offset.0 >= end {
+            return Ok(run);
+        }
+        let mut slice = None;
+        let mut budget = MAX_SLICES_PER_MAP;
+        let mut at = offset.0;
+        while at < end {
+            let next = match self.next_run(GuestOffset(at), end, &mut slice, &mut budget) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(e) if run.len == 0 => return Err(e),
+                // The caller meets the error when it asks for what lies there.
+                Err(_) => break,
+            };
+            if run.len == 0 {
+                run = next;
+            } else if !run.absorb(&next) {
+                break;
+            }
+            at = offset.0.saturating_add(run.len);
+        }
+        run.len = run.len.min(end.saturating_sub(offset.0));
+        Ok(run)
+    }
+
+    /// A run from `at` on, within one cluster or a gap of the L1 table; nothing if out of budget.
+    fn next_run(
+        &self,
+        at: GuestOffset,
+        end: u64,
+        slice: &mut Option<(HostOffset, Arc<[u64]>)>,
+        budget: &mut u32,
+    ) -> Result<Option<Run>, Error> {
+        let format = &self.shared.format;
+        let l1_index = at.0 >> format.l1_shift();
+        let Some(table) = format.l2_table(self.l1_entry(l1_index), at)? else {
+            return Ok(Some(self.l1_gap(at, l1_index, end)));
+        };
+        let l2_index =
+            (at.0 >> format.cluster_bits().get()) & (1u64 << format.l2_bits()).wrapping_sub(1);
+        let word = (l2_index as usize) << format.entry_words_bits();
+        let slice_bytes = SLICE_BYTES.min(format.cluster_bits().bytes());
+        let slice_words = slice_bytes >> 3;
+        // A power of two, so this is the part of `word` that picks the slice.
+        let skipped = (word & !slice_words.wrapping_sub(1)) << 3;
+        let place = table.checked_add(skipped as u64).unwrap_or(table);
+        let words = match slice {
+            Some((cached, words)) if *cached == place => words,
+            _ => {
+                if *budget == 0 {
+                    return Ok(None);
+                }
+                *budget = budget.saturating_sub(1);
+                &slice.insert((place, self.l2_slice(place, slice_bytes)?)).1
+            }
+        };
+        let entry = words
+            .get(word & slice_words.wrapping_sub(1)..)
+            .unwrap_or(&[]);
+        format.run(entry, at).map(Some)
+    }
+
+    /// The L1 entry, or 0 (no table) beyond the table's end.
+    fn l1_entry(&self, index: u64) -> u64 {
+        usize::try_from(index)
+            .ok()
+            .and_then(|i| self.l1.get(i))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    fn l1_gap(&self, at: GuestOffset, first: u64, end: u64) -> Run {
+        let shift = self.shared.format.l1_shift();
+        let last = end.saturating_sub(1) >> shift;
+        let mut next = first.saturating_add(1);
+        while next <= last {
+            if next >= self.l1.len() as u64 {
+                next = last.saturating_add(1);
+                break;
+            }
+            // Any set bit ends the gap; a lone flag bit only makes it end early.
+            if self.l1_entry(next) != 0 {
+                break;
+            }
+            next = next.saturating_add(1);
+        }
+        let gap_end = next.checked_mul(1 << shift).unwrap_or(end).min(end);
+        Run {
+            len: gap_end.saturating_sub(at.0),
+            what: Mapping::Unallocated,
+        }
+    }
+
+    fn l2_slice(&self, place: HostOffset, bytes: usize) -> Result<Arc<[u64]>, Error> {
+        let tables = &self.shared.caches.tables;
+        if let Some(words) = tables.get(self.owner, place) {
+            return Ok(words);
+        }
+        let mut raw = vec![0; bytes];
+        read_padded(&*self.shared.file, &mut raw, place.0).map_err(io_at("L2 table", place.0))?;
+        let words: Arc<[u64]> = be64_table(&raw).collect();
+        tables.insert(self.owner, place, Arc::clone(&words));
+        Ok(words)
+    }
+
+    /// Fills `buf` with what `mapping` says; the mapping's run must be at least as long.
+    /// What this layer does not hold is zeros.
+    pub fn read_mapped(&self, mapping: Mapping, buf: &mut [u8]) -> Result<(), Error> {
+        match mapping {
+            Mapping::Zero | Mapping::Unallocated => {
+                buf.fill(0);
+                Ok(())
+            }
+            Mapping::Data { host } => {
+                read_padded(&**self.data_file(), buf, host.0).map_err(io_at("data cluster", host.0))
+            }
+            Mapping::Compressed { cluster, within } => self.read_compressed(cluster, within, buf),
+        }
+    }
+
+    fn read_compressed(
+        &self,
+        cluster: CompressedCluster,
+        within: u32,
+        buf: &mut [u8],
+    ) -> Result<(), Error> {
+        let size = self.shared.format.cluster_bits().bytes();
+        if within == 0 && buf.len() == size {
+            return self.decompress(cluster, buf);
+        }
+        let clusters = &self.shared.caches.clusters;
+        let whole = match clusters.get(self.owner, cluster.host) {
+            Some(whole) => whole,
+            None => {
+                let mut bytes = vec![0; size];
+                self.decompress(cluster, &mut bytes)?;
+                let whole: Arc<[u8]> = bytes.into();
+                clusters.insert(self.owner, cluster.host, Arc::clone(&whole));
+                whole
+            }
+        };
+        let rest = whole.get(within as usize..).unwrap_or(&[]);
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        buf[len..].fill(0);
+        Ok(())
+    }
+
+    fn decompress(&self, cluster: CompressedCluster, buf: &mut [u8]) -> Result<(), Error> {
+        let mut stream = vec![0; cluster.len as usize];
+        read_padded(&*self.shared.file, &mut stream, cluster.host.0)
+            .map_err(io_at("compressed cluster", cluster.host.0))?;
+        self.shared
+            .decompressors
+            .decompress(&stream, buf)
+            .map_err(|_| CorruptCause::CompressedStream { host: cluster.host }.into())
+    }
+
+    /// How many bytes of the disk this layer holds, by kind. Walks every table.
+    pub fn allocation(&self) -> Result<Allocation, Error> {
+        let mut sum = Allocation::default();
+        let mut at = GuestOffset(0);
+        while at.0 < self.virtual_size {
+            let run = self.map(at, u64::MAX)?;
+            match run.what {
+                Mapping::Data { .. } => sum.data = sum.data.saturating_add(run.len),
+                Mapping::Compressed { .. } => {
+                    sum.compressed = sum.compressed.saturating_add(run.len);
+                }
+                Mapping::Zero => sum.zero = sum.zero.saturating_add(run.len),
+                Mapping::Unallocated => {}
+            }
+            at = GuestOffset(at.0.saturating_add(run.len));
+        }
+        Ok(sum)
+    }
+
+    /// Bytes of the disk that are data or compressed in this layer.
+    pub fn allocated_bytes(&self) -> Result<u64, Error> {
+        self.allocation()
+            .map(|sum| sum.data.saturating_add(sum.compressed))
+    }
+}
+
+impl Shared {
+    /// The part of an L1 table that maps the disk and lies in the file; the rest is no entries.
+    fn read_l1(&self, l1: TableRef, virtual_size: u64) -> Result<Vec<u64>, Error> {
+        let failed = || io_at("L1 table", l1.offset.0);
+        let in_file = self
+            .file
+            .size()
+            .map_err(failed())?
+            .saturating_sub(l1.offset.0)
+            >> 3;
+        // The last entry may be cut by the file's end: it is read padded.
+        let entries = u64::from(l1.entries)
+            .min(self.format.l1_entries(virtual_size))
+            .min(in_file.saturating_add(1));
+        let bytes = usize::try_from(entries.saturating_mul(8)).unwrap_or(0);
+        let mut raw = vec![0; bytes];
+        read_padded(&*self.file, &mut raw, l1.offset.0).map_err(failed())?;
+        Ok(be64_table(&raw).collect())
+    }
+}
+
+fn read_header(file: &dyn ReadAt) -> Result<Header, Error> {
+    let mut len = HEADER_READ;
+    loop {
+        let mut area = vec![0; len];
+        let n = read_available(file, &mut area, 0).map_err(io_at("header", 0))?;
+        if n < 72 {
+            return Err(CorruptCause::NotQcow2.into());
+        }
+        match Header::parse(&area) {
+            Ok(header) => return Ok(header),
+            Err(ParseFailure::Failed(e)) => return Err(e),
+            Err(ParseFailure::NeedsMore(more)) if more > len => len = more,
+            Err(ParseFailure::NeedsMore(_)) => return Err(CorruptCause::NotQcow2.into()),
+        }
+    }
+}

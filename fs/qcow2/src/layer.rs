@@ -1,0 +1,90 @@
+//! One layer of a chain: a qcow2 image or a raw file.
+//!
+//! Knows: how both answer `map` and reads in the same words.
+//! Does not know: its neighbours in the chain.
+
+use std::sync::Arc;
+
+use crate::error::{Error, io_at};
+use crate::image::Image;
+use crate::mapping::{Mapping, Run};
+use crate::read_at::{ReadAt, read_padded};
+use crate::units::{GuestOffset, HostOffset};
+
+/// QEMU counts raw files in whole sectors, the last one filled up with zeros.
+const SECTOR: u64 = 512;
+
+/// One layer of a chain.
+pub enum Layer {
+    /// A qcow2 image, or one of its internal snapshots.
+    Qcow2(Image),
+    /// A raw file.
+    Raw(RawLayer),
+}
+
+/// A raw file, its size fixed when it was opened.
+pub struct RawLayer {
+    file: Arc<dyn ReadAt>,
+    virtual_size: u64,
+}
+
+impl RawLayer {
+    /// Takes the file's size as it is now, rounded up to whole sectors.
+    pub fn open(file: Arc<dyn ReadAt>) -> Result<RawLayer, Error> {
+        let size = file.size().map_err(io_at("raw file", 0))?;
+        Ok(RawLayer {
+            file,
+            virtual_size: size.checked_next_multiple_of(SECTOR).unwrap_or(size),
+        })
+    }
+
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<dyn ReadAt> {
+        &self.file
+    }
+}
+
+impl Layer {
+    /// Size of the disk in bytes, as this layer has it.
+    pub fn virtual_size(&self) -> u64 {
+        match self {
+            Layer::Qcow2(image) => image.virtual_size(),
+            Layer::Raw(raw) => raw.virtual_size,
+        }
+    }
+
+    /// The run that starts at `offset`; see [`Image::map`].
+    pub fn map(&self, offset: GuestOffset, max_len: u64) -> Result<Run, Error> {
+        match self {
+            Layer::Qcow2(image) => image.map(offset, max_len),
+            Layer::Raw(raw) => {
+                let len = raw.virtual_size.saturating_sub(offset.0).min(max_len);
+                Ok(Run {
+                    len,
+                    what: Mapping::Data {
+                        host: HostOffset(offset.0),
+                    },
+                })
+            }
+        }
+    }
+
+    /// Fills `buf` with what `mapping` says; see [`Image::read_mapped`].
+    pub fn read_mapped(&self, mapping: Mapping, buf: &mut [u8]) -> Result<(), Error> {
+        match (self, mapping) {
+            (Layer::Qcow2(image), _) => image.read_mapped(mapping, buf),
+            (Layer::Raw(raw), Mapping::Data { host }) => {
+                read_padded(&*raw.file, buf, host.0).map_err(io_at("raw file", host.0))
+            }
+            (Layer::Raw(_), _) => {
+                buf.fill(0);
+                Ok(())
+            }
+        }
+    }
+}

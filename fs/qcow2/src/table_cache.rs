@@ -1,0 +1,113 @@
+//! Bounded caches for L2 tables and decompressed clusters, shared by many images.
+//!
+//! Knows: owners, host offsets, and how many bytes it may keep.
+//! Does not know: what a table says. Values are immutable once in.
+//! Invariant: the lock covers a lookup or an insertion, never a read of a file.
+//! Lock order: this is the last lock; nothing else is taken under it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+use crate::units::HostOffset;
+
+/// Enough tables for 128 GiB of a disk with 64 KiB clusters.
+const DEFAULT_TABLE_BYTES: usize = 16 << 20;
+/// Enough for each of a few readers to stay within one compressed cluster of 2 MiB.
+const DEFAULT_CLUSTER_BYTES: usize = 8 << 20;
+
+/// The caches of one image, or of as many images as they are given to.
+pub struct Caches {
+    pub(crate) tables: BoundedCache<u64>,
+    pub(crate) clusters: BoundedCache<u8>,
+}
+
+impl Caches {
+    /// Caches that keep at most so many bytes of L2 tables and of decompressed clusters.
+    pub fn new(table_bytes: usize, cluster_bytes: usize) -> Caches {
+        Caches {
+            tables: BoundedCache::new(table_bytes),
+            clusters: BoundedCache::new(cluster_bytes),
+        }
+    }
+
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.tables
+            .lock()
+            .bytes
+            .saturating_add(self.clusters.lock().bytes)
+    }
+}
+
+impl Default for Caches {
+    fn default() -> Caches {
+        Caches::new(DEFAULT_TABLE_BYTES, DEFAULT_CLUSTER_BYTES)
+    }
+}
+
+/// Whose entries these are: a file as it was when an image was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Owner(u64);
+
+impl Owner {
+    /// An owner that nobody was before.
+    pub(crate) fn new() -> Owner {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Owner(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+type Key = (Owner, HostOffset);
+
+/// Slices of `T` by place, least recently used out first.
+pub(crate) struct BoundedCache<T> {
+    max_bytes: usize,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    entries: LruCache<Key, Arc<[T]>>,
+    bytes: usize,
+}
+
+impl<T> BoundedCache<T> {
+    fn new(max_bytes: usize) -> BoundedCache<T> {
+        let state = State {
+            entries: LruCache::unbounded(),
+            bytes: 0,
+        };
+        BoundedCache {
+            max_bytes,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(crate) fn get(&self, owner: Owner, at: HostOffset) -> Option<Arc<[T]>> {
+        self.lock().entries.get(&(owner, at)).cloned()
+    }
+
+    pub(crate) fn insert(&self, owner: Owner, at: HostOffset, value: Arc<[T]>) {
+        let bytes = size_of_val::<[T]>(&value);
+        if bytes > self.max_bytes {
+            return;
+        }
+        let mut state = self.lock();
+        state.bytes = state.bytes.saturating_add(bytes);
+        if let Some((_, old)) = state.entries.push((owner, at), value) {
+            state.bytes = state.bytes.saturating_sub(size_of_val::<[T]>(&old));
+        }
+        while state.bytes > self.max_bytes {
+            let Some((_, old)) = state.entries.pop_lru() else {
+                break;
+            };
+            state.bytes = state.bytes.saturating_sub(size_of_val::<[T]>(&old));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // A panic elsewhere cannot leave the map half changed in a way that matters: it is a cache.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
