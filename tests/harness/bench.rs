@@ -13,10 +13,10 @@ use crate::scratch::Scratch;
 use crate::writer::Writer;
 use crate::{oracle, wait};
 
-/// The disk's size.
-pub const SIZE: u64 = 40 << 20;
 /// The test itself writes below, the writer from here on.
 pub const WRITERS: u64 = 32 << 20;
+/// The end of the writer's region, and of the disk, unless it has a bulk to make merges long.
+pub const SIZE: u64 = 40 << 20;
 
 /// One point, with the bytes it held when it was made.
 #[derive(Debug)]
@@ -59,10 +59,30 @@ impl Bench {
         Self::on(scratch, dir, Vec::new(), attachment, options)
     }
 
+    /// With `bulk` bytes more at the disk's end, for [`Self::write_bulk`].
+    #[track_caller]
+    pub fn with_bulk(name: &str, attachment: Attachment, bulk: u64) -> Self {
+        let scratch = Scratch::new(name);
+        let dir = scratch.dir("images");
+        oracle::create(&dir.join("web1.qcow2"), SIZE + bulk);
+        Self::on(scratch, dir, Vec::new(), attachment, &[])
+    }
+
     /// On a disk that others made: `dir/web1.qcow2`, with the files `below` it, base last.
     #[track_caller]
-    pub fn on(scratch: Scratch, dir: PathBuf, below: Vec<PathBuf>, attachment: Attachment, options: &[&str]) -> Self {
-        let machine = Machine::start(&scratch, "vm", attachment, &[Disk::qcow2("vda", &dir.join("web1.qcow2"))]);
+    pub fn on(
+        scratch: Scratch,
+        dir: PathBuf,
+        below: Vec<PathBuf>,
+        attachment: Attachment,
+        options: &[&str],
+    ) -> Self {
+        let machine = Machine::start(
+            &scratch,
+            "vm",
+            attachment,
+            &[Disk::qcow2("vda", &dir.join("web1.qcow2"))],
+        );
         let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], options);
         let endpoint = machine.endpoint("vda");
         let mut bench = Self {
@@ -122,7 +142,12 @@ impl Bench {
     /// The bytes that a point must hold, as a raw file.
     #[track_caller]
     pub fn bytes_of(&self, name: &str) -> &Path {
-        &self.points.iter().find(|p| p.name == name).expect("a point that was made").bytes
+        &self
+            .points
+            .iter()
+            .find(|p| p.name == name)
+            .expect("a point that was made")
+            .bytes
     }
 
     /// Writes `count` random blocks through the guest's hands.
@@ -139,13 +164,27 @@ impl Bench {
         }
     }
 
+    /// Fills everything behind the writer's region: a merge of this layer takes its time.
+    #[track_caller]
+    pub fn write_bulk(&mut self) {
+        let hands = self.hands.as_mut().expect("the disk runs");
+        let mut blocks = vec![0; BLOCK * 16];
+        self.writes += 1;
+        for offset in (SIZE..hands.size()).step_by(blocks.len()) {
+            fill(&mut blocks, offset, self.writes);
+            hands.write(offset, &blocks).expect("the guest can write");
+        }
+    }
+
     /// `mkdir snapshots/NAME`, and everything that must be true of it.
     #[track_caller]
     pub fn seal(&mut self, name: &str) {
         self.writer().progress(20);
         let before = self.writer().acknowledged();
         self.writer().step(&format!("mkdir {name}"));
-        self.point(name).make().unwrap_or_else(|e| panic!("mkdir {name}: {e}\n{}", self.mount.text("log")));
+        self.point(name)
+            .make()
+            .unwrap_or_else(|e| panic!("mkdir {name}: {e}\n{}", self.mount.text("log")));
         let after = self.writer().sent();
         self.writer().step(&format!("mkdir {name} returned"));
 
@@ -153,8 +192,14 @@ impl Bench {
         oracle::convert(&self.sealed(name), &bytes);
         self.model.assert_holds(&bytes, 0..WRITERS);
         before.assert_between(&after, &bytes, WRITERS..SIZE);
-        assert!(oracle::sealed_mark(&self.sealed(name)).is_some(), "the sealed file carries its mark");
-        self.points.push(Captured { name: name.to_owned(), bytes });
+        assert!(
+            oracle::sealed_mark(&self.sealed(name)).is_some(),
+            "the sealed file carries its mark"
+        );
+        self.points.push(Captured {
+            name: name.to_owned(),
+            bytes,
+        });
         self.verify();
         self.write(2);
     }
@@ -168,7 +213,11 @@ impl Bench {
             self.verify_points();
         }
         let end = self.disk().wait();
-        assert!(end.is_ok(), "the merge of {name} failed: {end:?}\n{}", self.mount.text("log"));
+        assert!(
+            end.is_ok(),
+            "the merge of {name} failed: {end:?}\n{}",
+            self.mount.text("log")
+        );
         self.writer().step(&format!("rmdir {name} is done"));
         assert!(!self.point(name).exists(), "{name} is gone");
         self.verify();
@@ -180,7 +229,9 @@ impl Bench {
     pub fn begin_removal(&mut self, name: &str) {
         self.writer().progress(5);
         self.writer().step(&format!("rmdir {name}"));
-        self.point(name).delete().unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
+        self.point(name)
+            .delete()
+            .unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
         assert!(!self.point(name).exists(), "the name goes at once");
         self.points.retain(|p| p.name != name);
     }
@@ -204,7 +255,11 @@ impl Bench {
     pub fn verify_points(&self) {
         let mut expected: Vec<_> = self.points.iter().map(|p| p.name.clone()).collect();
         expected.sort();
-        assert_eq!(self.disk().list("snapshots"), expected, "the points in the mount");
+        assert_eq!(
+            self.disk().list("snapshots"),
+            expected,
+            "the points in the mount"
+        );
         for point in &self.points {
             oracle::assert_same(&self.point(&point.name).disk_raw(), &point.bytes);
         }
@@ -222,7 +277,11 @@ impl Bench {
             hands.read(offset, &mut block).expect("the guest can read");
             let wanted = self.model.at(offset);
             if let Some(at) = first_wrong(&block, offset, wanted) {
-                panic!("byte {}: wanted write {wanted}, got {}", offset + at as u64, describe(&block, offset));
+                panic!(
+                    "byte {}: wanted write {wanted}, got {}",
+                    offset + at as u64,
+                    describe(&block, offset)
+                );
             }
         }
         self.writer().check();
@@ -232,14 +291,23 @@ impl Bench {
     #[track_caller]
     pub fn verify_files(&self) {
         let sealed = self.points.iter().rev().map(|p| self.sealed(&p.name));
-        let expected: Vec<PathBuf> =
-            std::iter::once(self.active()).chain(sealed).chain(self.below.iter().cloned()).collect();
-        assert_eq!(oracle::chain(&self.active()), expected, "the chain on the disk");
+        let expected: Vec<PathBuf> = std::iter::once(self.active())
+            .chain(sealed)
+            .chain(self.below.iter().cloned())
+            .collect();
+        assert_eq!(
+            oracle::chain(&self.active()),
+            expected,
+            "the chain on the disk"
+        );
 
         let mut stray: Vec<String> = names(&self.dir);
         stray.retain(|name| !expected.contains(&self.dir.join(name)));
         let aliases = stray.iter().filter(|n| is_alias(n)).count();
-        assert!(stray.len() == aliases && aliases <= 1, "stray files: {stray:?}");
+        assert!(
+            stray.len() == aliases && aliases <= 1,
+            "stray files: {stray:?}"
+        );
     }
 
     /// Ends the VM in peace, checks every image, starts it with the same command line: the same bytes.
@@ -251,7 +319,12 @@ impl Bench {
         self.inspect_while_off(&written);
         self.machine.start_again();
         self.hands = Some(self.machine.nbd("vda"));
-        self.writer = Some(Writer::start(&self.machine.endpoint("vda"), WRITERS..SIZE, written, 11));
+        self.writer = Some(Writer::start(
+            &self.machine.endpoint("vda"),
+            WRITERS..SIZE,
+            written,
+            11,
+        ));
         self.wait_for_disk();
         self.verify();
     }
@@ -290,7 +363,7 @@ impl Bench {
     fn mount_is_connected(&self) -> bool {
         let vm = std::fs::read_to_string(self.mount.path().join("vm.json")).unwrap_or_default();
         let vm: serde_json::Value = serde_json::from_str(&vm).unwrap_or_default();
-        vm["connection"] == "connected"
+        vm["connection"] == "up"
     }
 }
 

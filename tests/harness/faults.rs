@@ -22,8 +22,15 @@ impl SmallFilesystem {
         }
         let image = scratch.file("small.ext4");
         let mountpoint = scratch.dir("small");
-        sh!("truncate -s {mebibytes}M {0}; mkfs.ext4 -q -m 0 -O ^has_journal {0}", image.display());
-        sh!("mount -o loop,user_xattr {} {}", image.display(), mountpoint.display());
+        sh!(
+            "truncate -s {mebibytes}M {0}; mkfs.ext4 -q -m 0 -O ^has_journal {0}",
+            image.display()
+        );
+        sh!(
+            "mount -o loop,user_xattr {} {}",
+            image.display(),
+            mountpoint.display()
+        );
         Some(Self { mountpoint })
     }
 
@@ -38,7 +45,11 @@ impl SmallFilesystem {
         let mut filler = File::create(&path).expect("a filler");
         let chunk = vec![0x5a; 4096];
         while filler.write_all(&chunk).is_ok() {}
-        let kept = filler.metadata().expect("its size").len().saturating_sub(spare);
+        let kept = filler
+            .metadata()
+            .expect("its size")
+            .len()
+            .saturating_sub(spare);
         filler.set_len(kept).expect("a shorter filler");
         filler.sync_all().expect("a filler on the disk");
     }
@@ -59,8 +70,14 @@ impl Drop for SmallFilesystem {
 /// The names in a directory, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let mut names: Vec<String> =
-        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries
+        .map(|e| {
+            e.expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
     names.sort();
     names
 }

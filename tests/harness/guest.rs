@@ -28,7 +28,11 @@ impl Guest {
         let image = image();
         let disk = dir.join("web1.qcow2");
         oracle::create_overlay(&disk, &image.join("root.qcow2"), 2 << 30);
-        let (console, serial, agent) = (scratch.file("console.log"), scratch.socket("serial"), scratch.socket("agent"));
+        let (console, serial, agent) = (
+            scratch.file("console.log"),
+            scratch.socket("serial"),
+            scratch.socket("agent"),
+        );
         let extra = [
             "-kernel".to_owned(),
             image.join("vmlinuz").display().to_string(),
@@ -48,12 +52,27 @@ impl Guest {
             "-device".to_owned(),
             "virtio-serial-pci".to_owned(),
             "-chardev".to_owned(),
-            format!("socket,id=agent,path={},server=on,wait=off", agent.display()),
+            format!(
+                "socket,id=agent,path={},server=on,wait=off",
+                agent.display()
+            ),
             "-device".to_owned(),
             "virtserialport,chardev=agent,name=org.qemu.guest_agent.0".to_owned(),
         ];
-        let machine = Machine::start_with(scratch, "guest", attachment, &[Disk::qcow2("vda", &disk)], &extra);
-        let mut guest = Self { machine, disk, console, serial, agent };
+        let machine = Machine::start_with(
+            scratch,
+            "guest",
+            attachment,
+            &[Disk::qcow2("vda", &disk)],
+            &extra,
+        );
+        let mut guest = Self {
+            machine,
+            disk,
+            console,
+            serial,
+            agent,
+        };
         guest.wait_for("READY", 1);
         guest
     }
@@ -79,7 +98,13 @@ impl Guest {
     #[track_caller]
     pub fn check(&self) {
         let console = std::fs::read_to_string(&self.console).unwrap_or_default();
-        for bad in ["BAD ", "I/O error", "EXT4-fs error", "Kernel panic", "Aborting journal"] {
+        for bad in [
+            "BAD ",
+            "I/O error",
+            "EXT4-fs error",
+            "Kernel panic",
+            "Aborting journal",
+        ] {
             assert!(!console.contains(bad), "the guest says {bad:?}:\n{console}");
         }
     }
@@ -104,7 +129,10 @@ impl Guest {
 
     fn said(&self, word: &str) -> usize {
         let console = std::fs::read(&self.console).unwrap_or_default();
-        String::from_utf8_lossy(&console).lines().filter(|line| line.trim_start().starts_with(word)).count()
+        String::from_utf8_lossy(&console)
+            .lines()
+            .filter(|line| line.trim_start().starts_with(word))
+            .count()
     }
 
     #[track_caller]
@@ -115,7 +143,10 @@ impl Guest {
             (self.said(word) >= count).then_some(())
         });
         let console = std::fs::read_to_string(&self.console).unwrap_or_default();
-        assert!(came.is_some(), "the guest did not say {word} {count} times:\n{console}");
+        assert!(
+            came.is_some(),
+            "the guest did not say {word} {count} times:\n{console}"
+        );
     }
 }
 
@@ -125,9 +156,16 @@ impl Guest {
 #[track_caller]
 pub fn fsck_after_crash(scratch: &Scratch, raw: &Path) {
     let copy = scratch.file("fsck.raw");
-    sh!("cp --sparse=always {} {}; chmod u+w {1}", raw.display(), copy.display());
+    sh!(
+        "cp --sparse=always {} {}; chmod u+w {1}",
+        raw.display(),
+        copy.display()
+    );
     // Exit 1: the journal was replayed. The second run finds nothing left to say.
-    sh!("e2fsck -fy {0} >/dev/null || test $? = 1; e2fsck -fn {0}; rm {0}", copy.display());
+    sh!(
+        "e2fsck -fy {0} >/dev/null || test $? = 1; e2fsck -fn {0}; rm {0}",
+        copy.display()
+    );
 }
 
 /// Checks a cleanly unmounted filesystem: it must have nothing to mend.
@@ -143,11 +181,18 @@ pub fn image() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-            || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache"),
+            || {
+                PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
+                    .join(".cache")
+            },
             PathBuf::from,
         );
         let dir = cache.join("qmpfs-tests/guest");
-        sh!("{}/harness/guest/build {}", env!("CARGO_MANIFEST_DIR"), dir.display());
+        sh!(
+            "{}/harness/guest/build {}",
+            env!("CARGO_MANIFEST_DIR"),
+            dir.display()
+        );
         dir
     })
 }

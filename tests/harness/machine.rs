@@ -46,12 +46,19 @@ pub struct Disk {
 impl Disk {
     /// A qcow2 disk.
     pub fn qcow2(name: &str, image: &Path) -> Self {
-        Self { name: name.to_owned(), image: image.to_path_buf(), format: "qcow2".to_owned() }
+        Self {
+            name: name.to_owned(),
+            image: image.to_path_buf(),
+            format: "qcow2".to_owned(),
+        }
     }
 
     /// A raw disk.
     pub fn raw(name: &str, image: &Path) -> Self {
-        Self { format: "raw".to_owned(), ..Self::qcow2(name, image) }
+        Self {
+            format: "raw".to_owned(),
+            ..Self::qcow2(name, image)
+        }
     }
 }
 
@@ -86,7 +93,13 @@ impl Machine {
     }
 
     /// Starts one with more arguments of its own.
-    pub fn start_with(scratch: &Scratch, name: &str, attachment: Attachment, disks: &[Disk], extra: &[String]) -> Self {
+    pub fn start_with(
+        scratch: &Scratch,
+        name: &str,
+        attachment: Attachment,
+        disks: &[Disk],
+        extra: &[String],
+    ) -> Self {
         let sockets = Sockets {
             qmpfs: scratch.socket(&format!("{name}.qmp")),
             test: scratch.socket(&format!("{name}.test")),
@@ -96,8 +109,15 @@ impl Machine {
         let command = command(attachment, disks, &sockets, extra);
         let process = Process::spawn(command, &log, libc::SIGKILL);
         let qmp = Qmp::connect(&sockets.test);
-        let mut machine =
-            Self { qmp, process, attachment, disks: disks.to_vec(), extra: extra.to_vec(), sockets, log };
+        let mut machine = Self {
+            qmp,
+            process,
+            attachment,
+            disks: disks.to_vec(),
+            extra: extra.to_vec(),
+            sockets,
+            log,
+        };
         machine.export();
         machine
     }
@@ -119,7 +139,10 @@ impl Machine {
 
     /// Where the guest's hands find a disk.
     pub fn endpoint(&self, disk: &str) -> Endpoint {
-        Endpoint { socket: self.sockets.nbd.clone(), name: disk.to_owned() }
+        Endpoint {
+            socket: self.sockets.nbd.clone(),
+            name: disk.to_owned(),
+        }
     }
 
     /// A new connection to a disk.
@@ -161,12 +184,18 @@ impl Machine {
             return;
         }
         let addr = json!({"type": "unix", "data": {"path": self.sockets.nbd}});
-        self.qmp.run("nbd-server-start", json!({"addr": addr, "max-connections": 0}));
+        self.qmp.run(
+            "nbd-server-start",
+            json!({"addr": addr, "max-connections": 0}),
+        );
         for disk in &self.disks {
             let device = format!("/machine/peripheral/{}/virtio-backend", disk.name);
             let blocks = self.qmp.run("query-block", json!({}));
-            let block = blocks.as_array().and_then(|all| all.iter().find(|b| b["qdev"] == device.as_str()));
-            let node = &block.unwrap_or_else(|| panic!("no disk {device} in {blocks}"))["inserted"]["node-name"];
+            let block = blocks
+                .as_array()
+                .and_then(|all| all.iter().find(|b| b["qdev"] == device.as_str()));
+            let node = &block.unwrap_or_else(|| panic!("no disk {device} in {blocks}"))["inserted"]
+                ["node-name"];
             self.qmp.run(
                 "block-export-add",
                 json!({"type": "nbd", "id": format!("nbd-{}", disk.name), "node-name": node, "name": disk.name, "writable": true}),
@@ -177,8 +206,14 @@ impl Machine {
 
 fn command(attachment: Attachment, disks: &[Disk], sockets: &Sockets, extra: &[String]) -> Command {
     let (program, mut arguments) = match attachment {
-        Attachment::StorageDaemon => ("qemu-storage-daemon", storage_daemon::arguments(disks, sockets)),
-        _ => ("qemu-system-x86_64", vm::arguments(attachment, disks, sockets)),
+        Attachment::StorageDaemon => (
+            "qemu-storage-daemon",
+            storage_daemon::arguments(disks, sockets),
+        ),
+        _ => (
+            "qemu-system-x86_64",
+            vm::arguments(attachment, disks, sockets),
+        ),
     };
     arguments.extend_from_slice(extra);
     let mut command = Command::new(program);

@@ -34,7 +34,8 @@ impl Model {
         let file = File::open(image).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
         let mut block = vec![0; BLOCK];
         for offset in region.step_by(BLOCK) {
-            file.read_exact_at(&mut block, offset).unwrap_or_else(|e| panic!("{} at {offset}: {e}", image.display()));
+            file.read_exact_at(&mut block, offset)
+                .unwrap_or_else(|e| panic!("{} at {offset}: {e}", image.display()));
             let (oldest, newest) = (self.at(offset), later.at(offset));
             let found = number(&block, offset);
             assert!(
@@ -57,8 +58,14 @@ pub fn fill(block: &mut [u8], offset: u64, number: u64) {
 /// Which write made this block, if it is whole and in its place.
 pub fn number(block: &[u8], offset: u64) -> Option<u64> {
     let first = u64::from_le_bytes(block[..8].try_into().expect("eight bytes"));
-    let number = if first == 0 { 0 } else { first.wrapping_sub(offset) >> 32 };
-    first_wrong(block, offset, number).is_none().then_some(number)
+    let number = if first == 0 {
+        0
+    } else {
+        first.wrapping_sub(offset) >> 32
+    };
+    first_wrong(block, offset, number)
+        .is_none()
+        .then_some(number)
 }
 
 /// The first byte that is not as write `number` left it.
@@ -79,7 +86,11 @@ pub fn describe(block: &[u8], offset: u64) -> String {
 
 // The number stands in the high half, the place in the low half; `i` makes torn and shifted blocks visible.
 fn stamp(offset: u64, number: u64, i: u64) -> u64 {
-    if number == 0 { 0 } else { ((number << 32) + offset).wrapping_add(i.wrapping_mul(0x0001_0001_0000_0000)) }
+    if number == 0 {
+        0
+    } else {
+        ((number << 32) + offset).wrapping_add(i.wrapping_mul(0x0001_0001_0000_0000))
+    }
 }
 
 /// A small generator of pseudo-random numbers: the same seed, the same test.
@@ -112,7 +123,11 @@ mod tests {
             fill(&mut block, offset, write);
             assert_eq!(number(&block, offset), Some(write));
             if write > 0 {
-                assert_eq!(number(&block, offset + STEP), None, "a block in another place is wrong");
+                assert_eq!(
+                    number(&block, offset + STEP),
+                    None,
+                    "a block in another place is wrong"
+                );
             }
         }
     }

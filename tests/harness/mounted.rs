@@ -29,21 +29,38 @@ impl Mounted {
     #[track_caller]
     pub fn new(scratch: &Scratch, sources: &[&Path], options: &[&str]) -> Self {
         let mountpoint = scratch.dir("mnt");
-        let mut arguments: Vec<String> = ["mount", "-f"].iter().chain(options).map(|&s| s.to_owned()).collect();
+        let mut arguments: Vec<String> = ["mount", "-f"]
+            .iter()
+            .chain(options)
+            .map(|&s| s.to_owned())
+            .collect();
         arguments.extend(sources.iter().map(|s| s.display().to_string()));
         arguments.push(mountpoint.display().to_string());
         let log = scratch.file("qmpfs.log");
         let process = spawn(&arguments, &log);
-        let mut mounted = Self { process, mountpoint, arguments, log };
+        let mut mounted = Self {
+            process,
+            mountpoint,
+            arguments,
+            log,
+        };
         mounted.wait_ready();
         mounted
     }
 
     /// Tries to mount what cannot be mounted: gives the exit code and what was said.
-    pub fn refused(scratch: &Scratch, sources: &[&Path], options: &[&str]) -> (Option<i32>, String) {
+    pub fn refused(
+        scratch: &Scratch,
+        sources: &[&Path],
+        options: &[&str],
+    ) -> (Option<i32>, String) {
         let mountpoint = scratch.dir("mnt");
         let mut command = Command::new(program());
-        command.args(["mount", "-f"]).args(options).args(sources).arg(&mountpoint);
+        command
+            .args(["mount", "-f"])
+            .args(options)
+            .args(sources)
+            .arg(&mountpoint);
         let log = scratch.file("refused.log");
         let mut process = Process::spawn(command, &log, libc::SIGTERM);
         let status = process.wait("a mount that cannot be ends by itself");
@@ -97,7 +114,10 @@ impl Mounted {
     /// Unmounts as a service manager does, with SIGTERM.
     #[track_caller]
     pub fn unmount(&mut self) {
-        assert!(self.process.terminate(wait::PATIENCE), "SIGTERM must unmount");
+        assert!(
+            self.process.terminate(wait::PATIENCE),
+            "SIGTERM must unmount"
+        );
         assert!(!is_mounted(&self.mountpoint), "nothing stays mounted");
     }
 
@@ -114,13 +134,23 @@ impl Mounted {
     }
 
     fn wait_ready(&mut self) {
-        let parent = self.mountpoint.parent().expect("a parent").metadata().expect("the scratch directory").dev();
+        let parent = self
+            .mountpoint
+            .parent()
+            .expect("a parent")
+            .metadata()
+            .expect("the scratch directory")
+            .dev();
         wait::until_true("the mount is ready", || {
             if let Some(status) = self.process.ended() {
-                panic!("qmpfs mount ended before it was ready: {status}\n{}", self.process.log());
+                panic!(
+                    "qmpfs mount ended before it was ready: {status}\n{}",
+                    self.process.log()
+                );
             }
             let there = fs::metadata(&self.mountpoint).is_ok_and(|m| m.dev() != parent);
-            there && fs::read_dir(&self.mountpoint).is_ok_and(|mut entries| entries.next().is_some())
+            there
+                && fs::read_dir(&self.mountpoint).is_ok_and(|mut entries| entries.next().is_some())
         });
     }
 }
@@ -153,8 +183,15 @@ impl DiskDir {
     #[track_caller]
     pub fn layer(&self, index: usize) -> Point {
         let prefix = format!("{index}-");
-        let found = self.list("layers").into_iter().find(|n| n.starts_with(&prefix));
-        Point(self.0.join("layers").join(found.unwrap_or_else(|| panic!("no layer {index}"))))
+        let found = self
+            .list("layers")
+            .into_iter()
+            .find(|n| n.starts_with(&prefix));
+        Point(
+            self.0
+                .join("layers")
+                .join(found.unwrap_or_else(|| panic!("no layer {index}"))),
+        )
     }
 
     /// The names in one of its directories.
@@ -215,7 +252,10 @@ pub fn assert_errno<T>(result: io::Result<T>, allowed: &[i32]) {
         Err(e) => assert!(
             e.raw_os_error().is_some_and(|n| allowed.contains(&n)),
             "failed with {e}, but must fail with {:?}",
-            allowed.iter().map(|&n| io::Error::from_raw_os_error(n).to_string()).collect::<Vec<_>>()
+            allowed
+                .iter()
+                .map(|&n| io::Error::from_raw_os_error(n).to_string())
+                .collect::<Vec<_>>()
         ),
     }
 }
@@ -240,10 +280,17 @@ pub fn program() -> &'static Path {
         if let Some(given) = std::env::var_os("QMPFS_BIN") {
             return given.into();
         }
-        let release = if profile_dir().ends_with("release") { "--release" } else { "" };
+        let release = if profile_dir().ends_with("release") {
+            "--release"
+        } else {
+            ""
+        };
         let (target, tests) = (target_dir(), env!("CARGO_MANIFEST_DIR"));
         // The same selection as a plain `cargo build`, so that nothing is built twice.
-        sh!("cd {tests}/.. && CARGO_TARGET_DIR={} cargo build -q --workspace --locked {release}", target.display());
+        sh!(
+            "cd {tests}/.. && CARGO_TARGET_DIR={} cargo build -q --workspace --locked {release}",
+            target.display()
+        );
         profile_dir().join("qmpfs")
     })
 }
@@ -256,7 +303,11 @@ fn spawn(arguments: &[String], log: &Path) -> Process {
 
 fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
+    mounts.lines().any(|line| {
+        line.split(' ')
+            .nth(1)
+            .is_some_and(|at| Path::new(at) == path)
+    })
 }
 
 fn detach(path: &Path) {

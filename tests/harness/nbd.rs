@@ -37,8 +37,11 @@ impl Nbd {
     /// Connects as soon as the server listens.
     #[track_caller]
     pub fn connect(endpoint: &Endpoint) -> Self {
-        let stream = wait::until("the NBD server listens", || UnixStream::connect(&endpoint.socket).ok());
-        Self::negotiate(stream, &endpoint.name).unwrap_or_else(|e| panic!("NBD export {}: {e}", endpoint.name))
+        let stream = wait::until("the NBD server listens", || {
+            UnixStream::connect(&endpoint.socket).ok()
+        });
+        Self::negotiate(stream, &endpoint.name)
+            .unwrap_or_else(|e| panic!("NBD export {}: {e}", endpoint.name))
     }
 
     /// Connects if the server is there now.
@@ -73,12 +76,23 @@ impl Nbd {
             let mut payload = vec![0; u32::from_be_bytes(read_array(&mut stream)?) as usize];
             stream.read_exact(&mut payload)?;
             match (magic, kind) {
-                (OPTION_REPLY, REP_ACK) => return Ok(Self { stream, size, cookie: 0 }),
+                (OPTION_REPLY, REP_ACK) => {
+                    return Ok(Self {
+                        stream,
+                        size,
+                        cookie: 0,
+                    });
+                }
                 (OPTION_REPLY, REP_INFO) if payload.len() >= 10 && payload[..2] == [0, 0] => {
                     size = u64::from_be_bytes(payload[2..10].try_into().expect("eight bytes"));
                 }
                 (OPTION_REPLY, REP_INFO) => {}
-                _ => return Err(io::Error::other(format!("refused ({kind:#x}): {}", String::from_utf8_lossy(&payload)))),
+                _ => {
+                    return Err(io::Error::other(format!(
+                        "refused ({kind:#x}): {}",
+                        String::from_utf8_lossy(&payload)
+                    )));
+                }
             }
         }
     }
@@ -112,7 +126,11 @@ impl Nbd {
         message.extend(command.to_be_bytes());
         message.extend(self.cookie.to_be_bytes());
         message.extend(offset.to_be_bytes());
-        message.extend(u32::try_from(length).expect("a small request").to_be_bytes());
+        message.extend(
+            u32::try_from(length)
+                .expect("a small request")
+                .to_be_bytes(),
+        );
         message.extend(data);
         self.stream.write_all(&message)?;
 

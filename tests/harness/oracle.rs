@@ -19,24 +19,44 @@ pub fn create(image: &Path, size: u64) {
 
 /// Makes a qcow2 overlay on a backing file.
 pub fn create_overlay(image: &Path, backing: &Path, size: u64) {
-    sh!("qemu-img create -q -f qcow2 -b {} -F qcow2 {} {size}", backing.display(), image.display());
+    sh!(
+        "qemu-img create -q -f qcow2 -b {} -F qcow2 {} {size}",
+        backing.display(),
+        image.display()
+    );
 }
 
 /// The bytes of a layer with everything below it, as a raw file.
 pub fn convert(layer: &Path, raw: &Path) {
-    sh!("qemu-img convert -U -f qcow2 -O raw {} {}", layer.display(), raw.display());
+    sh!(
+        "qemu-img convert -U -f qcow2 -O raw {} {}",
+        layer.display(),
+        raw.display()
+    );
 }
 
 /// The bytes of an internal snapshot, as a raw file.
 pub fn convert_internal(image: &Path, snapshot: &str, raw: &Path) {
-    sh!("qemu-img convert -U -f qcow2 -l snapshot.name={snapshot} -O raw {} {}", image.display(), raw.display());
+    sh!(
+        "qemu-img convert -U -f qcow2 -l snapshot.name={snapshot} -O raw {} {}",
+        image.display(),
+        raw.display()
+    );
 }
 
 /// The files of a chain, active layer first, as the headers say.
 pub fn chain(active: &Path) -> Vec<PathBuf> {
-    let text = sh!("qemu-img info -U --backing-chain --output=json {}", active.display());
+    let text = sh!(
+        "qemu-img info -U --backing-chain --output=json {}",
+        active.display()
+    );
     let infos: Value = serde_json::from_str(&text).expect("qemu-img speaks JSON");
-    infos.as_array().expect("a chain").iter().map(|i| PathBuf::from(i["filename"].as_str().expect("a name"))).collect()
+    infos
+        .as_array()
+        .expect("a chain")
+        .iter()
+        .map(|i| PathBuf::from(i["filename"].as_str().expect("a name")))
+        .collect()
 }
 
 /// Panics if qemu-img finds the image's structure damaged, or clusters leaked.
@@ -49,7 +69,11 @@ pub fn check(image: &Path) {
 #[track_caller]
 pub fn assert_same(view: &Path, expected: &Path) {
     if let Err(difference) = compare(view, expected) {
-        panic!("{} is not as {}: {difference}", view.display(), expected.display());
+        panic!(
+            "{} is not as {}: {difference}",
+            view.display(),
+            expected.display()
+        );
     }
 }
 
@@ -65,11 +89,21 @@ pub fn compare(view: &Path, expected: &Path) -> Result<(), String> {
     let (mut a, mut b) = (vec![0; CHUNK], vec![0; CHUNK]);
     for offset in (0..size).step_by(CHUNK) {
         let length = usize::try_from(size - offset).unwrap_or(CHUNK).min(CHUNK);
-        ours.read_exact_at(&mut a[..length], offset).map_err(|e| format!("reading at {offset}: {e}"))?;
-        theirs.read_exact_at(&mut b[..length], offset).map_err(|e| e.to_string())?;
+        ours.read_exact_at(&mut a[..length], offset)
+            .map_err(|e| format!("reading at {offset}: {e}"))?;
+        theirs
+            .read_exact_at(&mut b[..length], offset)
+            .map_err(|e| e.to_string())?;
         if a[..length] != b[..length] {
-            let at = (0..length).find(|&i| a[i] != b[i]).expect("a difference was seen");
-            return Err(format!("byte {} is {:#04x} instead of {:#04x}", offset + at as u64, a[at], b[at]));
+            let at = (0..length)
+                .find(|&i| a[i] != b[i])
+                .expect("a difference was seen");
+            return Err(format!(
+                "byte {} is {:#04x} instead of {:#04x}",
+                offset + at as u64,
+                a[at],
+                b[at]
+            ));
         }
     }
     Ok(())
@@ -105,7 +139,12 @@ pub fn sealed_mark(path: &Path) -> Option<Vec<u8>> {
     let mut value = vec![0u8; 4096];
     // SAFETY: both strings end with NUL, and the buffer is as long as we say.
     let length = unsafe {
-        libc::getxattr(path.as_ptr(), c"user.qmpfs.point".as_ptr(), value.as_mut_ptr().cast(), value.len())
+        libc::getxattr(
+            path.as_ptr(),
+            c"user.qmpfs.point".as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
     };
     value.truncate(usize::try_from(length).ok()?);
     Some(value)

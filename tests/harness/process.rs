@@ -18,7 +18,11 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output appended to `log`. Should the test itself be killed, the kernel sends `on_orphaned`.
     pub fn spawn(mut command: Command, log: &Path, on_orphaned: i32) -> Self {
-        let out = File::options().create(true).append(true).open(log).expect("a log file");
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("a log file");
         let err = out.try_clone().expect("a second handle of the log file");
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         // SAFETY: prctl is async-signal-safe and touches nothing of the parent.
@@ -28,8 +32,13 @@ impl Process {
                 Ok(())
             });
         }
-        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        Self { child, log: log.to_path_buf() }
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        Self {
+            child,
+            log: log.to_path_buf(),
+        }
     }
 
     /// Its process id.
@@ -39,12 +48,16 @@ impl Process {
 
     /// What it printed so far.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
     }
 
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("our own child can be waited for")
+        self.child
+            .try_wait()
+            .expect("our own child can be waited for")
     }
 
     /// Waits for its end.

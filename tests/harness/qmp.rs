@@ -30,11 +30,21 @@ pub struct Qmp {
 impl Qmp {
     /// Connects as soon as QEMU listens, and negotiates.
     pub fn connect(socket: &Path) -> Self {
-        let stream = wait::until("QEMU listens on its monitor", || UnixStream::connect(socket).ok());
-        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline for the monitor");
-        let mut qmp = Self { lines: BufReader::new(stream), events: Vec::new() };
+        let stream = wait::until("QEMU listens on its monitor", || {
+            UnixStream::connect(socket).ok()
+        });
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a deadline for the monitor");
+        let mut qmp = Self {
+            lines: BufReader::new(stream),
+            events: Vec::new(),
+        };
         let greeting = qmp.message().expect("a greeting");
-        assert!(greeting.get("QMP").is_some(), "not a QMP greeting: {greeting}");
+        assert!(
+            greeting.get("QMP").is_some(),
+            "not a QMP greeting: {greeting}"
+        );
         qmp.run("qmp_capabilities", json!({}));
         qmp
     }
@@ -44,11 +54,16 @@ impl Qmp {
         let line = json!({"execute": command, "arguments": arguments});
         writeln!(self.lines.get_mut(), "{line}").map_err(|e| Refused(format!("{command}: {e}")))?;
         loop {
-            let message = self.message().map_err(|e| Refused(format!("{command}: {e}")))?;
+            let message = self
+                .message()
+                .map_err(|e| Refused(format!("{command}: {e}")))?;
             if message.get("event").is_some() {
                 self.events.push(message);
             } else if let Some(error) = message.get("error") {
-                return Err(Refused(format!("{command}: {}", error["desc"].as_str().unwrap_or_default())));
+                return Err(Refused(format!(
+                    "{command}: {}",
+                    error["desc"].as_str().unwrap_or_default()
+                )));
             } else {
                 return Ok(message["return"].clone());
             }
@@ -73,7 +88,9 @@ impl Qmp {
                 return self.events.remove(at)["data"].take();
             }
             assert!(Instant::now() < end, "no event {name} within {PATIENCE:?}");
-            let message = self.message().unwrap_or_else(|e| panic!("waiting for {name}: {e}"));
+            let message = self
+                .message()
+                .unwrap_or_else(|e| panic!("waiting for {name}: {e}"));
             self.events.push(message);
         }
     }
@@ -83,7 +100,10 @@ impl Qmp {
     pub fn finish_job(&mut self, id: &str) {
         let job = wait::until(&format!("job {id} concludes"), || {
             let jobs = self.run("query-jobs", json!({}));
-            jobs.as_array()?.iter().find(|j| j["id"] == id && j["status"] == "concluded").cloned()
+            jobs.as_array()?
+                .iter()
+                .find(|j| j["id"] == id && j["status"] == "concluded")
+                .cloned()
         });
         assert!(job.get("error").is_none(), "job {id}: {}", job["error"]);
         self.run("job-dismiss", json!({"id": id}));
@@ -91,7 +111,10 @@ impl Qmp {
 
     /// Asks QEMU to end; it may be gone before it answers.
     pub fn quit(&mut self) {
-        let _ = self.lines.get_ref().set_read_timeout(Some(Duration::from_secs(10)));
+        let _ = self
+            .lines
+            .get_ref()
+            .set_read_timeout(Some(Duration::from_secs(10)));
         let _ = self.execute("quit", json!({}));
     }
 
@@ -109,13 +132,29 @@ pub fn chain_nodes(qmp: &mut Qmp) -> Vec<String> {
     let graph = qmp.run("x-debug-query-block-graph", json!({}));
     let nodes = graph["nodes"].as_array().expect("nodes");
     let edges = graph["edges"].as_array().expect("edges");
-    let name = |id: &Value| nodes.iter().find(|n| n["id"] == *id).and_then(|n| n["name"].as_str()).map(str::to_owned);
-    let is_backend = |id: &Value| nodes.iter().any(|n| n["id"] == *id && n["type"] == "block-backend");
-    let mut at = edges.iter().find(|e| e["name"] == "root" && is_backend(&e["parent"])).map(|e| e["child"].clone());
+    let name = |id: &Value| {
+        nodes
+            .iter()
+            .find(|n| n["id"] == *id)
+            .and_then(|n| n["name"].as_str())
+            .map(str::to_owned)
+    };
+    let is_backend = |id: &Value| {
+        nodes
+            .iter()
+            .any(|n| n["id"] == *id && n["type"] == "block-backend")
+    };
+    let mut at = edges
+        .iter()
+        .find(|e| e["name"] == "root" && is_backend(&e["parent"]))
+        .map(|e| e["child"].clone());
     let mut chain = Vec::new();
     while let Some(id) = at {
         chain.extend(name(&id));
-        at = edges.iter().find(|e| e["parent"] == id && e["name"] == "backing").map(|e| e["child"].clone());
+        at = edges
+            .iter()
+            .find(|e| e["parent"] == id && e["name"] == "backing")
+            .map(|e| e["child"].clone());
     }
     chain
 }

@@ -16,7 +16,10 @@ impl Scratch {
         let base = base_dir();
         std::fs::create_dir_all(&base).expect("the tests' directory can be made");
         let make = |prefix: &str, base: &Path| {
-            tempfile::Builder::new().prefix(prefix).tempdir_in(base).expect("a scratch directory can be made")
+            tempfile::Builder::new()
+                .prefix(prefix)
+                .tempdir_in(base)
+                .expect("a scratch directory can be made")
         };
         Self {
             files: Some(make(&format!("{name}."), &base)),
@@ -43,7 +46,11 @@ impl Scratch {
 
     /// A short path for a socket.
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.sockets.as_ref().expect("held until drop").path().join(name)
+        self.sockets
+            .as_ref()
+            .expect("held until drop")
+            .path()
+            .join(name)
     }
 }
 
@@ -63,11 +70,17 @@ fn base_dir() -> PathBuf {
 
 /// Cargo's target directory, found from where this test binary stands: TARGET/PROFILE/deps/it-HASH.
 pub(crate) fn target_dir() -> PathBuf {
-    profile_dir().parent().expect("TARGET above TARGET/PROFILE").to_path_buf()
+    profile_dir()
+        .parent()
+        .expect("TARGET above TARGET/PROFILE")
+        .to_path_buf()
 }
 
 /// TARGET/PROFILE, where Cargo puts the programs.
 pub(crate) fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("a running test has a path");
-    exe.ancestors().nth(2).expect("PROFILE above PROFILE/deps/it").to_path_buf()
+    exe.ancestors()
+        .nth(2)
+        .expect("PROFILE above PROFILE/deps/it")
+        .to_path_buf()
 }

@@ -12,21 +12,39 @@ macro_rules! sh {
 #[track_caller]
 pub fn run(line: &str) -> String {
     let output = attempt(line);
-    assert!(output.status.success(), "$ {line}\n{}\n{}", output.status, said(&output));
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    assert!(
+        output.status.success(),
+        "$ {line}\n{}\n{}",
+        output.status,
+        said(&output)
+    );
+    String::from_utf8_lossy(&output.stdout)
+        .trim_end()
+        .to_owned()
 }
 
 /// Runs `line`, whatever comes of it.
 pub fn attempt(line: &str) -> Output {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let path = format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
     let mut command = Command::new("sh");
-    command.args(["-euc", line]).env("PATH", path).env("LC_ALL", "C").stdin(Stdio::null());
+    command
+        .args(["-euc", line])
+        .env("PATH", path)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     command.output().expect("sh can be started")
 }
 
 /// Both outputs as text.
 pub fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// True for root, who may mount.

@@ -7,7 +7,10 @@ pub(crate) fn arguments(attachment: Attachment, disks: &[Disk], sockets: &Socket
     let fixed = "-M q35 -accel tcg -m 256M -display none -nodefaults -no-user-config";
     let mut arguments: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
     for socket in [&sockets.qmpfs, &sockets.test] {
-        arguments.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]);
+        arguments.extend([
+            "-qmp".to_owned(),
+            format!("unix:{},server=on,wait=off", socket.display()),
+        ]);
     }
     for disk in disks {
         arguments.extend(attach(attachment, disk));
@@ -16,7 +19,11 @@ pub(crate) fn arguments(attachment: Attachment, disks: &[Disk], sockets: &Socket
 }
 
 fn attach(attachment: Attachment, disk: &Disk) -> Vec<String> {
-    let Disk { name, image, format } = disk;
+    let Disk {
+        name,
+        image,
+        format,
+    } = disk;
     let image = image.display();
     if attachment == Attachment::Drive {
         return vec![
@@ -27,7 +34,11 @@ fn attach(attachment: Attachment, disk: &Disk) -> Vec<String> {
             format!("virtio-blk-pci,drive=drive-{name},id={name},share-rw=on"),
         ];
     }
-    let auto = if attachment == Attachment::BlockdevAutoReadOnly { ",auto-read-only=on" } else { "" };
+    let auto = if attachment == Attachment::BlockdevAutoReadOnly {
+        ",auto-read-only=on"
+    } else {
+        ""
+    };
     vec![
         "-blockdev".to_owned(),
         format!("driver=file,node-name={name}-file,filename={image}{auto}"),

@@ -46,8 +46,15 @@ impl Writer {
     pub fn start(endpoint: &Endpoint, region: Range<u64>, model: Model, seed: u64) -> Self {
         let nbd = Nbd::connect(endpoint);
         let writes = model.0.values().copied().max().unwrap_or(0);
-        let state = State { acknowledged: model, writes, ..State::default() };
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), state: Mutex::new(state) });
+        let state = State {
+            acknowledged: model,
+            writes,
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            state: Mutex::new(state),
+        });
         let theirs = Arc::clone(&shared);
         let span = region.clone();
         let thread = std::thread::Builder::new()
@@ -58,7 +65,11 @@ impl Writer {
                 }
             })
             .expect("a thread");
-        Self { shared, thread: Some(thread), region }
+        Self {
+            shared,
+            thread: Some(thread),
+            region,
+        }
     }
 
     /// Where it writes.
@@ -68,7 +79,10 @@ impl Writer {
 
     /// Announces what the test does next.
     pub fn step(&self, what: &str) {
-        self.shared.state().steps.push((Instant::now(), what.to_owned()));
+        self.shared
+            .state()
+            .steps
+            .push((Instant::now(), what.to_owned()));
     }
 
     /// Everything acknowledged so far: an instant from now on holds at least this.
@@ -99,7 +113,13 @@ impl Writer {
     pub fn check(&self) {
         let state = self.shared.state();
         if let Some(lost) = state.lost.clone() {
-            let steps: String = state.steps.iter().rev().take(12).map(|(t, s)| format!("\n  {t:?} {s}")).collect();
+            let steps: String = state
+                .steps
+                .iter()
+                .rev()
+                .take(12)
+                .map(|(t, s)| format!("\n  {t:?} {s}"))
+                .collect();
             drop(state);
             panic!("LOST WRITE: {lost}\nsteps, last first:{steps}");
         }
@@ -141,7 +161,8 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
         let number = shared.state().writes + 1;
         shared.state().in_flight = Some((offset, number));
         fill(&mut block, offset, number);
-        nbd.write(offset, &block).map_err(|e| format!("write {number} at {offset} failed: {e}"))?;
+        nbd.write(offset, &block)
+            .map_err(|e| format!("write {number} at {offset} failed: {e}"))?;
         {
             let mut state = shared.state();
             state.acknowledged.0.insert(offset, number);
@@ -149,7 +170,8 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
             state.writes = number;
         }
         if dice.below(10) < 3 {
-            nbd.flush().map_err(|e| format!("flush after write {number} failed: {e}"))?;
+            nbd.flush()
+                .map_err(|e| format!("flush after write {number} failed: {e}"))?;
         }
         read_back(&mut nbd, &mut block, offset, number)?;
         if number.is_multiple_of(4) {
@@ -158,12 +180,14 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
             read_back(&mut nbd, &mut block, other, number)?;
         }
     }
-    nbd.flush().map_err(|e| format!("the last flush failed: {e}"))
+    nbd.flush()
+        .map_err(|e| format!("the last flush failed: {e}"))
 }
 
 fn read_back(nbd: &mut Nbd, block: &mut [u8], offset: u64, number: u64) -> Result<(), String> {
     let asked = Instant::now();
-    nbd.read(offset, block).map_err(|e| format!("read at {offset} failed: {e}"))?;
+    nbd.read(offset, block)
+        .map_err(|e| format!("read at {offset} failed: {e}"))?;
     match first_wrong(block, offset, number) {
         None => Ok(()),
         Some(at) => Err(format!(

@@ -25,4 +25,13 @@ macro_rules! over_attachments {
     };
 }
 
+mod bad_input;
+mod embedded;
+mod guest;
+mod internal;
+mod merge;
 mod proofs;
+mod reading;
+mod recovery;
+mod snapshot;
+mod tree;

@@ -17,7 +17,12 @@ fn disk_on_two_bases(scratch: &Scratch) -> Machine {
     let (base, disk) = (scratch.file("base.qcow2"), scratch.file("disk.qcow2"));
     oracle::create(&base, SIZE);
     oracle::create_overlay(&disk, &base, SIZE);
-    let mut machine = Machine::start(scratch, "qsd", Attachment::StorageDaemon, &[Disk::qcow2("vda", &disk)]);
+    let mut machine = Machine::start(
+        scratch,
+        "qsd",
+        Attachment::StorageDaemon,
+        &[Disk::qcow2("vda", &disk)],
+    );
     for name in ["b1", "b2"] {
         add_file(&mut machine, &format!("{name}-file"), &base);
         let options = json!({"driver": "qcow2", "node-name": name, "file": format!("{name}-file"), "read-only": true});
@@ -33,8 +38,11 @@ fn add_file(machine: &mut Machine, name: &str, path: &Path) {
 }
 
 fn reopen(machine: &mut Machine, file: &str, backing: &str) {
-    let node = json!({"driver": "qcow2", "node-name": "vda-node", "file": file, "backing": backing});
-    machine.qmp.run("blockdev-reopen", json!({"options": [node]}));
+    let node =
+        json!({"driver": "qcow2", "node-name": "vda-node", "file": file, "backing": backing});
+    machine
+        .qmp
+        .run("blockdev-reopen", json!({"options": [node]}));
 }
 
 #[test]
@@ -49,9 +57,15 @@ fn reopening_with_another_file_child_loses_acknowledged_writes() {
     let mut current = "vda-file".to_owned();
     for round in 0..200 {
         let next = format!("f{round}");
-        add_file(&mut machine, &next, if round % 2 == 0 { &alias } else { &disk });
+        add_file(
+            &mut machine,
+            &next,
+            if round % 2 == 0 { &alias } else { &disk },
+        );
         reopen(&mut machine, &next, "b1");
-        machine.qmp.run("blockdev-del", json!({"node-name": current}));
+        machine
+            .qmp
+            .run("blockdev-del", json!({"node-name": current}));
         current = next;
         let writes = 10;
         if writer.lost().is_some() {
@@ -60,11 +74,19 @@ fn reopening_with_another_file_child_loses_acknowledged_writes() {
         qmpfs_tests::wait::until_true("the writer goes on or has lost something", {
             let before = writer.acknowledged().0.values().max().copied().unwrap_or(0);
             let writer = &writer;
-            move || writer.lost().is_some() || writer.acknowledged().0.values().max() >= Some(&(before + writes))
+            move || {
+                writer.lost().is_some()
+                    || writer.acknowledged().0.values().max() >= Some(&(before + writes))
+            }
         });
     }
-    let lost = writer.lost().expect("QEMU no longer loses writes here: read the decision again");
-    assert!(lost.contains("wanted write"), "a wrong byte, not a broken connection: {lost}");
+    let lost = writer
+        .lost()
+        .expect("QEMU no longer loses writes here: read the decision again");
+    assert!(
+        lost.contains("wanted write"),
+        "a wrong byte, not a broken connection: {lost}"
+    );
 }
 
 #[test]
@@ -73,7 +95,11 @@ fn reopening_with_another_backing_only_loses_nothing() {
     let mut machine = disk_on_two_bases(&scratch);
     let writer = Writer::start(&machine.endpoint("vda"), 0..SIZE, Model::default(), 1);
     for round in 0..200 {
-        reopen(&mut machine, "vda-file", if round % 2 == 0 { "b1" } else { "b2" });
+        reopen(
+            &mut machine,
+            "vda-file",
+            if round % 2 == 0 { "b1" } else { "b2" },
+        );
         writer.progress(5);
     }
     let model = writer.stop();
@@ -88,15 +114,22 @@ fn reopening_with_another_backing_only_loses_nothing() {
 /// and says what the guest then reads of a block it had written before.
 fn seal_with_names(scratch: &Scratch, swap_names_first: bool) -> Option<u64> {
     let disk = scratch.file("disk.qcow2");
-    let (sealed, overlay) = (scratch.file("disk.before.qcow2"), scratch.file(".disk.qcow2.0123456789ab"));
+    let (sealed, overlay) = (
+        scratch.file("disk.before.qcow2"),
+        scratch.file(".disk.qcow2.0123456789ab"),
+    );
     oracle::create(&disk, SIZE);
     let daemon = [Disk::qcow2("unused", &scratch.file("unused.qcow2"))];
     oracle::create(&daemon[0].image, SIZE);
     let mut machine = Machine::start(scratch, "qsd", Attachment::StorageDaemon, &daemon);
     // auto-read-only is QEMU's own default for implicit children, and what libvirt sets on its nodes
-    let file = json!({"driver": "file", "node-name": "d-file", "filename": disk, "auto-read-only": true});
+    let file =
+        json!({"driver": "file", "node-name": "d-file", "filename": disk, "auto-read-only": true});
     machine.qmp.run("blockdev-add", file);
-    machine.qmp.run("blockdev-add", json!({"driver": "qcow2", "node-name": "d", "file": "d-file"}));
+    machine.qmp.run(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "d", "file": "d-file"}),
+    );
     let export = json!({"type": "nbd", "id": "d", "node-name": "d", "name": "d", "writable": true});
     machine.qmp.run("block-export-add", export);
 
@@ -114,8 +147,13 @@ fn seal_with_names(scratch: &Scratch, swap_names_first: bool) -> Option<u64> {
     let overlay_now = if swap_names_first { &disk } else { &overlay };
     let file = json!({"driver": "file", "node-name": "o-file", "filename": overlay_now, "auto-read-only": true});
     machine.qmp.run("blockdev-add", file);
-    machine.qmp.run("blockdev-add", json!({"driver": "qcow2", "node-name": "o", "file": "o-file", "backing": Value::Null}));
-    machine.qmp.run("blockdev-snapshot", json!({"node": "d", "overlay": "o"}));
+    machine.qmp.run(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "o", "file": "o-file", "backing": Value::Null}),
+    );
+    machine
+        .qmp
+        .run("blockdev-snapshot", json!({"node": "d", "overlay": "o"}));
 
     guest.read(STEP, &mut block).expect("the guest reads");
     number(&block, STEP)
@@ -125,7 +163,11 @@ fn seal_with_names(scratch: &Scratch, swap_names_first: bool) -> Option<u64> {
 fn a_name_that_moved_before_the_snapshot_gives_the_guest_another_file() {
     let scratch = Scratch::new("proof-name-moved");
     let read = seal_with_names(&scratch, true);
-    assert_ne!(read, Some(1), "QEMU no longer reopens by name here: read the decision again");
+    assert_ne!(
+        read,
+        Some(1),
+        "QEMU no longer reopens by name here: read the decision again"
+    );
 }
 
 #[test]

@@ -1,0 +1,140 @@
+//! Images of a VM that is switched off: the same verbs on the same tree, through qmpfs's own storage daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libc::EROFS;
+use qmpfs_tests::faults::names;
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::mounted::{Mounted, assert_errno};
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::{oracle, sh, wait};
+
+const SIZE: u64 = 16 << 20;
+
+fn image(scratch: &Scratch, name: &str) -> PathBuf {
+    let image = scratch.dir("images").join(name);
+    oracle::create(&image, SIZE);
+    write(&image, 1);
+    image
+}
+
+fn write(image: &Path, pattern: u8) {
+    sh!(
+        "qemu-io -f qcow2 -c 'write -P {pattern} 1M 3M' {} >/dev/null",
+        image.display()
+    );
+}
+
+#[test]
+fn a_switched_off_disk_has_the_same_verbs() {
+    let scratch = Scratch::new("embedded-verbs");
+    let image = image(&scratch, "web1.qcow2");
+    let dir = scratch.dir("images");
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&image, &expected);
+
+    let mut mount = Mounted::new(&scratch, &[&image], &[]);
+    let disk = mount.disk("web1");
+    disk.snapshot("before").make().expect("mkdir");
+    disk.internal("inside").make().expect("mkdir internal");
+    oracle::assert_same(&disk.snapshot("before").disk_raw(), &expected);
+    oracle::assert_same(&disk.internal("inside").disk_raw(), &expected);
+    mount.unmount();
+    assert_eq!(
+        names(&dir),
+        ["web1.before.qcow2", "web1.qcow2"],
+        "no alias stays when nobody has it open"
+    );
+
+    write(&image, 2); // the VM ran and changed its disk
+    mount.mount_again();
+    assert_eq!(disk.list("snapshots"), ["before"]);
+    oracle::assert_same(&disk.snapshot("before").disk_raw(), &expected);
+    oracle::assert_same(&disk.internal("inside").disk_raw(), &expected);
+    disk.internal("inside").delete().expect("rmdir internal");
+    disk.snapshot("before").delete().expect("rmdir");
+    disk.wait()
+        .unwrap_or_else(|e| panic!("the merge: {e}\n{}", mount.text("log")));
+    mount.unmount();
+    assert_eq!(names(&dir), ["web1.qcow2"]);
+    oracle::check(&image);
+    sh!(
+        "qemu-io -r -f qcow2 -c 'read -P 2 1M 3M' {} | grep -v failed",
+        image.display()
+    );
+    assert_eq!(oracle::chain(&image), [image.clone()]);
+}
+
+#[test]
+fn several_images_are_several_disks() {
+    let scratch = Scratch::new("embedded-several");
+    let (one, two) = (image(&scratch, "web1.qcow2"), image(&scratch, "data.qcow2"));
+    let mount = Mounted::new(&scratch, &[&one, &two], &[]);
+    assert_eq!(mount.disk("").list(""), ["data", "web1"]);
+    mount.disk("data").snapshot("only").make().expect("mkdir");
+    assert!(mount.disk("web1").list("snapshots").is_empty());
+}
+
+#[test]
+fn read_only_mounts_have_no_verbs_and_start_nothing() {
+    let scratch = Scratch::new("embedded-ro");
+    let image = image(&scratch, "web1.qcow2");
+    sh!("qemu-img snapshot -c inside {}", image.display());
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&image, &expected);
+    let before = fs::read(&image).expect("the image");
+
+    let mut mount = Mounted::new(&scratch, &[&image], &["-o", "ro"]);
+    let disk = mount.disk("web1");
+    oracle::assert_same(&disk.internal("inside").disk_raw(), &expected);
+    assert_errno(disk.snapshot("new").make(), &[EROFS]);
+    assert_errno(disk.internal("inside").delete(), &[EROFS]);
+    let children = sh!("cat /proc/{0}/task/*/children", mount.pid());
+    assert_eq!(children.trim(), "", "no daemon is started");
+    mount.unmount();
+    assert_eq!(
+        fs::read(&image).expect("the image"),
+        before,
+        "not a byte of it changed"
+    );
+}
+
+#[test]
+fn an_image_in_use_by_a_vm_is_refused() {
+    let scratch = Scratch::new("embedded-in-use");
+    let image = image(&scratch, "web1.qcow2");
+    let _machine = Machine::start(
+        &scratch,
+        "vm",
+        Attachment::Blockdev,
+        &[Disk::qcow2("vda", &image)],
+    );
+    let (code, said) = Mounted::refused(&scratch, &[&image], &[]);
+    assert_ne!(code, Some(0));
+    assert!(said.contains("web1.qcow2"), "it names the image: {said}");
+    assert_eq!(names(&scratch.dir("images")), ["web1.qcow2"]);
+}
+
+#[test]
+fn a_killed_mount_leaves_an_image_that_can_be_mounted_again() {
+    let scratch = Scratch::new("embedded-kill");
+    let image = image(&scratch, "web1.qcow2");
+    let mut mount = Mounted::new(&scratch, &[&image], &[]);
+    let disk = mount.disk("web1");
+    disk.snapshot("before").make().expect("mkdir");
+    mount.kill9();
+    // Its storage daemon must not outlive it: it holds the image's lock.
+    wait::until_true("the image is free", || {
+        sh::attempt(&format!("qemu-img check -q -f qcow2 {}", image.display()))
+            .status
+            .success()
+    });
+    mount.mount_again();
+    assert_eq!(disk.list("snapshots"), ["before"]);
+    disk.snapshot("before").delete().expect("rmdir");
+    disk.wait().expect("the merge");
+    mount.unmount();
+    assert_eq!(names(&scratch.dir("images")), ["web1.qcow2"]);
+    oracle::check(&image);
+}

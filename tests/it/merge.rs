@@ -1,0 +1,197 @@
+//! `rmdir snapshots/NAME`: block-stream or block-commit, at the bottom, in the middle and at the top of the chain,
+//! while every other point stays right and the guest goes on writing.
+
+use std::fs::File;
+
+use libc::EBUSY;
+use qmpfs_tests::bench::{Bench, SIZE};
+use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::model::Dice;
+use qmpfs_tests::mounted::assert_errno;
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::{oracle, sh};
+
+/// Three points, of which `victim` is removed. Few bytes in its own layer make a stream, few bytes above it a commit.
+fn remove_one_of_three(name: &str, attachment: Attachment, victim: usize, command: &str) {
+    let mut bench = Bench::new(name, attachment);
+    let points = ["one", "two", "three"];
+    for (i, point) in points.iter().enumerate() {
+        let own_layer = i == victim;
+        let many = own_layer == (command == "commit");
+        bench.write(if many { 300 } else { 2 });
+        bench.seal(point);
+    }
+    bench.write(if command == "stream" { 300 } else { 2 });
+
+    let plan = qmpfs_tests::mounted::text(&bench.point(points[victim]).0.join("plan"));
+    assert!(
+        plan.contains(command),
+        "expected a {command}; the plan is: {plan}"
+    );
+    bench.remove(points[victim]);
+    assert!(!bench.sealed(points[victim]).exists(), "its file is gone");
+    bench.seal("four");
+    bench.restart();
+    for rest in points
+        .iter()
+        .filter(|p| **p != points[victim])
+        .chain(&["four"])
+    {
+        bench.remove(rest);
+    }
+    assert_eq!(
+        oracle::chain(&bench.active()),
+        [bench.active()],
+        "one file again"
+    );
+    bench.finish();
+}
+
+over_attachments!(stream_at_the_bottom => |name, attachment| remove_one_of_three(name, attachment, 0, "stream"));
+over_attachments!(stream_in_the_middle => |name, attachment| remove_one_of_three(name, attachment, 1, "stream"));
+over_attachments!(stream_at_the_top => |name, attachment| remove_one_of_three(name, attachment, 2, "stream"));
+over_attachments!(commit_at_the_bottom => |name, attachment| remove_one_of_three(name, attachment, 0, "commit"));
+over_attachments!(commit_in_the_middle => |name, attachment| remove_one_of_three(name, attachment, 1, "commit"));
+over_attachments!(commit_of_the_active_layer => |name, attachment| remove_one_of_three(name, attachment, 2, "commit"));
+
+over_attachments! {
+    /// Snapshots, merges and restarts in an order nobody thought of.
+    a_random_walk => |name: &str, attachment| {
+        let mut bench = Bench::new(name, attachment);
+        let mut dice = Dice::new(name.len() as u64);
+        let mut points: Vec<String> = Vec::new();
+        for step in 0..14 {
+            bench.write(usize::try_from(dice.below(120)).expect("small"));
+            if points.is_empty() || dice.below(100) < 50 {
+                points.push(format!("n{step}"));
+                bench.seal(&points[points.len() - 1]);
+            } else {
+                let victim = usize::try_from(dice.below(points.len() as u64)).expect("small");
+                bench.remove(&points.remove(victim));
+            }
+            if dice.below(100) < 15 {
+                bench.restart();
+            }
+        }
+        bench.finish();
+    }
+}
+
+#[test]
+fn an_open_view_is_busy_and_the_log_says_who() {
+    let mut bench = Bench::new("merge-busy", Attachment::Blockdev);
+    bench.seal("one");
+    bench.seal("two");
+    let reader = File::open(bench.point("one").disk_raw()).expect("a reader");
+    assert_errno(bench.point("one").delete(), &[EBUSY]);
+    assert!(
+        bench
+            .mount
+            .text("log")
+            .contains(&std::process::id().to_string()),
+        "the reader's pid is in the log"
+    );
+    bench.verify();
+    drop(reader);
+    // The kernel tells the filesystem of a close after the fact.
+    qmpfs_tests::wait::until("the view is closed", || match bench.point("one").delete() {
+        Err(e) if e.raw_os_error() == Some(EBUSY) => None,
+        result => Some(result.expect("rmdir")),
+    });
+    bench.disk().wait().expect("the merge");
+    bench.forget("one");
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_reader_of_another_point_sees_every_byte_through_the_merge() {
+    let mut bench = Bench::with_bulk("merge-reader", Attachment::Blockdev, 128 << 20);
+    for point in ["one", "two", "three"] {
+        bench.write(60);
+        bench.write_bulk();
+        bench.seal(point);
+    }
+    let (view, expected) = (
+        bench.point("three").disk_raw(),
+        bench.bytes_of("three").to_path_buf(),
+    );
+    let open = File::open(&view).expect("a reader that stays");
+    bench.begin_removal("two");
+    while !bench.disk().list("jobs").is_empty() {
+        oracle::assert_same(&view, &expected);
+    }
+    drop(open);
+    bench.disk().wait().expect("the merge");
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_template_is_neither_written_nor_removed() {
+    let scratch = Scratch::new("merge-template");
+    let dir = scratch.dir("images");
+    let template = scratch.dir("templates").join("debian.qcow2");
+    oracle::create(&template, SIZE);
+    sh!(
+        "qemu-img create -q -f qcow2 -b {} -F qcow2 {}",
+        template.display(),
+        dir.join("web1.qcow2").display()
+    );
+    let before = sh!("sha256sum {}", template.display());
+    let mut bench = Bench::on(
+        scratch,
+        dir,
+        vec![template.clone()],
+        Attachment::Blockdev,
+        &[],
+    );
+    bench.seal("one");
+    bench.seal("two");
+    bench.remove("one");
+    bench.remove("two");
+    assert_eq!(
+        oracle::chain(&bench.active()),
+        [bench.active(), template.clone()]
+    );
+    bench.finish();
+    assert!(template.is_file());
+    assert_eq!(sh!("sha256sum {}", template.display()), before);
+}
+
+#[test]
+fn no_delete_makes_points_and_deletes_none() {
+    let mut bench = Bench::with_options(
+        "merge-no-delete",
+        Attachment::StorageDaemon,
+        &["-o", "no_delete"],
+    );
+    bench.seal("one");
+    assert_errno(bench.point("one").delete(), &[libc::EPERM]);
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_cancelled_merge_gives_the_point_back() {
+    let mut bench = Bench::with_bulk("merge-cancel", Attachment::StorageDaemon, 256 << 20);
+    bench.write_bulk();
+    bench.seal("one");
+    bench.write_bulk(); // both layers are large: a stream, and a long one
+    bench.seal("two");
+    bench.point("one").delete().expect("rmdir one");
+    let cancelled = bench
+        .disk()
+        .list("jobs")
+        .first()
+        .is_some_and(|job| std::fs::remove_dir(bench.disk().0.join("jobs").join(job)).is_ok());
+    let end = bench.disk().wait();
+    if cancelled {
+        assert!(end.is_err(), "wait tells that the work failed");
+        qmpfs_tests::wait::until_true("the name comes back", || bench.point("one").exists());
+    } else {
+        bench.forget("one"); // it was faster than we
+    }
+    bench.verify();
+    bench.finish();
+}

@@ -1,0 +1,224 @@
+//! A point is a plain file: the tools that people have read it, and every one of them reads the same bytes.
+
+use std::path::{Path, PathBuf};
+
+use qmpfs_tests::bench::SIZE;
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::{oracle, sh, wait};
+
+/// A running disk with an ext4 filesystem of known files, and one point of it.
+struct Reading {
+    mount: Mounted,
+    _machine: Machine,
+    expected: PathBuf,
+    files: PathBuf,
+    scratch: Scratch,
+}
+
+impl Reading {
+    fn new(name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let files = scratch.dir("files");
+        sh!(
+            "cd {}; for i in 1 2 3 4 5; do seq $i 2 90000 >numbers$i; done; mkdir sub; head -c 3000000 /dev/urandom >sub/noise; echo hello >hello",
+            files.display()
+        );
+        let (raw, image) = (
+            scratch.file("made.raw"),
+            scratch.dir("images").join("web1.qcow2"),
+        );
+        sh!(
+            "truncate -s {SIZE} {0}; mkfs.ext4 -q -d {1} {0}; qemu-img convert -f raw -O qcow2 {0} {2}; rm {0}",
+            raw.display(),
+            files.display(),
+            image.display()
+        );
+        let machine = Machine::start(
+            &scratch,
+            "vm",
+            Attachment::Blockdev,
+            &[Disk::qcow2("vda", &image)],
+        );
+        let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+        wait::until_true("the disk is in the mount", || mount.disk("vda").0.is_dir());
+        mount.disk("vda").snapshot("before").make().expect("mkdir");
+        // What the guest writes afterwards must not show.
+        let mut guest = machine.nbd("vda");
+        for offset in (0..SIZE).step_by(1 << 20) {
+            guest
+                .write(offset, &[0xee; 1 << 16])
+                .expect("the guest writes");
+        }
+        let expected = scratch.file("expected.raw");
+        oracle::convert(&scratch.dir("images").join("web1.before.qcow2"), &expected);
+        Self {
+            mount,
+            _machine: machine,
+            expected,
+            files,
+            scratch,
+        }
+    }
+
+    fn view(&self) -> PathBuf {
+        self.mount.disk("vda").snapshot("before").disk_raw()
+    }
+
+    fn is_complete(&self, copy: &Path) {
+        oracle::assert_same(copy, &self.expected);
+        std::fs::remove_file(copy).expect("our own copy");
+    }
+}
+
+#[test]
+fn copying_tools_copy_every_byte_and_keep_the_holes() {
+    let r = Reading::new("reading-copy");
+    let (view, copy) = (r.view(), r.scratch.file("copy.raw"));
+    let (v, c) = (view.display(), copy.display());
+    sh!("cmp {v} {}", r.expected.display());
+    sh!("cp {v} {c}");
+    assert!(oracle::allocated(&copy) < SIZE, "cp keeps the holes");
+    r.is_complete(&copy);
+    sh!("rsync -S {v} {c}");
+    assert!(oracle::allocated(&copy) < SIZE, "rsync -S keeps the holes");
+    r.is_complete(&copy);
+    sh!("cat {v} >{c}");
+    r.is_complete(&copy);
+    sh!(
+        "tar -C {} -Sc disk.raw | tar -xO >{c}",
+        view.parent().expect("the point").display()
+    );
+    r.is_complete(&copy);
+    for options in [
+        "bs=4k",
+        "bs=1M",
+        "bs=12345",
+        "bs=1M iflag=direct",
+        "bs=64k conv=sparse",
+    ] {
+        sh!("dd if={v} of={c} status=none {options}");
+        r.is_complete(&copy);
+    }
+}
+
+#[test]
+fn odd_pieces_and_the_end_of_the_file() {
+    let r = Reading::new("reading-pieces");
+    let (v, e) = (r.view(), r.expected.clone());
+    for (skip, count) in [
+        (0, 1),
+        (511, 513),
+        (65_535, 2),
+        (1_048_575, 70_000),
+        (SIZE - 1, 1),
+        (SIZE - 3, 10),
+        (SIZE, 1),
+    ] {
+        let piece = |file: &Path| {
+            sh!(
+                "dd if={} iflag=skip_bytes,count_bytes skip={skip} count={count} status=none | sha256sum",
+                file.display()
+            )
+        };
+        assert_eq!(piece(&v), piece(&e), "{count} bytes at {skip}");
+    }
+}
+
+#[test]
+fn many_readers_at_once_read_the_same() {
+    let r = Reading::new("reading-many");
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| oracle::assert_same(&r.view(), &r.expected));
+        }
+    });
+}
+
+#[test]
+fn debugfs_finds_the_files() {
+    let r = Reading::new("reading-debugfs");
+    assert_eq!(
+        sh!("debugfs -R 'cat /hello' {} 2>/dev/null", r.view().display()),
+        "hello"
+    );
+    let listed = sh!("debugfs -R 'ls -p /' {} 2>/dev/null", r.view().display());
+    assert!(listed.contains("numbers5"), "{listed}");
+}
+
+#[test]
+fn the_kernel_mounts_it() {
+    if !sh::is_root() {
+        eprintln!("left out: a loop mount needs root");
+        return;
+    }
+    let r = Reading::new("reading-loop");
+    let at = r.scratch.dir("loop");
+    struct Unmount<'a>(&'a Path);
+    impl Drop for Unmount<'_> {
+        fn drop(&mut self) {
+            sh::attempt(&format!("umount -l {}", self.0.display()));
+        }
+    }
+    sh!(
+        "mount -o loop,ro,noload {} {}",
+        r.view().display(),
+        at.display()
+    );
+    let mounted = Unmount(&at);
+    sh!(
+        "diff -r -x lost+found {} {}",
+        r.files.display(),
+        at.display()
+    );
+    drop(mounted);
+    wait::until_true("the loop device lets go", || {
+        !sh!("losetup -l -n -O BACK-FILE").contains(&*r.scratch.path().to_string_lossy())
+    });
+}
+
+#[test]
+fn the_program_reads_images_without_a_mount() {
+    let scratch = Scratch::new("reading-cat");
+    let (base, image, out) = (
+        scratch.file("base.qcow2"),
+        scratch.file("web1.qcow2"),
+        scratch.file("out.raw"),
+    );
+    oracle::create(&base, SIZE);
+    sh!(
+        "qemu-io -f qcow2 -c 'write -P 7 3M 5M' {} >/dev/null",
+        base.display()
+    );
+    oracle::create_overlay(&image, &base, SIZE);
+    sh!(
+        "qemu-io -f qcow2 -c 'write -P 9 6M 100k' {} >/dev/null",
+        image.display()
+    );
+    sh!("qemu-img snapshot -c inside {}", image.display());
+    sh!(
+        "qemu-io -f qcow2 -c 'write -P 11 7M 64k' {} >/dev/null",
+        image.display()
+    );
+    let program = qmpfs_tests::mounted::program().display();
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&image, &expected);
+    sh!("{program} cat {} >{}", image.display(), out.display());
+    oracle::assert_same(&out, &expected);
+    oracle::convert_internal(&image, "inside", &expected);
+    sh!(
+        "{program} cat {} --snapshot inside >{}",
+        image.display(),
+        out.display()
+    );
+    oracle::assert_same(&out, &expected);
+    let line = format!(
+        "{program} cat {} >/dev/null",
+        scratch.file("absent.qcow2").display()
+    );
+    assert!(
+        !sh::attempt(&line).status.success(),
+        "exit 0 only if every byte is right"
+    );
+}

@@ -1,0 +1,182 @@
+//! kill -9, of qmpfs and of QEMU, at moments of no choosing: afterwards every verb was either done or never begun.
+
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use libc::{ENOTCONN, ETIMEDOUT};
+use qmpfs_tests::bench::Bench;
+use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::mounted::assert_errno;
+use qmpfs_tests::{oracle, wait};
+use serde_json::json;
+
+/// Lets a moment pass: the fault comes at a time that no condition tells.
+fn a_moment(milliseconds: u64) {
+    wait::poll(Duration::from_millis(milliseconds), || None::<()>);
+}
+
+over_attachments! {
+    /// The program dies 0, 4, 8, ... ms after a mkdir began.
+    killed_in_mid_snapshot => |name, attachment| {
+        let mut bench = Bench::new(name, attachment);
+        bench.seal("first");
+        for round in 0..8 {
+            let point = bench.point(&format!("n{round}"));
+            let before = bench.writer().acknowledged();
+            bench.writer().step(&format!("mkdir n{round}, to be killed"));
+            thread::scope(|scope| {
+                let mkdir = scope.spawn(|| point.make());
+                a_moment(round * 4);
+                bench.mount.kill9();
+                let _ = mkdir.join().expect("mkdir returns when the filesystem is gone");
+            });
+            bench.mount.mount_again();
+            bench.writer().progress(5);
+            let after = bench.writer().sent();
+            wait::until_true("the disk is back", || bench.point("first").exists());
+            if point.exists() {
+                let sealed = bench.sealed(&format!("n{round}"));
+                let bytes = bench.scratch().file("now.raw");
+                oracle::convert(&sealed, &bytes);
+                before.assert_between(&after, &bytes, qmpfs_tests::bench::WRITERS..qmpfs_tests::bench::SIZE);
+                oracle::assert_same(&point.disk_raw(), &bytes);
+                point.delete().expect("rmdir");
+                bench.disk().wait().expect("the merge");
+            }
+            bench.verify();
+        }
+        bench.restart();
+        bench.finish();
+    }
+}
+
+over_attachments! {
+    /// The program dies while a merge runs: the next mount finishes it or gives the point back.
+    killed_in_mid_merge => |name, attachment| {
+        let mut bench = Bench::with_bulk(name, attachment, 64 << 20);
+        for (round, moment) in [0, 10, 40, 120].into_iter().enumerate() {
+            let (lower, upper) = (format!("a{round}"), format!("b{round}"));
+            bench.write_bulk();
+            bench.seal(&lower);
+            bench.write_bulk();
+            bench.seal(&upper);
+            bench.begin_removal(&lower);
+            a_moment(moment);
+            bench.mount.kill9();
+            bench.mount.mount_again();
+            wait::until_true("the disk is back", || bench.point(&upper).exists());
+            let _ = bench.disk().wait();
+            if bench.point(&lower).exists() {
+                bench.point(&lower).delete().expect("rmdir, again");
+                bench.disk().wait().expect("the merge");
+            }
+            assert!(!bench.sealed(&lower).exists(), "its file is gone");
+            bench.verify();
+            bench.remove(&upper); // into the active layer
+        }
+        bench.restart();
+        bench.finish();
+    }
+}
+
+#[test]
+fn killed_while_the_active_layer_is_committed() {
+    let mut bench = Bench::with_bulk("recovery-active-commit", Attachment::Blockdev, 64 << 20);
+    for round in 0..6 {
+        let name = format!("n{round}");
+        bench.write_bulk();
+        bench.seal(&name); // much below, little above: a commit of the active layer
+        bench.begin_removal(&name);
+        a_moment(round * 8);
+        bench.mount.kill9();
+        bench.mount.mount_again();
+        wait::until_true("the disk is back", || bench.disk().0.is_dir());
+        let _ = bench.disk().wait();
+        if bench.point(&name).exists() {
+            bench.point(&name).delete().expect("rmdir, again");
+            bench.disk().wait().expect("the merge");
+        }
+        assert_eq!(
+            bench.machine.qmp.run("query-status", json!({}))["running"],
+            true,
+            "the VM goes on"
+        );
+        bench.verify();
+    }
+    bench.restart();
+    bench.finish();
+}
+
+#[test]
+fn without_qemu_verbs_say_so_at_once_and_points_stay_readable() {
+    let mut bench = Bench::new("recovery-qemu", Attachment::StorageDaemon);
+    bench.seal("before");
+    let expected = bench.bytes_of("before").to_path_buf();
+    bench.machine.kill9();
+    let asked = Instant::now();
+    assert_errno(bench.point("after").make(), &[ENOTCONN, ETIMEDOUT]);
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "at once, not after {:?}",
+        asked.elapsed()
+    );
+    oracle::assert_same(&bench.point("before").disk_raw(), &expected);
+    bench.machine.start_again();
+    bench.wait_for_disk();
+    bench
+        .point("after")
+        .make()
+        .expect("mkdir, with QEMU back on the same socket");
+    assert_eq!(bench.disk().list("snapshots"), ["after", "before"]);
+    oracle::assert_same(&bench.point("before").disk_raw(), &expected);
+}
+
+#[test]
+fn qemu_killed_in_mid_merge_boots_the_same_disk() {
+    let mut bench = Bench::with_bulk("recovery-qemu-merge", Attachment::StorageDaemon, 128 << 20);
+    bench.write_bulk();
+    bench.seal("one");
+    bench.write_bulk();
+    bench.seal("two");
+    let expected = bench.bytes_of("two").to_path_buf();
+    bench.begin_removal("one");
+    a_moment(30);
+    bench.machine.kill9();
+    let chain = oracle::chain(&bench.active());
+    assert_eq!(
+        chain.first(),
+        Some(&bench.active()),
+        "the command line's file is the top: {chain:?}"
+    );
+    bench.machine.start_again();
+    wait::until_true("QEMU is back in the mount", || {
+        bench.mount.json("vm.json")["connection"] == "up"
+    });
+    let _ = bench.disk().wait();
+    oracle::assert_same(&bench.point("two").disk_raw(), &expected);
+    if bench.point("one").exists() {
+        bench.point("one").delete().expect("rmdir, again");
+        bench.disk().wait().expect("the merge");
+    }
+    oracle::assert_same(&bench.point("two").disk_raw(), &expected);
+    assert_eq!(
+        oracle::chain(&bench.active()),
+        [bench.active(), bench.sealed("two")]
+    );
+}
+
+#[test]
+fn a_stale_mount_is_cleared_and_strays_with_it() {
+    let mut bench = Bench::new("recovery-stale", Attachment::StorageDaemon);
+    bench.seal("one");
+    bench.mount.kill9();
+    assert!(
+        fs::metadata(bench.mount.path()).is_err(),
+        "the kernel keeps a dead mount"
+    );
+    bench.mount.mount_again();
+    wait::until_true("the disk is back", || bench.point("one").exists());
+    bench.seal("two");
+    bench.remove("one");
+    bench.finish();
+}

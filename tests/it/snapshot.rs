@@ -1,0 +1,223 @@
+//! `mkdir snapshots/NAME`: a point of the running disk, beside a writer that never stops.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Barrier;
+use std::{fs, thread};
+
+use libc::{EBUSY, EEXIST, EOPNOTSUPP};
+use qmpfs_tests::bench::Bench;
+use qmpfs_tests::faults::{SmallFilesystem, names};
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::mounted::{Mounted, assert_errno};
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::{oracle, sh, wait};
+use serde_json::json;
+
+over_attachments! {
+    /// Three points, a restart with the same command line, one more.
+    points_hold_their_instants_and_the_vm_keeps_its_command_line => |name, attachment| {
+        let mut bench = Bench::new(name, attachment);
+        for point in ["one", "two", "three"] {
+            bench.write(8);
+            bench.seal(point);
+        }
+        bench.restart();
+        bench.seal("four");
+        bench.finish();
+    }
+}
+
+#[test]
+fn an_auto_read_only_disk_loses_nothing() {
+    let mut bench = Bench::new("snapshot-aro", Attachment::BlockdevAutoReadOnly);
+    for point in ["one", "two"] {
+        bench.write(8);
+        bench.seal(point);
+    }
+    bench.restart();
+    bench.seal("three");
+    bench.finish();
+}
+
+#[test]
+fn a_paused_vm_stays_paused() {
+    let mut bench = Bench::new("snapshot-paused", Attachment::Blockdev);
+    bench.machine.qmp.run("stop", json!({}));
+    bench.seal("first");
+    bench.seal("second");
+    assert_eq!(
+        bench.machine.qmp.run("query-status", json!({}))["running"],
+        false
+    );
+    bench.machine.qmp.run("cont", json!({}));
+    bench.seal("third");
+    assert_eq!(
+        bench.machine.qmp.run("query-status", json!({}))["running"],
+        true
+    );
+    bench.finish();
+}
+
+#[test]
+fn new_files_have_the_owner_and_mode_of_the_old() {
+    let mut bench = Bench::new("snapshot-owner", Attachment::StorageDaemon);
+    if sh::is_root() {
+        sh!("chown 1234:2345 {}", bench.active().display());
+    }
+    fs::set_permissions(bench.active(), PermissionsExt::from_mode(0o640)).expect("chmod");
+    let before = bench.active().metadata().expect("the disk");
+    bench.seal("one");
+    for file in [bench.active(), bench.sealed("one")] {
+        let after = file.metadata().expect("a layer");
+        let seen = (after.uid(), after.gid(), after.mode());
+        assert_eq!(
+            seen,
+            (before.uid(), before.gid(), before.mode()),
+            "{}",
+            file.display()
+        );
+    }
+    bench.finish();
+}
+
+#[test]
+fn a_file_that_stands_in_the_way_is_not_touched() {
+    let mut bench = Bench::new("snapshot-taken", Attachment::StorageDaemon);
+    let precious = bench.sealed("before");
+    fs::write(&precious, "precious").expect("a file");
+    assert_errno(bench.point("before").make(), &[EEXIST]);
+    assert_eq!(
+        fs::read_to_string(&precious).expect("still there"),
+        "precious"
+    );
+    fs::remove_file(&precious).expect("our own file");
+    bench.verify();
+    bench.seal("before");
+    bench.finish();
+}
+
+#[test]
+fn of_two_at_once_one_is_made() {
+    let mut bench = Bench::new("snapshot-race", Attachment::StorageDaemon);
+    let point = bench.point("before");
+    let barrier = Barrier::new(2);
+    let made = thread::scope(|scope| {
+        let tries = [(); 2].map(|()| {
+            scope.spawn(|| {
+                barrier.wait();
+                point.make()
+            })
+        });
+        tries.map(|t| t.join().expect("no panic"))
+    });
+    assert_eq!(made.iter().filter(|r| r.is_ok()).count(), 1, "{made:?}");
+    for failed in made.into_iter().filter(std::io::Result::is_err) {
+        assert_errno(failed, &[EEXIST, EBUSY]);
+    }
+    let expected = bench.scratch().file("before.raw");
+    oracle::convert(&bench.sealed("before"), &expected);
+    oracle::assert_same(&point.disk_raw(), &expected);
+    assert_eq!(
+        oracle::chain(&bench.active()),
+        [bench.active(), bench.sealed("before")]
+    );
+    point.delete().expect("rmdir");
+    bench.disk().wait().expect("the merge");
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_raw_disk_is_refused_and_not_changed() {
+    let scratch = Scratch::new("snapshot-raw");
+    let dir = scratch.dir("images");
+    let image = dir.join("web1.raw");
+    sh!("truncate -s 16M {}", image.display());
+    let machine = Machine::start(
+        &scratch,
+        "vm",
+        Attachment::Blockdev,
+        &[Disk::raw("vda", &image)],
+    );
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    assert_errno(disk.snapshot("before").make(), &[EOPNOTSUPP]);
+    assert_errno(disk.internal("before").make(), &[EOPNOTSUPP]);
+    assert!(mount.text("log").contains("raw"), "the log says why");
+    assert_eq!(names(&dir), ["web1.raw"]);
+}
+
+#[test]
+fn a_full_disk_gives_no_space_and_leaves_nothing() {
+    let scratch = Scratch::new("snapshot-full");
+    let Some(small) = SmallFilesystem::new(&scratch, 96) else {
+        return;
+    };
+    oracle::create(&small.path().join("web1.qcow2"), qmpfs_tests::bench::SIZE);
+    // The writer's blocks are allocated first, so that filling the rest does not stop it.
+    let allocate = "for i in $(seq 32 39); do qemu-io -f qcow2 -c \"write -P 0 ${i}M 1M\"";
+    sh!(
+        "{allocate} {0}; done; for i in $(seq 0 31); do qemu-io -f qcow2 -c \"write -P 0 ${{i}}M 1M\" {0}; done >/dev/null",
+        small.path().join("web1.qcow2").display()
+    );
+    let mut bench = Bench::on(
+        scratch,
+        small.path().to_path_buf(),
+        Vec::new(),
+        Attachment::StorageDaemon,
+        &[],
+    );
+    bench.writer().progress(10);
+    small.fill_but(0);
+    assert_errno(bench.point("before").make(), &[libc::ENOSPC]);
+    let left: Vec<_> = names(small.path())
+        .into_iter()
+        .filter(|n| n.contains("web1"))
+        .collect();
+    assert_eq!(left, ["web1.qcow2"], "nothing is left behind");
+    small.make_room();
+    bench.verify_disk();
+    bench.point("before").make().expect("with room it works");
+    bench.finish();
+}
+
+#[test]
+fn all_disks_at_one_instant() {
+    let scratch = Scratch::new("snapshot-all");
+    let dir = scratch.dir("images");
+    let images = ["web1.qcow2", "data.qcow2"].map(|n| dir.join(n));
+    images.iter().for_each(|i| oracle::create(i, 16 << 20));
+    let disks = [
+        Disk::qcow2("vda", &images[0]),
+        Disk::qcow2("vdb", &images[1]),
+    ];
+    let machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    wait::until_true("the disks are in the mount", || {
+        mount.disk("vdb").0.is_dir() && mount.disk("vda").0.is_dir()
+    });
+
+    fs::create_dir(mount.snapshots("before")).expect("mkdir snapshots/before");
+    for (name, file) in [("vda", "web1.before.qcow2"), ("vdb", "data.before.qcow2")] {
+        assert!(mount.disk(name).snapshot("before").exists());
+        assert!(dir.join(file).is_file());
+        assert!(
+            mount
+                .snapshots("before")
+                .join(name)
+                .join("disk.raw")
+                .is_file(),
+            "a link to each disk's point"
+        );
+    }
+    // All or none: the name is taken on one disk, so the other gets no point either.
+    mount
+        .disk("vdb")
+        .snapshot("half")
+        .make()
+        .expect("mkdir on one disk");
+    assert_errno(fs::create_dir(mount.snapshots("half")), &[EEXIST]);
+    assert!(!mount.disk("vda").snapshot("half").exists());
+    assert!(!dir.join("web1.half.qcow2").exists());
+}

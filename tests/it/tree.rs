@@ -1,0 +1,219 @@
+//! What a person sees in the mount, and what the mount refuses.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use libc::{EACCES, EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS};
+use qmpfs_tests::bench::{Bench, SIZE};
+use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::model::STEP;
+use qmpfs_tests::mounted::assert_errno;
+use qmpfs_tests::{oracle, sh};
+
+/// A view is for reading: EPERM or EROFS; from the kernel itself EACCES, unless the caller is root.
+const NO: &[i32] = &[EPERM, EROFS, EACCES];
+
+#[test]
+fn the_layout_is_as_the_contract_says() {
+    let mut bench = Bench::new("tree-layout", Attachment::StorageDaemon);
+    bench.seal("before");
+    let top = qmpfs_tests::faults::names(bench.mount.path());
+    for name in ["README.txt", "disks", "log", "vm.json", "wait"] {
+        assert!(top.iter().any(|n| n == name), "{name} is in {top:?}");
+    }
+    assert_eq!(bench.mount.disk("").0.read_dir().expect("disks").count(), 1);
+    let disk = bench.disk().list("");
+    for name in [
+        "disk.json",
+        "internal",
+        "jobs",
+        "layers",
+        "snapshots",
+        "wait",
+    ] {
+        assert!(disk.iter().any(|n| n == name), "{name} is in {disk:?}");
+    }
+    let point = bench.disk().list("snapshots/before");
+    for name in ["disk.raw", "point.json"] {
+        assert!(point.iter().any(|n| n == name), "{name} is in {point:?}");
+    }
+    assert!(
+        bench.mount.text("README.txt").contains("rmdir"),
+        "README.txt says how to delete a point"
+    );
+    bench.finish();
+}
+
+over_attachments! {
+    /// The disk is called as its device or export is called; JSON says what it is made of.
+    json_files_name_the_disk_and_its_layers => |name, attachment: Attachment| {
+        let mut bench = Bench::new(name, attachment);
+        bench.seal("first");
+        bench.seal("second");
+        let disk = bench.disk().json();
+        assert_eq!(disk["disk"], "vda");
+        assert_eq!(disk["format"], "qcow2");
+        assert_eq!(disk["virtual_size"], SIZE);
+        assert_eq!(Path::new(disk["active"].as_str().expect("a path")), bench.active());
+        assert!(disk["node_name"].as_str().is_some_and(|n| !n.is_empty()));
+        let layers = disk["layers"].as_array().expect("layers");
+        assert!(layers.len() >= 2, "{disk:#}");
+        for (i, name) in ["first", "second"].iter().enumerate() {
+            assert_eq!(layers[i]["index"], i);
+            assert_eq!(layers[i]["name"], *name);
+            assert_eq!(Path::new(layers[i]["file"].as_str().expect("a path")), bench.sealed(name));
+            assert_eq!(layers[i]["sealed_by_qmpfs"], true);
+            assert_eq!(layers[i]["virtual_size"], SIZE);
+            assert!(layers[i]["allocated_size"].as_u64().is_some_and(|n| n > 0));
+        }
+        let point = bench.point("second").json();
+        assert_eq!(point["kind"], "external");
+        assert_eq!(point["name"], "second");
+        assert_eq!(point["virtual_size"], SIZE);
+        assert!(point["time"].as_str().is_some_and(|t| t.ends_with('Z')), "RFC 3339, UTC: {point:#}");
+        assert_eq!(point["files"].as_array().map(Vec::len), Some(2), "{point:#}");
+        assert!(point["missing"].is_array());
+        let vm = bench.mount.json("vm.json");
+        assert!(vm["qemu_version"].as_str().is_some_and(|v| v.contains('.')), "{vm:#}");
+        assert!(vm["capabilities"].is_array());
+        if attachment.is_vm() {
+            assert_eq!(vm["run_state"], "running");
+        }
+        bench.finish();
+    }
+}
+
+#[test]
+fn stat_and_seek_tell_the_truth() {
+    let mut bench = Bench::new("tree-stat", Attachment::StorageDaemon);
+    bench.write(20);
+    bench.seal("before");
+    let view = bench.point("before").disk_raw();
+    let stat = view.metadata().expect("disk.raw");
+    assert_eq!(stat.len(), SIZE);
+    assert_eq!(stat.permissions().mode() & 0o222, 0, "nobody may write it");
+    assert_eq!(
+        stat.permissions().mode() & 0o077,
+        0,
+        "nobody else may read it"
+    );
+    assert!(
+        (oracle::allocated(&view)) < SIZE,
+        "not all of it is allocated"
+    );
+    assert!(oracle::allocated(&view) >= 20 * STEP, "what was written is");
+    assert!(stat.mtime() > 1_700_000_000, "mtime is the instant");
+
+    let ranges = oracle::data_ranges(&view);
+    let covered: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+    assert!(covered < SIZE, "holes are holes");
+    for data in oracle::data_ranges(bench.bytes_of("before")) {
+        let found = ranges
+            .iter()
+            .any(|r| r.start <= data.start && data.end <= r.end);
+        assert!(found, "{data:?} holds data, but the view says {ranges:?}");
+    }
+    bench.finish();
+}
+
+#[test]
+fn what_is_no_verb_is_refused_to_root_too() {
+    let mut bench = Bench::new("tree-refused", Attachment::StorageDaemon);
+    bench.seal("before");
+    let (root, disk) = (bench.mount.path().to_path_buf(), bench.disk().0);
+    let point = bench.point("before").0;
+    for file in ["disk.raw", "point.json"] {
+        assert_errno(fs::remove_file(point.join(file)), NO);
+        assert_errno(File::options().write(true).open(point.join(file)), NO);
+        assert_errno(
+            fs::set_permissions(point.join(file), PermissionsExt::from_mode(0o777)),
+            NO,
+        );
+        assert_errno(fs::rename(point.join(file), point.join("other")), NO);
+    }
+    for dir in [
+        &root,
+        &root.join("disks"),
+        &disk,
+        &disk.join("layers"),
+        &disk.join("jobs"),
+        &point,
+    ] {
+        assert_errno(File::create(dir.join("new")), NO);
+        assert_errno(fs::create_dir(dir.join("new")), NO);
+        assert_errno(symlink("x", dir.join("new")), NO);
+        assert_errno(mkfifo(&dir.join("new")), NO);
+    }
+    assert_errno(fs::rename(&point, disk.join("snapshots/other")), NO);
+    for dir in [
+        root.join("disks"),
+        disk.clone(),
+        disk.join("snapshots"),
+        disk.join("layers"),
+        disk.join("jobs"),
+    ] {
+        assert_errno(fs::remove_dir(dir), NO);
+    }
+    assert_errno(
+        fs::hard_link(point.join("disk.raw"), point.join("link")),
+        NO,
+    );
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn bad_names_are_refused_by_kind() {
+    let mut bench = Bench::new("tree-names", Attachment::StorageDaemon);
+    bench.seal("before");
+    let snapshots = bench.disk().0.join("snapshots");
+    for bad in [
+        ".hidden",
+        "-dash",
+        "two words",
+        "naïve",
+        "a:b",
+        "star*",
+        "new\nline",
+        &"n".repeat(129),
+    ] {
+        assert_errno(fs::create_dir(snapshots.join(bad)), &[EINVAL]);
+    }
+    assert_errno(
+        fs::create_dir(snapshots.join("n".repeat(256))),
+        &[EINVAL, ENAMETOOLONG],
+    );
+    assert_errno(fs::create_dir(snapshots.join("before")), &[EEXIST]);
+    assert_errno(fs::remove_dir(snapshots.join("never-was")), &[ENOENT]);
+    bench.verify();
+    bench.seal("Az0._-9");
+    bench.finish();
+}
+
+#[test]
+fn rm_and_rsync_let_loose_on_the_mount_destroy_nothing() {
+    let mut bench = Bench::new("tree-rm-rf", Attachment::StorageDaemon);
+    bench.seal("before");
+    bench.seal("after");
+    let root = bench.mount.path().display().to_string();
+    assert!(!sh::attempt(&format!("rm -rf {root}/*")).status.success());
+    bench.verify();
+    let empty = bench.scratch().dir("empty");
+    let line = format!("rsync -a --delete {}/ {root}/disks/vda/", empty.display());
+    assert!(!sh::attempt(&line).status.success());
+    bench.verify();
+    bench.finish();
+}
+
+fn mkfifo(path: &Path) -> std::io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
+    // SAFETY: the string ends with NUL and lives through the call.
+    if unsafe { libc::mkfifo(path.as_ptr(), 0o600) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
