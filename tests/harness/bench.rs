@@ -4,14 +4,16 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::faults::names;
 use crate::machine::{Attachment, Disk, Machine};
-use crate::model::{BLOCK, Dice, Model, STEP, describe, fill, first_wrong};
-use crate::mounted::{DiskDir, Mounted, Point};
+use crate::model::{BLOCK, Dice, Model, STEP, fill};
+use crate::mounted::Mounted;
 use crate::nbd::Nbd;
 use crate::scratch::Scratch;
+use crate::tree::{DiskDir, Point};
 use crate::writer::Writer;
 use crate::{oracle, wait};
+
+mod questions;
 
 /// The test itself writes below, the writer from here on.
 pub const WRITERS: u64 = 32 << 20;
@@ -241,75 +243,6 @@ impl Bench {
         self.points.retain(|p| p.name != name);
     }
 
-    /// All questions.
-    #[track_caller]
-    pub fn verify(&mut self) {
-        self.writer().progress(5);
-        self.verify_points();
-        self.verify_disk();
-        self.verify_files();
-    }
-
-    /// Every point shows the bytes of its instant, and there is no other.
-    #[track_caller]
-    pub fn verify_points(&self) {
-        let mut expected: Vec<_> = self.points.iter().map(|p| p.name.clone()).collect();
-        expected.sort();
-        assert_eq!(
-            self.disk().list("snapshots"),
-            expected,
-            "the points in the mount"
-        );
-        for point in &self.points {
-            oracle::assert_same(&self.point(&point.name).disk_raw(), &point.bytes);
-        }
-        if let Some(writer) = &self.writer {
-            writer.check();
-        }
-    }
-
-    /// The running disk holds every byte that was written.
-    #[track_caller]
-    pub fn verify_disk(&mut self) {
-        let hands = self.hands.as_mut().expect("the disk runs");
-        let mut block = vec![0; BLOCK];
-        for offset in (0..WRITERS).step_by(BLOCK) {
-            hands.read(offset, &mut block).expect("the guest can read");
-            let wanted = self.model.at(offset);
-            if let Some(at) = first_wrong(&block, offset, wanted) {
-                panic!(
-                    "byte {}: wanted write {wanted}, got {}",
-                    offset + at as u64,
-                    describe(&block, offset)
-                );
-            }
-        }
-        self.writer().check();
-    }
-
-    /// The chain in the headers is the points' files under the active path, and nothing else lies about.
-    #[track_caller]
-    pub fn verify_files(&self) {
-        let sealed = self.points.iter().rev().map(|p| self.sealed(&p.name));
-        let expected: Vec<PathBuf> = std::iter::once(self.active())
-            .chain(sealed)
-            .chain(self.below.iter().cloned())
-            .collect();
-        assert_eq!(
-            oracle::chain(&self.active()),
-            expected,
-            "the chain on the disk"
-        );
-
-        let mut stray: Vec<String> = names(&self.dir);
-        stray.retain(|name| !expected.contains(&self.dir.join(name)));
-        let aliases = stray.iter().filter(|n| is_alias(n)).count();
-        assert!(
-            stray.len() == aliases && aliases <= 1,
-            "stray files: {stray:?}"
-        );
-    }
-
     /// Ends the VM in peace, checks every image, starts it with the same command line: the same bytes.
     #[track_caller]
     pub fn restart(&mut self) {
@@ -339,17 +272,6 @@ impl Bench {
         self.mount.unmount();
     }
 
-    #[track_caller]
-    fn inspect_while_off(&self, written: &Model) {
-        for image in oracle::chain(&self.active()) {
-            oracle::check(&image);
-        }
-        let all = self.scratch.file("all.raw");
-        oracle::convert(&self.active(), &all);
-        self.model.assert_holds(&all, 0..WRITERS);
-        written.assert_holds(&all, WRITERS..SIZE);
-    }
-
     /// Waits until the disk is in the mount, with as many points as there must be.
     #[track_caller]
     pub fn wait_for_disk(&self) {
@@ -365,10 +287,4 @@ impl Bench {
         let vm: serde_json::Value = serde_json::from_str(&vm).unwrap_or_default();
         vm["connection"] == "up"
     }
-}
-
-/// `.web1.qcow2.<12 hex>`: the second name under which QEMU has the active layer open.
-fn is_alias(name: &str) -> bool {
-    let hex = name.strip_prefix(".web1.qcow2.");
-    hex.is_some_and(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_hexdigit()))
 }

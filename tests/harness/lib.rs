@@ -15,6 +15,7 @@ pub mod qmp;
 pub mod scratch;
 pub mod sh;
 mod storage_daemon;
+pub mod tree;
 mod vm;
 pub mod wait;
 pub mod writer;

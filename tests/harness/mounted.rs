@@ -1,7 +1,6 @@
 //! `qmpfs mount` as a person runs it, and the paths below it. Whatever happens to the test, the mount goes.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,9 +9,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::faults::names;
 use crate::process::Process;
 use crate::scratch::{Scratch, profile_dir, target_dir};
+use crate::tree::{DiskDir, json, text};
 use crate::{sh, wait};
 
 /// A mount in the foreground.
@@ -162,115 +161,6 @@ impl Drop for Mounted {
             detach(&self.mountpoint);
         }
     }
-}
-
-/// The directory of one disk in a mount.
-#[derive(Debug, Clone)]
-pub struct DiskDir(pub PathBuf);
-
-impl DiskDir {
-    /// An external snapshot.
-    pub fn snapshot(&self, name: &str) -> Point {
-        Point(self.0.join("snapshots").join(name))
-    }
-
-    /// An internal snapshot.
-    pub fn internal(&self, name: &str) -> Point {
-        Point(self.0.join("internal").join(name))
-    }
-
-    /// A sealed layer, by its place in the chain: the base is 0.
-    #[track_caller]
-    pub fn layer(&self, index: usize) -> Point {
-        let prefix = format!("{index}-");
-        let found = self
-            .list("layers")
-            .into_iter()
-            .find(|n| n.starts_with(&prefix));
-        Point(
-            self.0
-                .join("layers")
-                .join(found.unwrap_or_else(|| panic!("no layer {index}"))),
-        )
-    }
-
-    /// The names in one of its directories.
-    #[track_caller]
-    pub fn list(&self, dir: &str) -> Vec<String> {
-        names(&self.0.join(dir))
-    }
-
-    /// disk.json.
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        json(&self.0.join("disk.json"))
-    }
-
-    /// Reads `wait`: returns when all work on this disk has ended, and how.
-    pub fn wait(&self) -> io::Result<String> {
-        fs::read_to_string(self.0.join("wait"))
-    }
-}
-
-/// One instant of one disk.
-#[derive(Debug, Clone)]
-pub struct Point(pub PathBuf);
-
-impl Point {
-    /// Its disk image.
-    pub fn disk_raw(&self) -> PathBuf {
-        self.0.join("disk.raw")
-    }
-
-    /// point.json.
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        json(&self.0.join("point.json"))
-    }
-
-    /// `mkdir`: makes it.
-    pub fn make(&self) -> io::Result<()> {
-        fs::create_dir(&self.0)
-    }
-
-    /// `rmdir`: deletes it.
-    pub fn delete(&self) -> io::Result<()> {
-        fs::remove_dir(&self.0)
-    }
-
-    /// True if it is there.
-    pub fn exists(&self) -> bool {
-        self.0.is_dir()
-    }
-}
-
-/// Panics unless `result` failed with one of these error numbers.
-#[track_caller]
-pub fn assert_errno<T>(result: io::Result<T>, allowed: &[i32]) {
-    match result {
-        Ok(_) => panic!("succeeded, but must fail with {allowed:?}"),
-        Err(e) => assert!(
-            e.raw_os_error().is_some_and(|n| allowed.contains(&n)),
-            "failed with {e}, but must fail with {:?}",
-            allowed
-                .iter()
-                .map(|&n| io::Error::from_raw_os_error(n).to_string())
-                .collect::<Vec<_>>()
-        ),
-    }
-}
-
-/// A file as text.
-#[track_caller]
-pub fn text(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// A file as JSON.
-#[track_caller]
-pub fn json(path: &Path) -> Value {
-    let text = text(path);
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", path.display()))
 }
 
 /// The program under test: `$QMPFS_BIN`, or what Cargo builds from this checkout.

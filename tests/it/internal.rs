@@ -5,8 +5,8 @@ use std::fs::File;
 use libc::{EBUSY, EEXIST, ENOENT};
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::machine::Attachment;
-use qmpfs_tests::mounted::assert_errno;
-use qmpfs_tests::{oracle, sh, wait};
+use qmpfs_tests::tree::assert_errno;
+use qmpfs_tests::{oracle, sh};
 
 over_attachments! {
     /// Made, read, kept through writes, an external snapshot and a restart, deleted.
@@ -38,10 +38,7 @@ over_attachments! {
         assert_errno(bench.disk().internal("one").delete(), &[EBUSY]);
         oracle::assert_same(&bench.disk().internal("one").disk_raw(), &expected(&bench, "one"));
         drop(reader);
-        wait::until("the view is closed", || match bench.disk().internal("one").delete() {
-            Err(e) if e.raw_os_error() == Some(EBUSY) => None,
-            result => Some(result.expect("rmdir")),
-        });
+        bench.disk().internal("one").delete_when_closed();
         assert_errno(bench.disk().internal("one").delete(), &[ENOENT]);
         bench.verify();
         oracle::assert_same(&bench.disk().internal("two").disk_raw(), &expected(&bench, "two"));

@@ -7,8 +7,8 @@ use libc::EBUSY;
 use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::Dice;
-use qmpfs_tests::mounted::assert_errno;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh};
 
 /// Three points, of which `victim` is removed. Few bytes in its own layer make a stream, few bytes above it a commit.
@@ -23,7 +23,7 @@ fn remove_one_of_three(name: &str, attachment: Attachment, victim: usize, comman
     }
     bench.write(if command == "stream" { 300 } else { 2 });
 
-    let plan = qmpfs_tests::mounted::text(&bench.point(points[victim]).0.join("plan"));
+    let plan = qmpfs_tests::tree::text(&bench.point(points[victim]).0.join("plan"));
     assert!(
         plan.contains(command),
         "expected a {command}; the plan is: {plan}"
@@ -93,11 +93,7 @@ fn an_open_view_is_busy_and_the_log_says_who() {
     );
     bench.verify();
     drop(reader);
-    // The kernel tells the filesystem of a close after the fact.
-    qmpfs_tests::wait::until("the view is closed", || match bench.point("one").delete() {
-        Err(e) if e.raw_os_error() == Some(EBUSY) => None,
-        result => Some(result.expect("rmdir")),
-    });
+    bench.point("one").delete_when_closed();
     bench.disk().wait().expect("the merge");
     bench.forget("one");
     bench.verify();

@@ -6,7 +6,7 @@ use std::{fs, thread};
 use libc::{ENOTCONN, ETIMEDOUT};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
-use qmpfs_tests::mounted::assert_errno;
+use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
 use serde_json::json;
 

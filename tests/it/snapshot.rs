@@ -8,8 +8,9 @@ use libc::{EBUSY, EEXIST, EOPNOTSUPP};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::faults::{SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
-use qmpfs_tests::mounted::{Mounted, assert_errno};
+use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
 

@@ -10,7 +10,7 @@ use libc::{EACCES, EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS};
 use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::STEP;
-use qmpfs_tests::mounted::assert_errno;
+use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh};
 
 /// A view is for reading: EPERM or EROFS; from the kernel itself EACCES, unless the caller is root.
