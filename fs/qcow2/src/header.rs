@@ -1,7 +1,7 @@
 //! The header: what the first cluster of an image says about the rest.
 //!
 //! Knows: the fixed fields of versions 2 and 3, and QEMU's limits on them.
-//! Does not know: files; it is given the bytes of the header area.
+//! Does not know: what lies behind the header area.
 //! Invariant: a `Header` that exists has passed every check that QEMU makes when opening.
 
 mod extensions;
@@ -10,11 +10,14 @@ mod features;
 pub use features::Features;
 
 use crate::bytes::{be32, be64, slice};
-use crate::error::{CorruptCause, Error, UnsupportedCause};
+use crate::error::{CorruptCause, Error, UnsupportedCause, io_at};
+use crate::read_at::{ReadAt, read_available};
 use crate::table::EntryFormat;
 use crate::units::{ClusterBits, HostOffset};
 use extensions::Extensions;
 
+/// Holds the header area of every image that QEMU makes; only a longer one is read again.
+const HEADER_READ: usize = 64 << 10;
 const MAGIC: u32 = 0x5146_49fb;
 /// Length of the version 2 header, which has no length field.
 const V2_LENGTH: u32 = 72;
@@ -99,6 +102,24 @@ impl<E: Into<Error>> From<E> for ParseFailure {
 }
 
 impl Header {
+    /// Reads the header of a qcow2 file, and nothing else of it: the header area in one read.
+    pub fn read(file: &dyn ReadAt) -> Result<Header, Error> {
+        let mut len = HEADER_READ;
+        loop {
+            let mut area = vec![0; len];
+            let n = read_available(file, &mut area, 0).map_err(io_at("header", 0))?;
+            if n < 72 {
+                return Err(CorruptCause::NotQcow2.into());
+            }
+            match Header::parse(&area) {
+                Ok(header) => return Ok(header),
+                Err(ParseFailure::Failed(e)) => return Err(e),
+                Err(ParseFailure::NeedsMore(more)) if more > len => len = more,
+                Err(ParseFailure::NeedsMore(_)) => return Err(CorruptCause::NotQcow2.into()),
+            }
+        }
+    }
+
     /// Parses the header area from the first bytes of a file, zero-padded at the file's end.
     pub(crate) fn parse(area: &[u8]) -> Result<Header, ParseFailure> {
         let field32 = |at| be32(area, at).ok_or(CorruptCause::NotQcow2);

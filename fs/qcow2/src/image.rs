@@ -9,16 +9,14 @@ use std::sync::Arc;
 use crate::bytes::be64_table;
 use crate::compressed::{CompressedCluster, Decompressors};
 use crate::error::{CorruptCause, Error, UnsupportedCause, io_at};
-use crate::header::{Header, ParseFailure, TableRef, check_l1};
+use crate::header::{Header, TableRef, check_l1};
 use crate::mapping::{Mapping, Run};
-use crate::read_at::{ReadAt, read_available, read_padded};
+use crate::read_at::{ReadAt, read_padded};
 use crate::snapshot_table::{self, InternalSnapshot};
 use crate::table::EntryFormat;
 use crate::table_cache::{Caches, Owner};
 use crate::units::{GuestOffset, HostOffset};
 
-/// Holds the header area of every image that QEMU makes; only a longer one is read again.
-const HEADER_READ: usize = 64 << 10;
 /// Part of an L2 table that is read and cached at once: a whole table up to 64 KiB clusters.
 const SLICE_BYTES: usize = 64 << 10;
 /// Slices one `map` may walk, so that a long run does not hold up a short read.
@@ -83,7 +81,7 @@ impl Image {
 
     /// Opens a qcow2 file: its header area in one read, then its L1 table.
     pub fn open_with(file: Arc<dyn ReadAt>, options: OpenOptions) -> Result<Image, Error> {
-        let header = read_header(&*file)?;
+        let header = Header::read(&*file)?;
         match (&options.data_file, header.features.data_file()) {
             (None, true) => return Err(UnsupportedCause::DataFileMissing.into()),
             (Some(_), false) => return Err(UnsupportedCause::DataFileUnexpected.into()),
@@ -361,22 +359,5 @@ impl Shared {
         let mut raw = vec![0; bytes];
         read_padded(&*self.file, &mut raw, l1.offset.0).map_err(failed())?;
         Ok(be64_table(&raw).collect())
-    }
-}
-
-fn read_header(file: &dyn ReadAt) -> Result<Header, Error> {
-    let mut len = HEADER_READ;
-    loop {
-        let mut area = vec![0; len];
-        let n = read_available(file, &mut area, 0).map_err(io_at("header", 0))?;
-        if n < 72 {
-            return Err(CorruptCause::NotQcow2.into());
-        }
-        match Header::parse(&area) {
-            Ok(header) => return Ok(header),
-            Err(ParseFailure::Failed(e)) => return Err(e),
-            Err(ParseFailure::NeedsMore(more)) if more > len => len = more,
-            Err(ParseFailure::NeedsMore(_)) => return Err(CorruptCause::NotQcow2.into()),
-        }
     }
 }
