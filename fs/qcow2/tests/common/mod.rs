@@ -47,10 +47,20 @@ impl Lab {
             .success()
     }
 
+    /// Runs `qemu-io` commands of which some may be refused, as a compressed rewrite is.
+    pub(crate) fn io_if_possible(&self, image: &str, commands: &[String]) {
+        let mut args = vec!["-f", "qcow2", "-d", "unmap"];
+        commands
+            .iter()
+            .for_each(|command| args.extend(["-c", command.as_str()]));
+        args.push(image);
+        self.try_tool("qemu-io", args.iter());
+    }
+
     /// Runs `qemu-io` commands, separated by `;`, on a qcow2 image; they must succeed.
     pub(crate) fn io(&self, image: &str, commands: &str) {
         let commands = commands.split(';').map(str::trim).filter(|c| !c.is_empty());
-        let mut args = vec!["-f", "qcow2"];
+        let mut args = vec!["-f", "qcow2", "-d", "unmap"];
         commands.for_each(|command| args.extend(["-c", command]));
         args.push(image);
         let out = self.try_tool("qemu-io", args.iter());
@@ -160,6 +170,34 @@ impl Lab {
             }
         }
     }
+}
+
+/// The top layer of a chain, which must be qcow2.
+pub(crate) fn top(chain: &Chain) -> &Image {
+    match chain.layers().last().map(|layer| &**layer) {
+        Some(Layer::Qcow2(image)) => image,
+        _ => panic!("the top is not qcow2"),
+    }
+}
+
+/// The chain whose top is as one of its internal snapshots keeps it.
+pub(crate) fn at_snapshot(chain: &Chain, name: &str) -> Chain {
+    let image = top(chain);
+    let snapshots = image.snapshots().expect("snapshots");
+    let snapshot = snapshots
+        .iter()
+        .find(|s| s.name == name.as_bytes())
+        .expect(name);
+    chain.with_top(Arc::new(Layer::Qcow2(
+        image.at_snapshot(snapshot).expect(name),
+    )))
+}
+
+/// All bytes of a chain.
+pub(crate) fn read_all(chain: &Chain) -> Result<Vec<u8>, qmpfs_qcow2::Error> {
+    let mut bytes = vec![0xee; chain.virtual_size() as usize];
+    assert_eq!(chain.read_at(&mut bytes, 0)?, bytes.len());
+    Ok(bytes)
 }
 
 /// The data file an image names, found without opening the image (which would want the file).
