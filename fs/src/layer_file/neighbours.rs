@@ -1,0 +1,271 @@
+//! What else lies in the directory of an image: other images that stand on one of ours, and
+//! hidden names left behind.
+//! It knows directories and the qcow2 header; what it cannot rule out it does not rule out.
+
+use super::names::active_of_alias;
+use crate::errno::{Errno, Failure};
+use crate::model::FileId;
+use crate::sys;
+use qmpfs_qcow2::{Header, ReadAt};
+use std::ffi::OsStr;
+use std::fs::{DirEntry, File};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// More names than this are not searched: a directory that large is no place of disk images, and
+/// a verb must not take minutes to look around.
+const MAX_NAMES: usize = 65_536;
+
+/// What a qcow2 file begins with.
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// Images in a directory whose header names the file `target` as their backing file. The files
+/// in `except` (the chain itself) do not count.
+pub fn dependents(
+    directory: &Path,
+    target: FileId,
+    except: &[FileId],
+) -> Result<Vec<PathBuf>, Failure> {
+    let mut found = Vec::new();
+    for entry in entries(directory)? {
+        let path = entry.path();
+        // A symlink counts as well: the image it leads to is one that is used from here.
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
+        if !metadata.is_file() {
+            continue;
+        }
+        let trouble = |error: std::io::Error| {
+            Failure::io(
+                format_args!("see whether {} stands on that layer", path.display()),
+                &error,
+            )
+            .next("let qmpfs read that file, or move it to another directory")
+        };
+        let file = match sys::open_for_reading(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(trouble(error)),
+        };
+        let this = sys::file_id_of(&file).map_err(trouble)?;
+        if this == target || except.contains(&this) || !is_qcow2(&file) {
+            continue;
+        }
+        if stands_on(&path, &file, target)? {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Bytes we may still write beside a file (or in a directory).
+pub fn free_bytes(path: &Path) -> Result<u64, Failure> {
+    sys::free_bytes(path)
+        .map_err(|error| Failure::io(format_args!("look at {}", path.display()), &error))
+}
+
+/// The hidden names beside the active path that stand for it, and which files they are.
+pub fn strays(active: &Path) -> Result<Vec<(PathBuf, FileId)>, Failure> {
+    let directory = active.parent().unwrap_or(Path::new("/"));
+    let mut found = Vec::new();
+    for entry in entries(directory)? {
+        let path = directory.join(entry.file_name());
+        if active_of_alias(&path).as_deref() != Some(active) {
+            continue;
+        }
+        match path.symlink_metadata() {
+            Ok(metadata) if !metadata.is_file() => continue,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                return Err(Failure::io(
+                    format_args!("look at {}", path.display()),
+                    &error,
+                ));
+            }
+        }
+        let file = sys::file_id(&path)
+            .map_err(|error| Failure::io(format_args!("look at {}", path.display()), &error))?;
+        found.push((path, file));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn entries(directory: &Path) -> Result<Vec<DirEntry>, Failure> {
+    let list = || {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            all.push(entry?);
+            if all.len() > MAX_NAMES {
+                return Ok(None);
+            }
+        }
+        Ok(Some(all))
+    };
+    list()
+        .map_err(|error| Failure::io(format_args!("list {}", directory.display()), &error))?
+        .ok_or_else(|| {
+            Failure::new(
+                Errno::EOPNOTSUPP,
+                format!("{} holds more than {MAX_NAMES} files", directory.display()),
+            )
+            .next("keep disk images in a directory of their own")
+        })
+}
+
+fn is_qcow2(file: &File) -> bool {
+    let mut magic = [0; 4];
+    matches!(ReadAt::read_at(file, &mut magic, 0), Ok(4)) && &magic == MAGIC
+}
+
+fn stands_on(path: &Path, file: &File, target: FileId) -> Result<bool, Failure> {
+    let header = Header::read(file).map_err(|error| {
+        Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} may stand on that layer, but its header cannot be read: {error}",
+                path.display()
+            ),
+        )
+        .next("move that file to another directory if it is not needed")
+    })?;
+    let Some(backing) = header.backing else {
+        return Ok(false);
+    };
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let directory = real.parent().unwrap_or(Path::new("/"));
+    Ok(file_names(&backing.name)
+        .iter()
+        .any(|name| sys::file_id(&directory.join(name)).ok() == Some(target)))
+}
+
+/// Every file name in a backing name: the name itself, or those within a `json:` one.
+fn file_names(backing: &[u8]) -> Vec<PathBuf> {
+    fn collect(value: &serde_json::Value, names: &mut Vec<PathBuf>) {
+        match value {
+            serde_json::Value::String(name) => names.push(plain(name.as_bytes())),
+            serde_json::Value::Array(values) => {
+                values.iter().for_each(|value| collect(value, names))
+            }
+            serde_json::Value::Object(values) => {
+                values.values().for_each(|value| collect(value, names))
+            }
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+            }
+        }
+    }
+    let mut names = Vec::new();
+    if let Some(value) = backing
+        .strip_prefix(b"json:")
+        .and_then(|json| serde_json::from_slice(json).ok())
+    {
+        collect(&value, &mut names);
+    } else {
+        names.push(plain(backing));
+    }
+    names
+}
+
+fn plain(name: &[u8]) -> PathBuf {
+    OsStr::from_bytes(name.strip_prefix(b"file:").unwrap_or(name)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer_file::fixture::qemu_img;
+    use crate::layer_file::{alias_path, sealed_path};
+
+    fn overlay(directory: &Path, name: &str, backing: &str) -> PathBuf {
+        let path = directory.join(name);
+        let path_text = path.to_str().unwrap();
+        qemu_img(&[
+            "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, path_text, "1M",
+        ]);
+        path
+    }
+
+    #[test]
+    fn dependents_are_found_by_inode_whatever_the_name_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path();
+        let base = here.join("base.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "1M"]);
+        let target = sys::file_id(&base).unwrap();
+        std::fs::hard_link(&base, here.join("other-name.qcow2")).unwrap();
+        std::fs::create_dir(here.join("elsewhere")).unwrap();
+
+        let mut wanted = vec![
+            overlay(here, "absolute.qcow2", base.to_str().unwrap()),
+            overlay(here, "by-other-name.qcow2", "other-name.qcow2"),
+            overlay(here, "file.qcow2", "file:base.qcow2"),
+            overlay(
+                here,
+                "json.qcow2",
+                &format!(
+                    r#"json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{}"}}}}"#,
+                    base.display()
+                ),
+            ),
+            overlay(here, "relative.qcow2", "base.qcow2"),
+        ];
+        overlay(&here.join("elsewhere"), "real.qcow2", "../base.qcow2");
+        std::os::unix::fs::symlink("elsewhere/real.qcow2", here.join("symlink.qcow2")).unwrap();
+        wanted.push(here.join("symlink.qcow2"));
+
+        overlay(here, "on-nothing.qcow2", "gone.qcow2");
+        let own = overlay(here, "own.qcow2", "base.qcow2");
+        std::fs::write(here.join("text"), b"base.qcow2").unwrap();
+        std::fs::write(here.join("empty.qcow2"), b"").unwrap();
+        std::os::unix::fs::symlink("nowhere", here.join("dangling")).unwrap();
+
+        let found = dependents(here, target, &[sys::file_id(&own).unwrap()]).unwrap();
+        assert_eq!(found, wanted);
+        assert_eq!(
+            dependents(here, sys::file_id(&own).unwrap(), &[]).unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(
+            dependents(&here.join("no"), target, &[]).unwrap_err().errno,
+            Errno::ENOENT
+        );
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_understood_is_not_taken_for_innocent() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base.qcow2");
+        std::fs::write(&base, b"").unwrap();
+        std::fs::write(
+            dir.path().join("broken.qcow2"),
+            [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 9].repeat(20),
+        )
+        .unwrap();
+        let refused = dependents(dir.path(), sys::file_id(&base).unwrap(), &[]).unwrap_err();
+        assert_eq!(refused.errno, Errno::EBUSY);
+        assert!(refused.message.contains("broken.qcow2"), "{refused}");
+    }
+
+    #[test]
+    fn strays_are_the_aliases_of_that_path_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let active = dir.path().join("web1.qcow2");
+        let (stray, other) = (
+            alias_path(&active),
+            alias_path(&sealed_path(&active, "before")),
+        );
+        for path in [&active, &stray, &other] {
+            std::fs::write(path, b"x").unwrap();
+        }
+        std::os::unix::fs::symlink("web1.qcow2", alias_path(&active)).unwrap();
+        std::fs::create_dir(alias_path(&active)).unwrap();
+        assert_eq!(
+            strays(&active).unwrap(),
+            [(stray.clone(), sys::file_id(&stray).unwrap())]
+        );
+        assert!(free_bytes(&active).unwrap() > 0);
+    }
+}

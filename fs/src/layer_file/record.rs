@@ -1,0 +1,232 @@
+//! What is written on the files themselves, as JSON in extended attributes: a point's record, a
+//! merge at work, a seal half done. A mount that was killed finds here what it was doing.
+//! It knows these attributes; it does not know how a merge or a seal goes on.
+//! Invariant: what was written for another inode (a copied file) is never believed.
+
+use crate::errno::{Errno, Failure};
+use crate::model::PointRecord;
+use crate::sys;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::ffi::CStr;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+const POINT: &CStr = c"user.qmpfs.point";
+const MERGE: &CStr = c"user.qmpfs.merge";
+const SEAL: &CStr = c"user.qmpfs.seal";
+
+/// The layout of the JSON below. A newer one is refused, because it may mean what we do not know.
+const VERSION: u32 = 1;
+
+/// A merge at work, on the file of the point that goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeJournal {
+    /// The layout; always 1.
+    pub version: u32,
+    /// Which way: "stream", "commit" (of the sealed file above) or "commit-active".
+    pub verb: String,
+    /// QEMU's job id.
+    pub job: String,
+    /// The point that goes.
+    pub point: PointRecord,
+    /// The file above it.
+    pub upper: PathBuf,
+    /// The record of the file above; None when that is the active layer.
+    pub upper_record: Option<PointRecord>,
+    /// The file below; None when the point is the base.
+    pub below: Option<PathBuf>,
+    /// We stopped the VM and owe it a `cont`.
+    pub resume: bool,
+    /// The inode of the file it is written on.
+    pub inode: u64,
+}
+
+/// A seal half done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealMarker {
+    /// The layout; always 1.
+    pub version: u32,
+    /// The overlay that is to become the active layer.
+    pub overlay: PathBuf,
+    /// The name the sealed file gets.
+    pub sealed: PathBuf,
+    /// We stopped the VM and owe it a `cont`.
+    pub resume: bool,
+    /// The inode of the file it is written on.
+    pub inode: u64,
+}
+
+/// The point a file holds; None when it is no point of ours.
+pub fn read_point(path: &Path) -> Result<Option<PointRecord>, Failure> {
+    read(path, POINT)
+}
+
+/// Marks a file as a point; the record must name the file's inode.
+pub fn write_point(path: &Path, record: &PointRecord) -> Result<(), Failure> {
+    write(path, POINT, record)
+}
+
+/// Takes a point's mark away.
+pub fn clear_point(path: &Path) -> Result<(), Failure> {
+    clear(path, POINT)
+}
+
+/// The merge that was begun on a file.
+pub fn read_merge(path: &Path) -> Result<Option<MergeJournal>, Failure> {
+    read(path, MERGE)
+}
+
+/// Writes down a merge before it begins; the journal must name the file's inode.
+pub fn write_merge(path: &Path, journal: &MergeJournal) -> Result<(), Failure> {
+    write(path, MERGE, journal)
+}
+
+/// Forgets a merge that has ended.
+pub fn clear_merge(path: &Path) -> Result<(), Failure> {
+    clear(path, MERGE)
+}
+
+/// The seal that was begun on a file.
+pub fn read_seal(path: &Path) -> Result<Option<SealMarker>, Failure> {
+    read(path, SEAL)
+}
+
+/// Writes down a seal before it begins; the marker must name the file's inode.
+pub fn write_seal(path: &Path, marker: &SealMarker) -> Result<(), Failure> {
+    write(path, SEAL, marker)
+}
+
+/// Forgets a seal that has ended.
+pub fn clear_seal(path: &Path) -> Result<(), Failure> {
+    clear(path, SEAL)
+}
+
+/// What every attribute begins with. A newer one need not have our other fields.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+    inode: u64,
+}
+
+/// The inode a body was written for.
+trait OfInode {
+    fn inode(&self) -> u64;
+}
+
+impl OfInode for PointRecord {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl OfInode for MergeJournal {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl OfInode for SealMarker {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+fn read<T: DeserializeOwned + OfInode>(path: &Path, name: &CStr) -> Result<Option<T>, Failure> {
+    let (file, inode) = open(path)?;
+    let value = match sys::xattr_get(&file, name) {
+        Ok(value) => value,
+        // A filesystem without extended attributes holds no record of ours.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => None,
+        Err(error) => return Err(trouble("read", path, name, &error)),
+    };
+    let Some(value) = value else { return Ok(None) };
+    let garbage = |why: String| {
+        Failure::new(
+            Errno::EIO,
+            format!("{} has a {} that says {why}", path.display(), shown(name)),
+        )
+        .next(format!("getfattr -d {} shows it", path.display()))
+    };
+    let head: Head = serde_json::from_slice(&value)
+        .map_err(|error| garbage(format!("nothing we know ({error})")))?;
+    if head.inode != inode {
+        return Ok(None);
+    }
+    if head.version != VERSION {
+        return Err(garbage(format!(
+            "version {}, and this qmpfs knows {VERSION}",
+            head.version
+        )));
+    }
+    serde_json::from_slice(&value)
+        .map(Some)
+        .map_err(|error| garbage(format!("nothing we know ({error})")))
+}
+
+fn write<T: Serialize + OfInode>(path: &Path, name: &CStr, body: &T) -> Result<(), Failure> {
+    let (file, inode) = open(path)?;
+    if body.inode() != inode {
+        return Err(Failure::new(
+            Errno::ESTALE,
+            format!(
+                "{} is inode {inode} now, and was inode {}",
+                path.display(),
+                body.inode()
+            ),
+        ));
+    }
+    let mut value = serde_json::to_value(body).map_err(|error| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "cannot write {} of {}: {error}",
+                shown(name),
+                path.display()
+            ),
+        )
+    })?;
+    value["version"] = VERSION.into();
+    sys::xattr_set(&file, name, value.to_string().as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|error| trouble("write", path, name, &error))
+}
+
+fn clear(path: &Path, name: &CStr) -> Result<(), Failure> {
+    let (file, _) = open(path)?;
+    match sys::xattr_remove(&file, name) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        removed => removed
+            .and_then(|()| file.sync_all())
+            .map_err(|error| trouble("remove", path, name, &error)),
+    }
+}
+
+fn open(path: &Path) -> Result<(File, u64), Failure> {
+    sys::open_for_reading(path)
+        .and_then(|file| file.metadata().map(|metadata| (file, metadata.ino())))
+        .map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))
+}
+
+fn trouble(doing: &str, path: &Path, name: &CStr, error: &std::io::Error) -> Failure {
+    let doing = format!("{doing} {} of {}", shown(name), path.display());
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("cannot {doing}: the filesystem has no user extended attributes"),
+        )
+        .next("keep the image on a filesystem that has them (ext4, xfs, btrfs, zfs; tmpfs since Linux 6.6)"),
+        Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE) => {
+            Failure::new(Errno::ENOSPC, format!("cannot {doing}: no room for extended attributes: {error}"))
+        }
+        _ => Failure::io(doing, error),
+    }
+}
+
+fn shown(name: &CStr) -> std::borrow::Cow<'_, str> {
+    name.to_string_lossy()
+}
+
+#[cfg(test)]
+mod tests;

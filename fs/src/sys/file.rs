@@ -1,0 +1,196 @@
+//! Files by identity, free space, directories and other processes' directories.
+//! It knows stat and statvfs; it does not know what a file is for.
+
+use super::retried;
+use crate::model::FileId;
+use std::ffi::CString;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The file that a path leads to, through symlinks.
+pub fn file_id(path: &Path) -> io::Result<FileId> {
+    std::fs::metadata(path).map(|metadata| id(&metadata))
+}
+
+/// An open file.
+pub fn file_id_of(file: &File) -> io::Result<FileId> {
+    file.metadata().map(|metadata| id(&metadata))
+}
+
+/// How many names (hard links) the file has that a path leads to.
+pub fn names_of(path: &Path) -> io::Result<u64> {
+    std::fs::metadata(path).map(|metadata| metadata.nlink())
+}
+
+fn id(metadata: &Metadata) -> FileId {
+    FileId {
+        dev: metadata.dev(),
+        ino: metadata.ino(),
+    }
+}
+
+/// Opens for reading without side effects: a FIFO does not block, a terminal is not taken.
+pub fn open_for_reading(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+/// Makes the names in a directory survive a power cut.
+pub fn directory_sync(directory: &Path) -> io::Result<()> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(directory)?
+        .sync_all()
+}
+
+/// Bytes that we may still write to the filesystem `path` is on.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `statvfs` is plain integers, for which all zeroes is a value.
+    let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with NUL and `answer` lives across the call.
+    retried(|| unsafe { libc::statvfs(path.as_ptr(), &raw mut answer) })?;
+    Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
+}
+
+/// A part of a file that is all data or all hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Where it ends; u64::MAX where it does not end before the file does.
+    pub end: u64,
+    /// Whether the filesystem holds bytes for it.
+    pub data: bool,
+}
+
+/// What lies at an offset of a file. A file that cannot say (a block device) is data throughout.
+pub fn stretch_at(file: &File, offset: u64) -> io::Result<Stretch> {
+    let hole = |end| Ok(Stretch { end, data: false });
+    let data = |end| Ok(Stretch { end, data: true });
+    match seek(file, offset, libc::SEEK_DATA) {
+        Ok(next) if next > offset => hole(next),
+        Ok(_) => match seek(file, offset, libc::SEEK_HOLE) {
+            Ok(next) if next > offset => data(next),
+            // It changed in between: data is the answer that hides nothing.
+            Ok(_) | Err(_) => data(u64::MAX),
+        },
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENXIO) => hole(u64::MAX),
+            Some(libc::EINVAL | libc::EOPNOTSUPP) => data(u64::MAX),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The cursor moves, but nothing here reads at the cursor.
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    let Ok(offset) = libc::off_t::try_from(offset) else {
+        return Err(io::Error::from_raw_os_error(libc::ENXIO));
+    };
+    // SAFETY: the descriptor is open as long as `file` is borrowed; no memory is passed.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
+}
+
+/// The working directory of a process, against which its relative names are meant.
+pub fn process_directory(pid: u32) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_same_under_all_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, b"x").unwrap();
+        assert_eq!(names_of(&a).unwrap(), 1);
+        std::fs::hard_link(&a, &b).unwrap();
+        assert_eq!(
+            file_id(&a).unwrap(),
+            file_id_of(&File::open(&b).unwrap()).unwrap()
+        );
+        assert_eq!(names_of(&b).unwrap(), 2);
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create_new(dir.path().join("sparse")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 65_536], 1 << 20).unwrap();
+        file.set_len(4 << 20).unwrap();
+        let data_end = (1 << 20) + 65_536;
+        assert_eq!(
+            stretch_at(&file, 0).unwrap(),
+            Stretch {
+                end: 1 << 20,
+                data: false
+            }
+        );
+        assert_eq!(
+            stretch_at(&file, 1 << 20).unwrap(),
+            Stretch {
+                end: data_end,
+                data: true
+            }
+        );
+        assert_eq!(
+            stretch_at(&file, data_end).unwrap(),
+            Stretch {
+                end: u64::MAX,
+                data: false
+            }
+        );
+        assert_eq!(
+            stretch_at(&file, 1 << 40).unwrap(),
+            Stretch {
+                end: u64::MAX,
+                data: false
+            }
+        );
+        assert_eq!(
+            stretch_at(&file, u64::MAX).unwrap(),
+            Stretch {
+                end: u64::MAX,
+                data: false
+            }
+        );
+    }
+
+    #[test]
+    fn a_fifo_does_not_block_the_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success()
+        );
+        open_for_reading(&fifo).unwrap();
+    }
+
+    #[test]
+    fn free_space_and_directories() {
+        assert!(free_bytes(Path::new("/")).unwrap() > 0);
+        assert_eq!(
+            free_bytes(Path::new("/no/such")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(
+            process_directory(std::process::id()).unwrap(),
+            std::env::current_dir().unwrap()
+        );
+        directory_sync(&std::env::temp_dir()).unwrap();
+        assert!(directory_sync(Path::new("/proc/self/status")).is_err());
+    }
+}
