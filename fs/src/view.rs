@@ -1,0 +1,148 @@
+//! An open view: the bytes of one point, read from the sealed files of its chain.
+//! It knows layers, locks and the qcow2 reader; it knows no FUSE, no QMP and no verb.
+//! Invariants: a view's chain never changes; of QEMU's lock bytes only 100 is ever held;
+//! no lock of ours is held while a file is read.
+
+mod allocated;
+mod cache;
+mod extents;
+mod layer;
+mod lock;
+
+pub use allocated::layer_allocated;
+pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
+pub use layer::{LayerSpec, OpenLayer};
+
+use crate::errno::{Errno, Failure};
+use crate::leases::Lease;
+use extents::Extents;
+use std::sync::OnceLock;
+
+/// The disk as it was at one instant. Read by many threads at once.
+pub struct View {
+    opened: OpenChain,
+    /// Bytes that are data, once somebody has asked.
+    allocated: OnceLock<u64>,
+    /// Why nothing is read any more.
+    dead: OnceLock<String>,
+    _lease: Lease,
+}
+
+impl View {
+    /// A view of an open chain, which keeps its point for as long as it lives.
+    pub fn new(opened: OpenChain, lease: Lease) -> View {
+        View {
+            opened,
+            allocated: OnceLock::new(),
+            dead: OnceLock::new(),
+            _lease: lease,
+        }
+    }
+
+    /// Opens a chain, base first, at its top's own state or at an internal snapshot of the top.
+    pub fn open(
+        cache: &LayerCache,
+        chain: &[LayerSpec],
+        at: Option<&InternalRef>,
+        lease: Lease,
+    ) -> Result<View, Failure> {
+        Ok(View::new(cache.open(chain, at)?, lease))
+    }
+
+    /// Bytes of the disk.
+    pub fn virtual_size(&self) -> u64 {
+        self.opened.chain().virtual_size()
+    }
+
+    /// Reads into `buf`; fewer bytes than asked for only at the end of the disk.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Failure> {
+        self.alive()?;
+        let read = self
+            .opened
+            .chain()
+            .read_at(buf, offset)
+            .map_err(|error| failure(&error))?;
+        // A view that died meanwhile may have read what took its files' place.
+        self.alive()?;
+        Ok(read)
+    }
+
+    /// The next offset, from `offset` on, where there is data; None when there is none to the end.
+    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, Failure> {
+        self.alive()?;
+        self.extents()
+            .next(offset, true)
+            .map_err(|error| failure(&error))
+    }
+
+    /// The next offset, from `offset` on, where there is a hole. The end of the disk is one.
+    pub fn seek_hole(&self, offset: u64) -> Result<u64, Failure> {
+        self.alive()?;
+        let hole = self
+            .extents()
+            .next(offset, false)
+            .map_err(|error| failure(&error))?;
+        Ok(hole.unwrap_or_else(|| self.virtual_size()))
+    }
+
+    /// Bytes of the disk that are data. The first call walks all tables; the answer is kept.
+    pub fn allocated_bytes(&self) -> Result<u64, Failure> {
+        self.alive()?;
+        if let Some(known) = self.allocated.get() {
+            return Ok(*known);
+        }
+        let bytes = self
+            .extents()
+            .data_bytes()
+            .map_err(|error| failure(&error))?;
+        Ok(*self.allocated.get_or_init(|| bytes))
+    }
+
+    /// Ends the view: whatever is asked of it from now on answers ESTALE with this reason.
+    pub fn kill(&self, reason: impl Into<String>) {
+        // The first reason is the one that counts.
+        let _ = self.dead.set(reason.into());
+    }
+
+    /// The layers that are read, base first.
+    pub fn opened(&self) -> &OpenChain {
+        &self.opened
+    }
+
+    fn extents(&self) -> Extents<'_> {
+        Extents::new(&self.opened)
+    }
+
+    fn alive(&self) -> Result<(), Failure> {
+        match self.dead.get() {
+            None => Ok(()),
+            Some(reason) => Err(Failure::new(Errno::ESTALE, reason.clone())),
+        }
+    }
+}
+
+/// What the reader could not read, in its own words.
+fn failure(error: &qmpfs_qcow2::Error) -> Failure {
+    let errno = match error {
+        qmpfs_qcow2::Error::Io { .. } => Errno::EIO,
+        qmpfs_qcow2::Error::Corrupt(_) => Errno::EUCLEAN,
+        qmpfs_qcow2::Error::Unsupported(_) => Errno::EOPNOTSUPP,
+    };
+    let words = match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    Failure::new(errno, words)
+}
+
+/// The same of a file that has a name.
+fn failure_of(path: &std::path::Path, error: &qmpfs_qcow2::Error) -> Failure {
+    let failure = failure(error);
+    Failure::new(
+        failure.errno,
+        format!("{}: {}", path.display(), failure.message),
+    )
+}
+
+#[cfg(test)]
+mod tests;

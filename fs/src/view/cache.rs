@@ -1,0 +1,271 @@
+//! Layers that are open, shared by the views that read them, and kept as they were while a merge
+//! of ours rewrites their files.
+//! It knows which open layer is the current one of a file; it does not know who reads it or why
+//! it is kept.
+
+use super::failure_of;
+use super::layer::{LayerSpec, OpenLayer};
+use crate::errno::{Errno, Failure};
+use crate::model::{FileId, Format};
+use crate::sys;
+use qmpfs_qcow2::{Caches, Chain, Layer};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Memory for L2 tables of all layers together: enough for 512 GiB of disk with 64 KiB clusters,
+/// and a quarter of what the process may take.
+const TABLE_BYTES: usize = 64 << 20;
+
+/// Memory for decompressed clusters of all layers together: 16 readers in clusters of 2 MiB.
+const CLUSTER_BYTES: usize = 32 << 20;
+
+/// An internal snapshot as the model names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InternalRef {
+    /// QEMU's id within the file.
+    pub id: String,
+    /// Its name in the snapshot table.
+    pub tag: String,
+}
+
+/// The layers of one view, open.
+pub struct OpenChain {
+    chain: Chain,
+    layers: Vec<Arc<OpenLayer>>,
+}
+
+impl OpenChain {
+    /// How they are read.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// The files, base first.
+    pub fn layers(&self) -> &[Arc<OpenLayer>] {
+        &self.layers
+    }
+}
+
+/// All layers that are open. A clone is another handle on the same ones.
+#[derive(Clone)]
+pub struct LayerCache {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Never held while a file is opened or read.
+    files: Mutex<HashMap<FileId, Entry>>,
+    caches: Arc<Caches>,
+}
+
+/// What is open of one file.
+#[derive(Default)]
+struct Entry {
+    /// The one that a new view shares.
+    current: Weak<OpenLayer>,
+    /// Those of views from before the file was rewritten.
+    older: Vec<Weak<OpenLayer>>,
+    /// While a job of ours is at work on the file: the layer from before, and how many pins.
+    pinned: Option<(Arc<OpenLayer>, usize)>,
+}
+
+impl Entry {
+    /// What a new view shares, if there is anything.
+    fn shared(&self) -> Option<Arc<OpenLayer>> {
+        match &self.pinned {
+            Some((pinned, _)) => Some(pinned.clone()),
+            None => self.current.upgrade(),
+        }
+    }
+
+    fn retire_current(&mut self) {
+        self.older.push(std::mem::take(&mut self.current));
+        self.older.retain(|layer| layer.strong_count() > 0);
+    }
+
+    fn is_used(&self) -> bool {
+        let open = |layer: &Weak<OpenLayer>| layer.strong_count() > 0;
+        self.pinned.is_some() || open(&self.current) || self.older.iter().any(open)
+    }
+}
+
+/// Keeps layers as they are; see [`LayerCache::pin`].
+#[must_use = "a pin that is dropped keeps nothing"]
+pub struct Pin {
+    cache: LayerCache,
+    files: Vec<FileId>,
+}
+
+impl Default for LayerCache {
+    fn default() -> Self {
+        let caches = Arc::new(Caches::new(TABLE_BYTES, CLUSTER_BYTES));
+        LayerCache {
+            shared: Arc::new(Shared {
+                files: Mutex::default(),
+                caches,
+            }),
+        }
+    }
+}
+
+impl LayerCache {
+    /// Opens a chain, base first: its top's own state, or an internal snapshot of the top.
+    pub fn open(
+        &self,
+        chain: &[LayerSpec],
+        at: Option<&InternalRef>,
+    ) -> Result<OpenChain, Failure> {
+        let layers = chain
+            .iter()
+            .map(|spec| self.layer(spec))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut reader = Chain::new(layers.iter().map(|layer| layer.layer().clone()).collect());
+        if let (Some(at), Some(spec), Some(top)) = (at, chain.last(), layers.last()) {
+            reader = reader.with_top(Arc::new(internal(spec, top, at)?));
+        }
+        Ok(OpenChain {
+            chain: reader,
+            layers,
+        })
+    }
+
+    /// Opens all layers that can be read and keeps them: until the pin is dropped, what is opened
+    /// uses these layers and the maps made now, whatever is written to the files. Afterwards
+    /// opens read the files anew, and older views go on with what they have.
+    pub fn pin(&self, chain: &[LayerSpec]) -> Result<Pin, Failure> {
+        let mut pin = Pin {
+            cache: self.clone(),
+            files: Vec::new(),
+        };
+        for spec in chain
+            .iter()
+            .filter(|spec| !matches!(spec.format, Format::Other(_)))
+        {
+            let layer = self.layer(spec)?;
+            let mut files = self.files();
+            let entry = files.entry(layer.id()).or_default();
+            // Whoever pinned first has the older map, and it is as right as ours.
+            entry.pinned.get_or_insert((layer.clone(), 0)).1 += 1;
+            pin.files.push(layer.id());
+        }
+        Ok(pin)
+    }
+
+    /// Gives the lock of a file back, because our own job needs it. Views go on reading, and
+    /// while the file is pinned nothing opens (and locks) it again.
+    pub fn unlock(&self, file: FileId) {
+        let open: Vec<_> = {
+            let files = self.files();
+            let Some(entry) = files.get(&file) else {
+                return;
+            };
+            let weak = entry
+                .older
+                .iter()
+                .chain([&entry.current])
+                .filter_map(Weak::upgrade);
+            weak.chain(entry.pinned.iter().map(|(layer, _)| layer.clone()))
+                .collect()
+        };
+        open.iter().for_each(|layer| layer.unlock());
+    }
+
+    /// One layer: the pinned one, the current one, or a newly opened one.
+    pub(super) fn layer(&self, spec: &LayerSpec) -> Result<Arc<OpenLayer>, Failure> {
+        let file = match spec.file {
+            Some(file) => file,
+            None => sys::file_id(&spec.path).map_err(|error| {
+                Failure::io(format_args!("look at {}", spec.path.display()), &error)
+            })?,
+        };
+        let (known, pinned) = {
+            let files = self.files();
+            let entry = files.get(&file);
+            (
+                entry.and_then(Entry::shared),
+                entry.is_some_and(|entry| entry.pinned.is_some()),
+            )
+        };
+        if let Some(known) = known
+            && (pinned || known.unchanged())
+        {
+            return Ok(known);
+        }
+        let opened = Arc::new(OpenLayer::open(spec, &self.shared.caches)?);
+        let mut files = self.files();
+        // Files whose layers are all closed are swept here, so that the map is bounded by what is open.
+        files.retain(|_, entry| entry.is_used());
+        let entry = files.entry(opened.id()).or_default();
+        // Somebody may have been quicker; then there is one of it all the same.
+        match entry.shared() {
+            Some(known) if entry.pinned.is_some() || known.stamp() == opened.stamp() => Ok(known),
+            Some(_) | None => {
+                entry.retire_current();
+                entry.current = Arc::downgrade(&opened);
+                Ok(opened)
+            }
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<FileId, Entry>> {
+        // No change of the map can panic halfway.
+        self.shared
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut done = Vec::new();
+        let mut files = self.cache.files();
+        for file in &self.files {
+            let Some(entry) = files.get_mut(file) else {
+                continue;
+            };
+            let Some((_, pins)) = &mut entry.pinned else {
+                continue;
+            };
+            *pins -= 1;
+            if *pins == 0 {
+                done.extend(entry.pinned.take());
+                // What comes next must not take the old map for the current one.
+                entry.retire_current();
+            }
+        }
+        drop(files);
+        // Only now: the last user of a file closes it.
+        drop(done);
+    }
+}
+
+fn internal(spec: &LayerSpec, top: &OpenLayer, at: &InternalRef) -> Result<Layer, Failure> {
+    let gone = || {
+        Failure::new(
+            Errno::ENOENT,
+            format!(
+                "{} has no internal snapshot '{}' (id {}) any more",
+                spec.path.display(),
+                at.tag,
+                at.id
+            ),
+        )
+    };
+    let Layer::Qcow2(image) = &**top.layer() else {
+        return Err(gone());
+    };
+    let words = |error: qmpfs_qcow2::Error| {
+        if error.is_snapshot_gone() {
+            gone()
+        } else {
+            failure_of(&spec.path, &error)
+        }
+    };
+    let snapshots = image.snapshots().map_err(words)?;
+    let snapshot = snapshots
+        .iter()
+        .find(|snapshot| snapshot.id_str() == at.id && snapshot.name_str() == at.tag)
+        .ok_or_else(gone)?;
+    image.at_snapshot(snapshot).map(Layer::Qcow2).map_err(words)
+}

@@ -1,0 +1,201 @@
+//! One layer's file, opened: the right file, locked, in the right format.
+//! It knows what may be opened and how; it does not know the layers beside it.
+
+use super::{failure_of, lock};
+use crate::errno::{Errno, Failure};
+use crate::model::{FileId, Format, Layer as ModelLayer};
+use crate::sys;
+use qmpfs_qcow2::{Caches, Header, Image, Layer, OpenOptions, RawLayer};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Which file is a layer, and in which format, as QEMU or the overlay says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// A name to open it under.
+    pub path: PathBuf,
+    /// Which file that must be; None where nobody knows.
+    pub file: Option<FileId>,
+    /// Its format.
+    pub format: Format,
+}
+
+impl From<&ModelLayer> for LayerSpec {
+    fn from(layer: &ModelLayer) -> Self {
+        LayerSpec {
+            path: layer.path.clone(),
+            file: layer.file,
+            format: layer.format.clone(),
+        }
+    }
+}
+
+/// A layer's file while it is read. The lock goes with the last user of the file.
+pub struct OpenLayer {
+    id: FileId,
+    file: Arc<File>,
+    layer: Arc<Layer>,
+    stamp: Stamp,
+}
+
+/// Whether a file is as it was: a merge that is not ours changes both its time and its maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Stamp {
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+        }
+    }
+}
+
+impl OpenLayer {
+    /// Opens and locks a layer.
+    pub(super) fn open(spec: &LayerSpec, caches: &Arc<Caches>) -> Result<OpenLayer, Failure> {
+        let path = &spec.path;
+        let (file, metadata) = open_file(path)?;
+        let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
+        let id = sys::file_id_of(&file).map_err(io)?;
+        if spec.file.is_some_and(|wanted| wanted != id) {
+            return Err(Failure::new(
+                Errno::ESTALE,
+                format!("{} is another file by now", path.display()),
+            ));
+        }
+        let file = Arc::new(file);
+        let layer = match &spec.format {
+            Format::Qcow2 => {
+                lock::lock(path, &file)?;
+                Layer::Qcow2(open_qcow2(path, &file, caches)?)
+            }
+            Format::Raw => {
+                lock::lock(path, &file)?;
+                Layer::Raw(RawLayer::open(file.clone()).map_err(|error| failure_of(path, &error))?)
+            }
+            Format::Other(format) => {
+                return Err(Failure::new(
+                    Errno::EOPNOTSUPP,
+                    format!("{} is {format}, which is not read", path.display()),
+                )
+                .next("qemu-img convert -O qcow2 makes an image that is"));
+            }
+        };
+        Ok(OpenLayer {
+            id,
+            file,
+            layer: Arc::new(layer),
+            stamp: Stamp::of(&metadata),
+        })
+    }
+
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// The reader's side of it.
+    pub fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Gives the lock back; the layer can still be read.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = lock::unlock(&self.file) {
+            // Cannot be: the descriptor is open. QEMU then refuses the commit, and nothing is lost.
+            tracing::error!(file = ?self.id, %error, "a layer's lock was not given back");
+        }
+    }
+
+    /// Whether nobody has written the file since it was opened.
+    pub(super) fn unchanged(&self) -> bool {
+        self.file
+            .metadata()
+            .is_ok_and(|metadata| Stamp::of(&metadata) == self.stamp)
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+}
+
+/// Which file a path is now, and whether it is as it was.
+pub(super) fn look(path: &Path) -> Result<(FileId, Stamp), Failure> {
+    let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    Ok((sys::file_id(path).map_err(io)?, Stamp::of(&metadata)))
+}
+
+fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
+    let io = |error| Failure::io(format_args!("open {}", path.display()), &error);
+    let file = sys::open_for_reading(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{} is neither a regular file nor a block device",
+                path.display()
+            ),
+        ));
+    }
+    Ok((file, metadata))
+}
+
+fn open_qcow2(path: &Path, file: &Arc<File>, caches: &Arc<Caches>) -> Result<Image, Failure> {
+    let header = Header::read(&**file).map_err(|error| failure_of(path, &error))?;
+    let mut options = OpenOptions {
+        caches: Some(caches.clone()),
+        ..OpenOptions::default()
+    };
+    if header.features.data_file() {
+        options.data_file = Some(Arc::new(open_data_file(path, header.data_file.as_deref())?));
+    }
+    Image::open_with(file.clone(), options).map_err(|error| failure_of(path, &error))
+}
+
+/// It is not locked: QEMU takes the image's own lock whenever it uses both.
+/// A name in a header is the guest's word: it leads to no file outside the image's own directory.
+fn open_data_file(image: &Path, name: Option<&[u8]>) -> Result<File, Failure> {
+    let Some(name) = name.map(OsStr::from_bytes) else {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{} needs an external data file and names none",
+                image.display()
+            ),
+        ));
+    };
+    let real = |path: &Path| {
+        path.canonicalize()
+            .map_err(|error| Failure::io(format_args!("find {}", path.display()), &error))
+    };
+    let image_directory = real(image)?.parent().unwrap_or(Path::new("/")).to_owned();
+    let data = real(&image_directory.join(name))?;
+    if data.parent() != Some(&image_directory) {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{} keeps its data in {}, outside its own directory",
+                image.display(),
+                data.display()
+            ),
+        )
+        .next("keep the image and its data file in one directory"));
+    }
+    Ok(open_file(&data)?.0)
+}
