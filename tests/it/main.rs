@@ -28,6 +28,7 @@ macro_rules! over_attachments {
 mod bad_input;
 mod embedded;
 mod guest;
+mod harness;
 mod internal;
 mod merge;
 mod proofs;
