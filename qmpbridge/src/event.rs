@@ -8,6 +8,9 @@ use serde_json::Value;
 use crate::job::JobStatus;
 use crate::names::JobId;
 
+/// QEMU's word for the end of a cancelled job.
+const CANCELLED: &str = "Operation canceled";
+
 /// An event as QEMU sent it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -31,12 +34,12 @@ pub enum EventKind {
         /// Its state now.
         status: JobStatus,
     },
-    /// `BLOCK_JOB_READY`, `_COMPLETED`, `_CANCELLED`, `_PENDING`.
+    /// `BLOCK_JOB_READY`, `_PENDING`, `_COMPLETED`, `_CANCELLED`.
     BlockJob {
         /// The job.
         id: JobId,
-        /// QEMU's words when it failed.
-        error: Option<String>,
+        /// When it is over: how. QEMU's words when it failed or was cancelled.
+        outcome: Option<Result<(), String>>,
     },
     /// `BLOCK_JOB_ERROR`: the job met an I/O error.
     BlockJobError {
@@ -87,13 +90,17 @@ impl Event {
                     .get("status")
                     .map_or(JobStatus::Unknown, JobStatus::from_json),
             }),
-            "BLOCK_JOB_READY" | "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" => {
-                job("device").map(|id| EventKind::BlockJob {
-                    id,
-                    error: text("error"),
-                })
-            }
-            "BLOCK_JOB_PENDING" => job("id").map(|id| EventKind::BlockJob { id, error: None }),
+            "BLOCK_JOB_READY" => job("device").map(|id| EventKind::BlockJob { id, outcome: None }),
+            "BLOCK_JOB_PENDING" => job("id").map(|id| EventKind::BlockJob { id, outcome: None }),
+            "BLOCK_JOB_COMPLETED" => job("device").map(|id| EventKind::BlockJob {
+                id,
+                outcome: Some(text("error").map_or(Ok(()), Err)),
+            }),
+            "BLOCK_JOB_CANCELLED" => job("device").map(|id| EventKind::BlockJob {
+                id,
+                // The event has no text; this is what `query-jobs` says of such a job.
+                outcome: Some(Err(CANCELLED.to_owned())),
+            }),
             "BLOCK_JOB_ERROR" => job("device").map(|id| EventKind::BlockJobError {
                 id,
                 operation: text("operation").unwrap_or_default(),

@@ -5,13 +5,14 @@
 //! Invariant: an event only says "look now"; what the job is, `query-jobs` says.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::bridge::Bridge;
+use crate::command::Job;
 use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::names::JobId;
@@ -19,6 +20,8 @@ use crate::session::Connection;
 
 /// How often a job is looked at when no event tells: bounds what a lost event costs.
 const POLL: Duration = Duration::from_secs(1);
+/// What `query-jobs` calls a `block-stream`.
+pub(crate) const STREAM: &str = "stream";
 
 /// The states of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -97,8 +100,6 @@ pub struct JobInfo {
 pub enum JobStage {
     /// Wants `job-complete` or a cancel.
     Ready,
-    /// Wants `job-finalize`; only of jobs started with `auto_finalize: false`.
-    Pending,
     /// Over, without error; wants `job-dismiss`.
     Concluded,
 }
@@ -112,32 +113,41 @@ pub enum Cancel {
     Soft,
 }
 
-/// Which jobs are waited for. An entry counts the events worth looking at.
-#[derive(Clone, Default)]
-pub(crate) struct JobTable(Arc<Mutex<HashMap<JobId, watch::Sender<u64>>>>);
+/// What events said of a job.
+#[derive(Default)]
+struct News {
+    /// How many of them were worth looking at.
+    count: u64,
+    /// How it ended, for the job that dismisses itself.
+    outcome: Option<Result<(), String>>,
+}
+
+/// Which jobs are waited for.
+#[derive(Default)]
+pub(crate) struct JobTable(Mutex<HashMap<JobId, watch::Sender<News>>>);
 
 impl JobTable {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, watch::Sender<u64>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, watch::Sender<News>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn heard(&self, event: &Event) {
-        let id = match event.kind() {
-            EventKind::JobStatusChange { id, status } if status.is_news() => id,
-            EventKind::BlockJob { id, .. } => id,
+        let (id, outcome) = match event.kind() {
+            EventKind::JobStatusChange { id, status } if status.is_news() => (id, None),
+            EventKind::BlockJob { id, outcome } => (id, outcome),
             _ => return,
         };
         if let Some(news) = self.lock().get(&id) {
-            news.send_modify(|count| *count += 1);
+            news.send_modify(|news| {
+                news.count += 1;
+                news.outcome = outcome.or(news.outcome.take());
+            });
         }
     }
 
-    fn register(&self, id: &JobId) -> watch::Receiver<u64> {
+    fn register(&self, id: &JobId) -> watch::Receiver<News> {
         let mut table = self.lock();
-        table
-            .entry(id.clone())
-            .or_insert_with(|| watch::Sender::new(0))
-            .subscribe()
+        table.entry(id.clone()).or_default().subscribe()
     }
 
     fn unregister(&self, id: &JobId) {
@@ -153,8 +163,10 @@ impl JobTable {
 pub struct JobHandle {
     id: JobId,
     bridge: Bridge,
-    news: watch::Receiver<u64>,
+    news: watch::Receiver<News>,
     connection: watch::Receiver<Connection>,
+    /// Whether it is ours to finalize.
+    ours: bool,
 }
 
 impl Drop for JobHandle {
@@ -172,13 +184,14 @@ impl std::fmt::Debug for JobHandle {
 }
 
 impl JobHandle {
-    pub(crate) fn register(bridge: &Bridge, id: JobId) -> Self {
+    pub(crate) fn register(bridge: &Bridge, id: JobId, ours: bool) -> Self {
         let news = bridge.job_table().register(&id);
         JobHandle {
             news,
             connection: bridge.connection(),
             bridge: bridge.clone(),
             id,
+            ours,
         }
     }
 
@@ -192,19 +205,31 @@ impl JobHandle {
         self.bridge.job(&self.id).await
     }
 
-    /// Waits until the job is ready (or pending) or over. An error of the job is [`Error::JobFailed`]; a lost
-    /// connection is [`Error::Disconnected`] at once, and the job may go on: see [`Bridge::attach_job`].
+    /// Waits until the job is ready or over. A stream of ours that is pending is finalized. An error of the job is
+    /// [`Error::JobFailed`]; a lost connection is [`Error::Disconnected`] at once, and the job may go on: see
+    /// [`Bridge::attach_job`].
     pub async fn wait_ready_or_concluded(&mut self) -> Result<JobStage, Error> {
-        self.wait(&[JobStage::Ready, JobStage::Pending, JobStage::Concluded])
-            .await
+        let ready = |status| matches!(status, JobStatus::Ready | JobStatus::Standby);
+        let last = self.wait(ready).await?;
+        Ok(if ready(last) {
+            JobStage::Ready
+        } else {
+            JobStage::Concluded
+        })
     }
 
-    /// Waits until the job is over.
+    /// Waits until the job is over. A stream of ours that is pending is finalized.
     pub async fn wait_concluded(&mut self) -> Result<(), Error> {
-        self.wait(&[JobStage::Concluded]).await.map(drop)
+        self.wait(|_| false).await.map(drop)
     }
 
-    async fn wait(&mut self, stages: &[JobStage]) -> Result<JobStage, Error> {
+    /// Waits until a job that was told not to finalize itself, as all streams are, has done its work and changed
+    /// nothing else yet (`Pending`), or is over (`Concluded`).
+    pub async fn wait_pending_or_concluded(&mut self) -> Result<JobStatus, Error> {
+        self.wait(|status| status == JobStatus::Pending).await
+    }
+
+    async fn wait(&mut self, enough: impl Fn(JobStatus) -> bool) -> Result<JobStatus, Error> {
         loop {
             // Marked as seen before the question: news that come after it wake us again.
             self.news.borrow_and_update();
@@ -214,16 +239,23 @@ impl JobHandle {
             ) {
                 return Err(Error::Disconnected);
             }
-            match self.bridge.job_status(&self.id).await {
-                Ok((status, error)) => {
-                    if let Some(stage) = self.stage(status, error)?
-                        && stages.contains(&stage)
-                    {
-                        return Ok(stage);
+            match self.bridge.query_job(&self.id).await {
+                Ok(None) => return self.ended(),
+                Ok(Some(Job {
+                    status: JobStatus::Concluded,
+                    error,
+                    ..
+                })) => return self.over(error),
+                Ok(Some(job)) if enough(job.status) => return Ok(job.status),
+                Ok(Some(job))
+                    if job.status == JobStatus::Pending && self.ours && job.r#type == STREAM =>
+                {
+                    if self.finalize().await? {
+                        continue;
                     }
                 }
-                // QEMU is busy, not gone: ask again.
-                Err(Error::TimedOut { .. }) => {}
+                // Or QEMU is busy, not gone: ask again.
+                Ok(Some(_)) | Err(Error::TimedOut { .. }) => {}
                 Err(e) => return Err(e),
             }
             tokio::select! {
@@ -234,19 +266,34 @@ impl JobHandle {
         }
     }
 
-    fn stage(&self, status: JobStatus, error: Option<String>) -> Result<Option<JobStage>, Error> {
-        match (status, error) {
-            (JobStatus::Concluded, Some(error)) => Err(Error::JobFailed {
+    /// Whether it is worth looking again at once.
+    async fn finalize(&self) -> Result<bool, Error> {
+        match self.bridge.finalize_job(&self.id).await {
+            Ok(()) => Ok(true),
+            // Somebody was faster, or QEMU is slow: a later look tells.
+            Err(Error::Refused { .. } | Error::TimedOut { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// QEMU does not know the job any more: only an event can have told how it ended. It precedes the answer that
+    /// the job is gone.
+    fn ended(&self) -> Result<JobStatus, Error> {
+        match self.news.borrow().outcome.clone() {
+            Some(outcome) => self.over(outcome.err()),
+            None => Err(Error::JobVanished {
+                job: self.id.clone(),
+            }),
+        }
+    }
+
+    fn over(&self, error: Option<String>) -> Result<JobStatus, Error> {
+        match error {
+            Some(error) => Err(Error::JobFailed {
                 job: self.id.clone(),
                 error,
             }),
-            (JobStatus::Concluded, None) => Ok(Some(JobStage::Concluded)),
-            (JobStatus::Ready | JobStatus::Standby, _) => Ok(Some(JobStage::Ready)),
-            (JobStatus::Pending, _) => Ok(Some(JobStage::Pending)),
-            (JobStatus::Null, _) => Err(Error::JobVanished {
-                job: self.id.clone(),
-            }),
-            _ => Ok(None),
+            None => Ok(JobStatus::Concluded),
         }
     }
 }

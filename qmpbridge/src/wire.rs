@@ -16,6 +16,9 @@ use crate::event::Event;
 /// node list of them is 25 MiB; more than this is a peer gone wrong.
 pub const MAX_LINE: usize = 64 << 20;
 
+/// What a decoder keeps between lines: more than nearly every line needs.
+const KEPT: usize = 1 << 20;
+
 /// One line of a QMP server.
 #[derive(Debug)]
 pub enum Message {
@@ -222,6 +225,10 @@ impl Decoder {
             self.buffer.drain(..self.taken);
             self.searched -= self.taken;
             self.taken = 0;
+            if self.buffer.is_empty() {
+                // One long reply must not cost its memory for ever.
+                self.buffer.shrink_to(KEPT);
+            }
         }
         self.buffer.extend_from_slice(bytes);
     }
