@@ -173,6 +173,25 @@ impl Machine {
         self.export();
     }
 
+    /// Limits every running job to `bytes` a second (0: no limit), so that a test may meet it at work.
+    /// Gives how many there are.
+    pub fn limit_jobs(&mut self, bytes: u64) -> usize {
+        let jobs = self.qmp.run("query-block-jobs", json!({}));
+        let ids = jobs
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|job| job["device"].clone());
+        ids.filter(|id| {
+            let speed = json!({"device": id, "speed": bytes});
+            self.machine
+                .qmp
+                .execute("block-job-set-speed", speed)
+                .is_ok()
+        })
+        .count()
+    }
+
     /// Waits until the guest has switched the VM off.
     pub fn wait_off(&mut self) {
         self.process.wait("the VM switches itself off");

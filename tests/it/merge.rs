@@ -2,14 +2,17 @@
 //! while every other point stays right and the guest goes on writing.
 
 use std::fs::File;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use libc::EBUSY;
 use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::Dice;
+use qmpfs_tests::process::Process;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
-use qmpfs_tests::{oracle, sh};
+use qmpfs_tests::{oracle, sh, wait};
 
 /// Three points, of which `victim` is removed. Few bytes in its own layer make a stream, few bytes above it a commit.
 fn remove_one_of_three(name: &str, attachment: Attachment, victim: usize, command: &str) {
@@ -168,26 +171,75 @@ fn no_delete_makes_points_and_deletes_none() {
     bench.finish();
 }
 
+/// Two points with large layers, and the merge of the first begun and held up: false if it was faster than we.
+fn held_up_merge(name: &str) -> (Bench, bool) {
+    let mut bench = Bench::with_bulk(name, Attachment::StorageDaemon, 256 << 20);
+    for point in ["one", "two"] {
+        bench.write_bulk();
+        bench.seal(point);
+    }
+    bench.begin_removal("one");
+    let held = bench.machine.limit_jobs(1 << 20) > 0;
+    if !held {
+        eprintln!("{name}: the merge was faster than the test");
+    }
+    (bench, held)
+}
+
 #[test]
 fn a_cancelled_merge_gives_the_point_back() {
-    let mut bench = Bench::with_bulk("merge-cancel", Attachment::StorageDaemon, 256 << 20);
-    bench.write_bulk();
-    bench.seal("one");
-    bench.write_bulk(); // both layers are large: a stream, and a long one
-    bench.seal("two");
-    bench.point("one").delete().expect("rmdir one");
-    let cancelled = bench
-        .disk()
-        .list("jobs")
-        .first()
-        .is_some_and(|job| std::fs::remove_dir(bench.disk().0.join("jobs").join(job)).is_ok());
-    let end = bench.disk().wait();
-    if cancelled {
-        assert!(end.is_err(), "wait tells that the work failed");
-        qmpfs_tests::wait::until_true("the name comes back", || bench.point("one").exists());
-    } else {
-        bench.forget("one"); // it was faster than we
+    let (mut bench, held) = held_up_merge("merge-cancel");
+    if held {
+        let jobs = bench.disk().list("jobs");
+        assert_eq!(jobs.len(), 1, "{jobs:?}");
+        let job = bench.disk().0.join("jobs").join(&jobs[0]);
+        let state = qmpfs_tests::tree::text(&job.join("state"));
+        assert!(
+            !state.trim().is_empty()
+                && !qmpfs_tests::tree::text(&job.join("progress"))
+                    .trim()
+                    .is_empty()
+        );
+        std::fs::remove_dir(&job).expect("rmdir cancels a stream");
+        assert!(
+            bench.disk().wait().is_err(),
+            "wait tells that the work failed"
+        );
+        wait::until_true("the name comes back", || bench.point("one").exists());
+        assert_eq!(oracle::chain(&bench.active()).len(), 3);
+        bench.point("one").delete().expect("rmdir, again");
     }
+    bench.disk().wait().expect("the merge");
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_signal_ends_the_wait_and_ls_never_freezes() {
+    let (mut bench, held) = held_up_merge("merge-wait");
+    if held {
+        let mut cat = Command::new("cat");
+        cat.arg(bench.disk().0.join("wait"));
+        let mut cat = Process::spawn(cat, &bench.scratch().file("cat.log"), libc::SIGKILL);
+        wait::until_true("cat waits in read()", || {
+            let path = format!("/proc/{}/syscall", cat.pid());
+            std::fs::read_to_string(path).is_ok_and(|line| line.starts_with("0 "))
+        });
+        let asked = Instant::now();
+        assert_eq!(bench.disk().list("snapshots"), ["two"]);
+        assert!(
+            asked.elapsed() < Duration::from_secs(2),
+            "ls does not wait for the merge"
+        );
+        assert!(cat.ended().is_none(), "the merge still runs");
+        assert_errno(bench.point("three").make(), &[EBUSY]);
+        assert!(
+            cat.terminate(Duration::from_secs(5)),
+            "a signal ends the wait"
+        );
+        bench.machine.limit_jobs(0);
+    }
+    bench.disk().wait().expect("the merge");
     bench.verify();
     bench.finish();
 }

@@ -1,5 +1,6 @@
 //! A point is a plain file: the tools that people have read it, and every one of them reads the same bytes.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use qmpfs_tests::bench::SIZE;
@@ -220,5 +221,33 @@ fn the_program_reads_images_without_a_mount() {
     assert!(
         !sh::attempt(&line).status.success(),
         "exit 0 only if every byte is right"
+    );
+}
+
+#[test]
+fn an_image_cut_short_under_an_open_view_gives_an_error_and_the_mount_lives() {
+    let r = Reading::new("reading-truncated");
+    let view = std::fs::File::open(r.view()).expect("an open view");
+    let sealed = r.scratch.dir("images").join("web1.before.qcow2");
+    let length = sealed.metadata().expect("the layer").len();
+    std::fs::File::options()
+        .write(true)
+        .open(&sealed)
+        .expect("the layer")
+        .set_len(length / 4)
+        .expect("a truncation");
+    let mut all = vec![0; 1 << 20];
+    let outcomes: Vec<_> = (0..SIZE)
+        .step_by(all.len())
+        .map(|at| view.read_exact_at(&mut all, at))
+        .collect();
+    assert!(
+        outcomes.iter().any(Result::is_err),
+        "rather an error than a wrong byte"
+    );
+    assert_eq!(
+        r.mount.json("vm.json")["connection"],
+        "up",
+        "the mount lives"
     );
 }

@@ -54,16 +54,20 @@ over_attachments! {
     /// The program dies while a merge runs: the next mount finishes it or gives the point back.
     killed_in_mid_merge => |name, attachment| {
         let mut bench = Bench::with_bulk(name, attachment, 64 << 20);
-        for (round, moment) in [0, 10, 40, 120].into_iter().enumerate() {
+        for (round, (moment, held_up)) in [(0, true), (0, false), (20, true), (60, false)].into_iter().enumerate() {
             let (lower, upper) = (format!("a{round}"), format!("b{round}"));
             bench.write_bulk();
             bench.seal(&lower);
             bench.write_bulk();
             bench.seal(&upper);
             bench.begin_removal(&lower);
+            if held_up {
+                bench.machine.limit_jobs(1 << 20); // it will still run when the next mount looks
+            }
             a_moment(moment);
             bench.mount.kill9();
             bench.mount.mount_again();
+            bench.machine.limit_jobs(0);
             wait::until_true("the disk is back", || bench.point(&upper).exists());
             let _ = bench.disk().wait();
             if bench.point(&lower).exists() {

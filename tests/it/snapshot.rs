@@ -8,7 +8,9 @@ use libc::{EBUSY, EEXIST, EOPNOTSUPP};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::faults::{SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::qmp::chain_nodes;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
@@ -221,4 +223,59 @@ fn all_disks_at_one_instant() {
     assert_errno(fs::create_dir(mount.snapshots("half")), &[EEXIST]);
     assert!(!mount.disk("vda").snapshot("half").exists());
     assert!(!dir.join("web1.half.qcow2").exists());
+}
+
+#[test]
+fn a_layer_that_others_made_is_shown_and_never_ours_to_delete() {
+    let mut bench = Bench::new("snapshot-others", Attachment::StorageDaemon);
+    bench.seal("one");
+    let node = chain_nodes(&mut bench.machine.qmp)[0].clone();
+    let foreign = bench.scratch().dir("foreign").join("top.qcow2");
+    let arguments = json!({"node-name": node, "snapshot-file": foreign, "format": "qcow2", "snapshot-node-name": "foreign"});
+    bench.machine.qmp.run("blockdev-snapshot-sync", arguments);
+    wait::until_true("the new layer is seen", || {
+        bench.disk().json()["active"].as_str() == foreign.to_str()
+    });
+    assert!(bench.active().exists() && bench.sealed("one").exists());
+    assert_eq!(
+        bench.disk().list("snapshots"),
+        ["one"],
+        "a point has a name that someone gave it"
+    );
+    assert_eq!(bench.disk().list("layers").len(), 2);
+    let written = bench.disk().layer(1);
+    oracle::convert(&bench.active(), &bench.scratch().file("layer.raw"));
+    oracle::assert_same(&written.disk_raw(), &bench.scratch().file("layer.raw"));
+}
+
+#[test]
+fn forty_points_are_forty_points() {
+    let scratch = Scratch::new("snapshot-forty");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 4 << 20);
+    let machine = Machine::start(
+        &scratch,
+        "vm",
+        Attachment::StorageDaemon,
+        &[Disk::qcow2("vda", &image)],
+    );
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    let mut guest = machine.nbd("vda");
+    for i in 0..40u8 {
+        guest
+            .write(u64::from(i) * STEP, &[i + 1; BLOCK])
+            .expect("the guest writes");
+        disk.snapshot(&format!("n{i}")).make().expect("mkdir");
+    }
+    assert_eq!(oracle::chain(&image).len(), 41);
+    for i in (0..40).step_by(3) {
+        let expected = scratch.file("expected.raw");
+        oracle::convert(
+            &scratch.dir("images").join(format!("web1.n{i}.qcow2")),
+            &expected,
+        );
+        oracle::assert_same(&disk.snapshot(&format!("n{i}")).disk_raw(), &expected);
+    }
 }
