@@ -184,10 +184,7 @@ impl Machine {
             .map(|job| job["device"].clone());
         ids.filter(|id| {
             let speed = json!({"device": id, "speed": bytes});
-            self.machine
-                .qmp
-                .execute("block-job-set-speed", speed)
-                .is_ok()
+            self.qmp.execute("block-job-set-speed", speed).is_ok()
         })
         .count()
     }
