@@ -1,0 +1,193 @@
+//! The storage daemon of switched-off VMs: a qemu-storage-daemon of our own, on the images of the
+//! command line, so that the same verbs work without a VM. It gets explicit nodes for every layer
+//! (nothing is probed, no header is followed by QEMU), talks to us alone over a socket that has no
+//! name any more, and dies with us.
+
+use crate::errno::{Errno, Failure};
+use crate::model::{FileId, Format};
+use crate::offline;
+use crate::ops::add_chain;
+use crate::ops::recover;
+use crate::sys;
+use qmpbridge::command::Quit;
+use qmpbridge::{Address, Bridge};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The program.
+const PROGRAM: &str = "qemu-storage-daemon";
+/// How long it may take to open its monitor.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may take to end after `quit`: it flushes its images.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// How often we look whether it has got there.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A running storage daemon of ours.
+pub struct StorageDaemon {
+    child: Child,
+    bridge: Bridge,
+    disks: Vec<(PathBuf, String)>,
+}
+
+impl StorageDaemon {
+    /// Starts it and opens the images, each with its whole chain.
+    pub async fn start(images: &[PathBuf], format: Option<Format>) -> Result<Self, Failure> {
+        let mut chains = Vec::new();
+        for image in images {
+            let mut chain = offline::resolve_chain(image, format.clone())?;
+            let Some(top) = chain.last() else {
+                return Err(Failure::new(Errno::EINVAL, format!("{} has no layer", image.display())));
+            };
+            let active = top.path.clone();
+            refuse_if_in_use(&active)?;
+            let files: Vec<FileId> = chain.iter().filter_map(|layer| sys::file_id(&layer.path).ok()).collect();
+            recover::offline(&active, &files)?;
+            // settling a power cut may have changed what D is
+            chain = offline::resolve_chain(&active, format.clone())?;
+            chains.push((active, chain));
+        }
+        let (mut child, socket) = spawn()?;
+        let bridge = match connect(&mut child, &socket).await {
+            Ok(bridge) => bridge,
+            Err(failure) => {
+                end_now(&mut child);
+                return Err(failure);
+            }
+        };
+        // nobody else is to find it
+        drop(socket);
+        let mut disks: Vec<(PathBuf, String)> = Vec::new();
+        for (active, _) in &chains {
+            let stem = active.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
+            let name = crate::ops::fit(&stem);
+            let taken = |name: &str| disks.iter().any(|(_, other)| other == name);
+            let name = (1..).map(|n| if n == 1 { name.clone() } else { format!("{name}-{n}") }).find(|name| !taken(name)).unwrap_or(name);
+            disks.push((active.clone(), name));
+        }
+        let mut daemon = StorageDaemon { child, bridge, disks };
+        for (active, chain) in &chains {
+            let layers: Vec<(PathBuf, Format)> = chain.iter().map(|layer| (layer.path.clone(), layer.format.clone())).collect();
+            if let Err(failure) = add_chain(&daemon.bridge, &layers).await {
+                end_now(&mut daemon.child);
+                return Err(Failure { message: format!("cannot open {}: {}", active.display(), failure.message), ..failure });
+            }
+        }
+        Ok(daemon)
+    }
+
+    /// QEMU's side of it.
+    pub fn bridge(&self) -> &Bridge {
+        &self.bridge
+    }
+
+    /// Each disk's active path and name.
+    pub fn disks(&self) -> &[(PathBuf, String)] {
+        &self.disks
+    }
+
+    /// Ends it in order.
+    pub async fn stop(mut self) {
+        if let Err(error) = self.bridge.run(Quit).await {
+            tracing::debug!(%error, "quit");
+        }
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        tracing::error!("{PROGRAM} does not end; it is killed");
+    }
+}
+
+impl Drop for StorageDaemon {
+    fn drop(&mut self) {
+        end_now(&mut self.child);
+    }
+}
+
+fn end_now(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        // our own child, known by its handle
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn refuse_if_in_use(image: &Path) -> Result<(), Failure> {
+    if crate::view::written_by_someone(image)? {
+        return Err(Failure::new(Errno::EBUSY, format!("{} is in use: a running VM (or another tool) writes it", image.display()))
+            .next("mount the QMP socket of that VM instead of its image; two writers ruin an image"));
+    }
+    Ok(())
+}
+
+/// A directory of ours with a socket in it; both go when this is dropped.
+struct SocketDirectory(PathBuf);
+
+impl SocketDirectory {
+    fn new() -> Result<Self, Failure> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
+        let path = parent.join(format!("qmpfs-{}", crate::layer_file::random_hex()));
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| Failure::io(format!("create {}", path.display()), &error))?;
+        Ok(SocketDirectory(path))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("qmp")
+    }
+}
+
+impl Drop for SocketDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.socket());
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+fn spawn() -> Result<(Child, SocketDirectory), Failure> {
+    let directory = SocketDirectory::new()?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .arg("--chardev")
+        .arg(format!("socket,id=qmpfs,path={},server=on,wait=off", directory.socket().display()))
+        .args(["--monitor", "chardev=qmpfs"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    sys::die_with_parent(&mut command);
+    let child = command.spawn().map_err(|error| {
+        let failure = Failure::io(format!("start {PROGRAM}"), &error);
+        match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                failure.next("install it (Debian: qemu-utils from backports, or qemu-system-common), or mount with -o ro")
+            }
+            _ => failure,
+        }
+    })?;
+    Ok((child, directory))
+}
+
+async fn connect(child: &mut Child, directory: &SocketDirectory) -> Result<Bridge, Failure> {
+    let deadline = Instant::now() + START_DEADLINE;
+    loop {
+        match Bridge::connect(Address::Unix(directory.socket())).await {
+            Ok(bridge) => return Ok(bridge),
+            Err(qmpbridge::Error::NoSocket { .. } | qmpbridge::Error::NobodyListens { .. }) if Instant::now() < deadline => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            let mut words = String::new();
+            if let Some(mut stderr) = child.stderr.take() {
+                let _ = stderr.read_to_string(&mut words);
+            }
+            return Err(Failure::new(Errno::EIO, format!("{PROGRAM} ended ({status}): {}", words.trim())));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,233 @@
+//! What exists at one moment: the VM, its disks, their chains, points and jobs, as plain data.
+//! Built by `ops::refresh` from QEMU's graph (or by `offline` from image headers), replaced
+//! whole, never changed in place. It knows no I/O, no FUSE and no QMP command.
+
+use qmpbridge::NodeName;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// Everything the tree shows, as of one look at QEMU.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// The virtual machine as a whole.
+    pub vm: Vm,
+    /// Its disks, sorted by name; names are unique.
+    pub disks: Vec<Disk>,
+}
+
+impl Model {
+    /// The disk of that name.
+    pub fn disk(&self, name: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+}
+
+/// What vm.json says.
+#[derive(Debug, Clone, Default)]
+pub struct Vm {
+    /// The guest's name, or the source's when it has none.
+    pub name: String,
+    /// QEMU's run state ("running", "paused"); None for a storage daemon or a switched-off VM.
+    pub run_state: Option<String>,
+    /// "10.0.2"; empty without a QEMU.
+    pub qemu_version: String,
+    /// What was mounted, as the user named it.
+    pub source: String,
+    /// Whether QEMU answers.
+    pub connection: ConnectionState,
+    /// What can be done here: "snapshots", "internal", ...
+    pub capabilities: Vec<String>,
+    /// Which verb removes points.
+    pub merge: MergePolicy,
+}
+
+/// `-o merge=`: which verb a user prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MergePolicy {
+    /// Whichever copies less.
+    #[default]
+    Auto,
+    /// Only block-stream.
+    Stream,
+    /// Only block-commit.
+    Commit,
+}
+
+/// Whether there is a QEMU behind the tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// It answers.
+    #[default]
+    Up,
+    /// It went away, with the reason.
+    Down(String),
+    /// There is none: images read as they are.
+    Offline,
+}
+
+/// What the guest sees as one disk.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Its directory's name.
+    pub name: String,
+    /// QEMU's root node of the chain (below any filter); None when offline.
+    pub root: Option<NodeName>,
+    /// The path the VM boots from; it never changes.
+    pub active_path: PathBuf,
+    /// The layer that is written.
+    pub active: Layer,
+    /// Sealed layers, base first.
+    pub layers: Vec<Layer>,
+    /// Internal snapshots of the active layer and of sealed layers.
+    pub internals: Vec<Internal>,
+    /// Jobs at work on this disk, and failed ones nobody has dismissed.
+    pub jobs: Vec<Job>,
+    /// Why snapshots cannot be made here ("raw"); None when they can.
+    pub no_snapshots: Option<String>,
+    /// How QEMU caches the active layer.
+    pub tuning: Tuning,
+    /// What was assumed where QEMU does not tell (`discard`, `aio`).
+    pub assumed: Vec<String>,
+}
+
+/// Options of the active layer that QEMU tells of; layers in its place get the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tuning {
+    /// `cache.direct`
+    pub direct: bool,
+    /// `cache.no-flush`
+    pub no_flush: bool,
+    /// `detect-zeroes`, unless it is off.
+    pub detect_zeroes: Option<String>,
+}
+
+impl Disk {
+    /// The layer that holds external snapshot `name`.
+    pub fn external(&self, name: &str) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.shown() && layer.record.as_ref().is_some_and(|r| r.name == name))
+    }
+
+    /// The internal snapshot of that name.
+    pub fn internal(&self, name: &str) -> Option<&Internal> {
+        self.internals.iter().find(|internal| internal.name == name)
+    }
+}
+
+/// A file on a filesystem, whatever its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId {
+    /// st_dev.
+    pub dev: u64,
+    /// st_ino.
+    pub ino: u64,
+}
+
+/// How a layer's bytes are laid out, as QEMU or the overlay says it (never probed).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    /// qcow2.
+    Qcow2,
+    /// The bytes themselves.
+    Raw,
+    /// Anything else that QEMU reads and we do not, by QEMU's name for it.
+    Other(String),
+}
+
+impl Format {
+    /// The driver's name in QEMU.
+    pub fn name(&self) -> &str {
+        match self {
+            Format::Qcow2 => "qcow2",
+            Format::Raw => "raw",
+            Format::Other(name) => name,
+        }
+    }
+}
+
+/// One file of a chain.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// QEMU's node; None when offline.
+    pub node: Option<NodeName>,
+    /// The name under which it is to be opened (the active layer: maybe its alias).
+    pub path: PathBuf,
+    /// Which file that was when we looked; None when it cannot be seen from here.
+    pub file: Option<FileId>,
+    /// Its format.
+    pub format: Format,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes on the host's disk.
+    pub allocated_size: u64,
+    /// When the file was last written; stands in for an instant nobody recorded.
+    pub modified: Option<SystemTime>,
+    /// What we wrote down when we sealed it; None for a file that is not ours.
+    pub record: Option<PointRecord>,
+    /// A merge is at work on it and its own state is not to be shown.
+    pub leaving: bool,
+}
+
+impl Layer {
+    /// Whether it is listed as a point.
+    pub fn shown(&self) -> bool {
+        !self.leaving
+    }
+}
+
+/// What is kept in the extended attribute of a sealed file.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PointRecord {
+    /// Random, for ever: the point's identity.
+    pub id: String,
+    /// The name the user gave.
+    pub name: String,
+    /// The instant, RFC 3339 UTC.
+    pub time: String,
+    /// "crash": as after a power cut.
+    pub consistency: String,
+    /// The inode it was written for; a copy of the file has another and is not ours.
+    pub inode: u64,
+}
+
+/// An internal snapshot of one layer's file.
+#[derive(Debug, Clone)]
+pub struct Internal {
+    /// QEMU's id within the file.
+    pub id: String,
+    /// Its name, made fit for a directory entry.
+    pub name: String,
+    /// Its name in the image's snapshot table.
+    pub tag: String,
+    /// When it was taken.
+    pub time: SystemTime,
+    /// Bytes the guest saw; 0 when QEMU did not say (then the image does).
+    pub virtual_size: u64,
+    /// Bytes of RAM saved with it.
+    pub vm_state_size: u64,
+    /// Index in `layers` of the file that holds it; None: the active layer.
+    pub layer: Option<usize>,
+}
+
+/// A job as jobs/ID shows it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// QEMU's job id, the directory's name.
+    pub id: String,
+    /// "stream" or "commit".
+    pub verb: String,
+    /// The point it removes.
+    pub point: String,
+    /// QEMU's words: created, running, ready, concluded...
+    pub state: String,
+    /// Bytes done and to do.
+    pub progress: (u64, u64),
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Job {
+    /// Whether work is still to come.
+    pub fn ended(&self) -> bool {
+        self.state == "concluded" || self.state == "failed"
+    }
+}

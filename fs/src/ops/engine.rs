@@ -1,0 +1,398 @@
+//! The engine's state: the bridge to QEMU, the published model, and who holds which disk.
+//! Invariant: a disk is changed only by the holder of its [`DiskGuard`]; while it is held, others
+//! see the disk as it was before (or as the holder shows it). Lives on the thread `qmp` alone.
+
+use super::carried;
+use super::nodes::Carried;
+use super::observe;
+use super::{EngineConfig, recover};
+use crate::errno::{Errno, Failure};
+use crate::leases::Leases;
+use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
+use crate::report::Log;
+use crate::view::LayerCache;
+use qmpbridge::command::{Cont, QueryName, QueryStatus, Stop};
+use qmpbridge::{Bridge, Connection};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+
+/// How long a verb waits for another verb on the same disk; a snapshot takes well under a second.
+const DISK_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two attempts to settle what a lost connection left open.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// After so many attempts a person has to look.
+const SETTLE_ATTEMPTS: u32 = 60;
+
+/// See the module.
+pub struct Engine {
+    bridge: Option<Bridge>,
+    pub(super) config: EngineConfig,
+    pub(super) cache: Arc<LayerCache>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) log: Arc<Log>,
+    model: Arc<RwLock<Arc<Model>>>,
+    disks: RefCell<HashMap<String, Rc<DiskState>>>,
+    looked: Cell<Option<Instant>>,
+    /// Counts changes of work: waiters look again at each.
+    work: watch::Sender<u64>,
+    unsettled: RefCell<BTreeSet<String>>,
+    /// Lines of the log that were about one disk's trouble are not repeated at every look.
+    reported: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Default)]
+struct DiskState {
+    lock: Arc<Mutex<()>>,
+    held: Cell<bool>,
+    merging: Cell<bool>,
+    cancelled: Cell<bool>,
+    jobs: RefCell<Vec<Job>>,
+    frozen: RefCell<Option<Disk>>,
+}
+
+/// The right to change one disk.
+pub struct DiskGuard {
+    name: String,
+    state: Rc<DiskState>,
+    _lock: OwnedMutexGuard<()>,
+}
+
+impl DiskGuard {
+    /// The disk's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for DiskGuard {
+    fn drop(&mut self) {
+        self.state.held.set(false);
+    }
+}
+
+impl Engine {
+    pub(super) fn new(bridge: Option<Bridge>, config: EngineConfig, model: Arc<RwLock<Arc<Model>>>) -> Self {
+        Engine {
+            bridge,
+            cache: Arc::new(LayerCache::default()),
+            leases: Arc::new(Leases::default()),
+            log: Arc::clone(&config.log),
+            config,
+            model,
+            disks: RefCell::default(),
+            looked: Cell::new(None),
+            work: watch::Sender::new(0),
+            unsettled: RefCell::default(),
+            reported: RefCell::default(),
+        }
+    }
+
+    /// QEMU, when there is one.
+    pub fn bridge(&self) -> Result<&Bridge, Failure> {
+        self.bridge.as_ref().ok_or_else(|| Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)"))
+    }
+
+    pub(super) fn merge_policy(&self) -> MergePolicy {
+        self.config.merge
+    }
+
+    /// Takes the right to change a disk.
+    pub(super) async fn hold(&self, disk: &str) -> Result<DiskGuard, Failure> {
+        let state = self.state(disk);
+        let busy = || {
+            Failure::new(Errno::EBUSY, format!("a job is at work on disk '{disk}'"))
+                .next(format!("wait for it: cat disks/{disk}/wait"))
+        };
+        if state.merging.get() {
+            return Err(busy());
+        }
+        let lock = tokio::time::timeout(DISK_DEADLINE, Arc::clone(&state.lock).lock_owned()).await.map_err(|_| busy())?;
+        state.held.set(true);
+        let guard = DiskGuard { name: disk.to_owned(), state, _lock: lock };
+        if self.unsettled.borrow().contains(disk) {
+            recover::files_and_graph(self, &guard).await?;
+            self.unsettled.borrow_mut().remove(disk);
+        }
+        Ok(guard)
+    }
+
+    fn state(&self, disk: &str) -> Rc<DiskState> {
+        Rc::clone(self.disks.borrow_mut().entry(disk.to_owned()).or_default())
+    }
+
+    /// The disk as QEMU has it now.
+    pub(super) async fn observe_disk(&self, guard: &DiskGuard) -> Result<Disk, Failure> {
+        self.observe_again(guard.name()).await
+    }
+
+    pub(super) async fn observe_again(&self, name: &str) -> Result<Disk, Failure> {
+        let disks = self.observe().await?;
+        disks.into_iter().find(|disk| disk.name == name).ok_or_else(|| Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more")))
+    }
+
+    async fn observe(&self) -> Result<Vec<Disk>, Failure> {
+        let bridge = self.bridge()?;
+        let graph = bridge.graph().await?;
+        Ok(observe::disks(&graph, &self.sight(bridge)))
+    }
+
+    pub(super) fn sight(&self, bridge: &Bridge) -> observe::Sight {
+        observe::Sight::of(bridge.peer_pid(), &self.config.embedded_disks, self.config.verbs.read_only)
+    }
+
+    /// Looks at QEMU and publishes what it sees. Disks that somebody is changing stay as they are
+    /// shown, but for `own`, whose holder asks.
+    pub(super) async fn refresh(&self, own: Option<&str>) -> Result<(), Failure> {
+        let Some(bridge) = &self.bridge else {
+            return Ok(());
+        };
+        if let Connection::Down { reason, .. } = &*bridge.connection().borrow() {
+            self.publish_connection(ConnectionState::Down(reason.clone()));
+            return Err(qmpbridge::Error::Disconnected.into());
+        }
+        let mut disks = self.observe().await?;
+        let run_state = if bridge.supports("query-status") { Some(bridge.run(QueryStatus).await?.status) } else { None };
+        let name = match &self.config.vm_name {
+            Some(name) => Some(name.clone()),
+            None if bridge.supports("query-name") => bridge.run(QueryName).await?.name,
+            None => None,
+        };
+        let old = self.current();
+        for disk in &mut disks {
+            let state = self.state(&disk.name);
+            if state.held.get() && own != Some(disk.name.as_str()) {
+                let shown = state.frozen.borrow().clone().or_else(|| old.disk(&disk.name).cloned());
+                if let Some(shown) = shown {
+                    *disk = shown;
+                }
+            }
+            disk.jobs = state.jobs.borrow().clone();
+        }
+        for (name, state) in self.disks.borrow().iter() {
+            // a disk that is out of sight in the middle of a merge is not gone
+            if let Some(frozen) = state.frozen.borrow().as_ref().filter(|_| !disks.iter().any(|disk| &disk.name == name)) {
+                disks.push(frozen.clone());
+            }
+        }
+        disks.sort_by(|a, b| a.name.cmp(&b.name));
+        let vm = Vm {
+            name: name.unwrap_or_else(|| old.vm.name.clone()),
+            run_state,
+            qemu_version: bridge.version().to_string(),
+            source: self.config.source_text.clone(),
+            connection: ConnectionState::Up,
+            capabilities: observe::capabilities(bridge, self.config.verbs),
+            merge: self.config.merge,
+        };
+        self.looked.set(Some(Instant::now()));
+        self.publish(Model { vm, disks });
+        Ok(())
+    }
+
+    /// Like `refresh`, unless that was just done.
+    pub(super) async fn refresh_if_older(&self, than: Duration) -> Result<(), Failure> {
+        match self.looked.get() {
+            Some(looked) if looked.elapsed() < than => Ok(()),
+            Some(_) | None => self.refresh(None).await,
+        }
+    }
+
+    pub(super) fn current(&self) -> Arc<Model> {
+        Arc::clone(&self.model.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn publish(&self, model: Model) {
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
+        self.work.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub(super) fn publish_connection(&self, connection: ConnectionState) {
+        let mut model = Model::clone(&self.current());
+        if model.vm.connection != connection {
+            model.vm.run_state = None;
+            model.vm.connection = connection;
+            self.publish(model);
+        }
+    }
+
+    /// Options that nodes in the place of the disk's own must have.
+    pub(super) fn carried(&self, disk: &Disk) -> Carried {
+        carried::for_disk(disk, self.bridge.as_ref().and_then(Bridge::peer_pid)).0
+    }
+
+    /// Whether a guest runs. A storage daemon has none that could be stopped.
+    pub(super) async fn running(&self) -> Result<bool, Failure> {
+        let bridge = self.bridge()?;
+        if !bridge.supports("stop") {
+            return Ok(false);
+        }
+        Ok(bridge.run(QueryStatus).await?.running)
+    }
+
+    pub(super) async fn stop_guest(&self) -> Result<(), Failure> {
+        self.bridge()?.run(Stop).await?;
+        Ok(())
+    }
+
+    pub(super) async fn resume_guest(&self) -> Result<(), Failure> {
+        self.bridge()?.run(Cont).await?;
+        Ok(())
+    }
+
+    /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
+    pub(super) fn freeze(&self, guard: &DiskGuard, disk: &Disk, leaving: usize, job: Job) {
+        let mut shown = disk.clone();
+        shown.layers[leaving].leaving = true;
+        let state = &guard.state;
+        state.merging.set(true);
+        state.cancelled.set(false);
+        // what failed before is history once new work was accepted
+        state.jobs.borrow_mut().retain(|job| !job.ended());
+        state.jobs.borrow_mut().push(job);
+        *state.frozen.borrow_mut() = Some(shown);
+        self.publish_jobs(guard.name());
+    }
+
+    fn publish_jobs(&self, disk: &str) {
+        let state = self.state(disk);
+        let mut model = Model::clone(&self.current());
+        if let Some(shown) = model.disks.iter_mut().find(|shown| shown.name == disk) {
+            if let Some(frozen) = state.frozen.borrow().clone() {
+                *shown = frozen;
+            }
+            shown.jobs = state.jobs.borrow().clone();
+        }
+        self.publish(model);
+    }
+
+    /// Brings a job's progress up to date.
+    pub(super) async fn show_progress(&self, guard: &DiskGuard, id: &str) {
+        let Ok(bridge) = self.bridge() else { return };
+        let Ok(jobs) = bridge.jobs().await else { return };
+        let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else { return };
+        if let Some(job) = guard.state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
+            job.state = format!("{:?}", seen.status).to_lowercase();
+            job.progress = (seen.current_progress, seen.total_progress);
+        }
+        self.publish_jobs(guard.name());
+    }
+
+    /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
+    pub(super) async fn thaw(&self, guard: &DiskGuard, id: &str, failed: Option<Failure>) {
+        let state = &guard.state;
+        {
+            let mut jobs = state.jobs.borrow_mut();
+            match failed.filter(|_| !state.cancelled.get()) {
+                None => jobs.retain(|job| job.id != id),
+                Some(failure) => {
+                    if let Some(job) = jobs.iter_mut().find(|job| job.id == id) {
+                        job.state = "concluded".into();
+                        job.error = Some(failure.to_string());
+                    }
+                }
+            }
+        }
+        *state.frozen.borrow_mut() = None;
+        state.merging.set(false);
+        if self.refresh(Some(guard.name())).await.is_err() {
+            self.publish_jobs(guard.name());
+        }
+    }
+
+    /// `rmdir jobs/ID`.
+    pub(super) async fn cancel(&self, disk: &str, id: &str) -> Result<(), Failure> {
+        let state = self.state(disk);
+        let job = state.jobs.borrow().iter().find(|job| job.id == id).cloned();
+        let job = job.ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no job '{id}'")))?;
+        if job.ended() {
+            state.jobs.borrow_mut().retain(|job| job.id != id);
+            self.publish_jobs(disk);
+            return Ok(());
+        }
+        if job.verb != "stream" {
+            return Err(Failure::new(Errno::EPERM, "a commit has begun to change the layer below and cannot be taken back")
+                .next(format!("let it end: cat disks/{disk}/wait")));
+        }
+        let id = qmpbridge::JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        self.bridge()?.cancel_job(&id, qmpbridge::Cancel::Force).await?;
+        state.cancelled.set(true);
+        Ok(())
+    }
+
+    /// Whether work is under way in a scope, or how the last of it ended.
+    pub(super) fn work_in(&self, disk: Option<&str>, id: Option<&str>) -> Work {
+        let states = self.disks.borrow();
+        let jobs: Vec<Job> = states
+            .iter()
+            .filter(|(name, _)| disk.is_none_or(|disk| disk == name.as_str()))
+            .flat_map(|(_, state)| state.jobs.borrow().clone())
+            .filter(|job| id.is_none_or(|id| id == job.id))
+            .collect();
+        if jobs.iter().any(|job| !job.ended()) {
+            return Work::UnderWay;
+        }
+        match jobs.into_iter().find_map(|job| job.error) {
+            Some(error) => Work::Failed(error),
+            None => Work::Done,
+        }
+    }
+
+    pub(super) fn work_changes(&self) -> watch::Receiver<u64> {
+        self.work.subscribe()
+    }
+
+    /// A verb ended without knowing what QEMU did: finds out as soon as QEMU (or its files) can tell.
+    pub(super) fn settle_later(&self, disk: &str) {
+        if self.unsettled.borrow_mut().insert(disk.to_owned()) {
+            self.log.note(&format!("disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"));
+        }
+    }
+
+    pub(super) fn report_once(&self, text: &str) {
+        if self.reported.borrow_mut().insert(text.to_owned()) {
+            self.log.note(text);
+        }
+    }
+
+    pub(super) fn unsettled(&self) -> Vec<String> {
+        self.unsettled.borrow().iter().cloned().collect()
+    }
+}
+
+/// What `wait` waits for.
+pub(super) enum Work {
+    UnderWay,
+    Failed(String),
+    Done,
+}
+
+/// Tries again and again to settle what was left open, until it is.
+pub(super) async fn keep_settling(engine: Rc<Engine>) {
+    let mut attempts: HashMap<String, u32> = HashMap::new();
+    loop {
+        tokio::time::sleep(SETTLE_EVERY).await;
+        for disk in engine.unsettled() {
+            let tries = attempts.entry(disk.clone()).or_default();
+            if *tries >= SETTLE_ATTEMPTS {
+                continue;
+            }
+            *tries += 1;
+            // holding the disk settles it first
+            match engine.hold(&disk).await {
+                Ok(guard) => {
+                    drop(guard);
+                    attempts.remove(&disk);
+                    engine.log.note(&format!("disk '{disk}': settled"));
+                    if let Err(failure) = engine.refresh(None).await {
+                        tracing::debug!(%failure, "refresh");
+                    }
+                }
+                Err(failure) => engine.report_once(&format!("disk '{disk}': not settled yet: {failure}")),
+            }
+        }
+    }
+}

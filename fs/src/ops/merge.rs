@@ -1,0 +1,215 @@
+//! `rmdir disks/D/snapshots/N`: a block-stream or block-commit, and afterwards the names put right.
+//! The call returns when QEMU has accepted the job; the rest runs on, holding the disk, and is
+//! what `recover` takes up again after a kill. All other points stay readable through maps of the
+//! chain made before the job (`LayerCache::pin`).
+
+pub mod plan;
+pub(super) mod steps;
+mod text;
+
+pub use text::plan_text;
+pub(super) use text::layer_index;
+
+use super::Answer;
+use super::engine::{DiskGuard, Engine};
+use crate::errno::{Errno, Failure};
+use crate::layer_file::{self, MergeJournal};
+use crate::model::{Disk, Job, Layer};
+use crate::view::LayerSpec;
+use plan::{Plan, Verb, above};
+use qmpbridge::{JobHandle, JobId, JobStage};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often a running job's progress is looked at.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Everything a merge needs to know, taken before it starts.
+pub(super) struct Merge {
+    pub(super) disk: Disk,
+    pub(super) index: usize,
+    pub(super) verb: Verb,
+    pub(super) job: JobId,
+    pub(super) journal: MergeJournal,
+}
+
+impl Merge {
+    pub(super) fn here(&self) -> &Layer {
+        &self.disk.layers[self.index]
+    }
+
+    pub(super) fn up(&self) -> &Layer {
+        above(&self.disk, self.index)
+    }
+
+    pub(super) fn below(&self) -> Option<&Layer> {
+        self.index.checked_sub(1).map(|below| &self.disk.layers[below])
+    }
+
+    /// S of the point that goes.
+    pub(super) fn sealed_path(&self) -> PathBuf {
+        layer_file::sealed_path(&self.disk.active_path, &self.journal.point.name)
+    }
+}
+
+/// Removes external snapshot `name`. `answer` is called once QEMU has accepted the job, or has not.
+pub async fn delete_external(engine: Rc<Engine>, guard: DiskGuard, name: &str, answer: Answer<()>) {
+    match begin(&engine, &guard, name).await {
+        Ok(merge) => run(engine, guard, merge, Some(answer)).await,
+        Err(failure) => answer(Err(failure)),
+    }
+}
+
+async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, Failure> {
+    let disk = engine.observe_disk(guard).await?;
+    let index = text::index_of(&disk, name).ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
+    let here = &disk.layers[index];
+    let file = here.file.ok_or_else(|| Failure::new(Errno::EOPNOTSUPP, format!("{} cannot be seen from here", here.path.display())))?;
+    let readers = engine.leases.holders(file);
+    if let Some(reader) = readers.first() {
+        return Err(Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {}{}", reader.pid, more(readers.len())))
+            .next(format!("close it (ps -p {}), then rmdir again", reader.pid)));
+    }
+    let facts_of = disk.clone();
+    let facts = super::snapshot::blocking(move || text::facts(&facts_of, index)).await?;
+    let Plan { verb, because, .. } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
+    let point = here.record.clone().ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
+    let job = JobId::fresh(verb.word()).map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    tracing::info!(disk = disk.name, point = name, verb = verb.word(), because, "merge");
+    let up = above(&disk, index);
+    let journal = MergeJournal {
+        version: 1,
+        verb: verb.word().into(),
+        job: job.as_str().into(),
+        point,
+        upper: if index + 1 == disk.layers.len() { disk.active_path.clone() } else { up.path.clone() },
+        upper_record: up.record.clone(),
+        below: index.checked_sub(1).map(|below| disk.layers[below].path.clone()),
+        resume: false,
+        inode: file.ino,
+    };
+    Ok(Merge { disk, index, verb, job, journal })
+}
+
+fn more(readers: usize) -> String {
+    if readers > 1 { format!(" and {} more", readers - 1) } else { String::new() }
+}
+
+/// Runs a merge from its first step to its last. Also how recovery takes one up again: every step
+/// looks first whether it was done.
+pub(super) async fn run(engine: Rc<Engine>, guard: DiskGuard, mut merge: Merge, answer: Option<Answer<()>>) {
+    let point = merge.journal.point.name.clone();
+    let mut answer = Once(answer);
+    let started = std::time::Instant::now();
+    engine.freeze(&guard, &merge.disk, merge.index, entry(&merge, "created"));
+    let outcome = work(&engine, &guard, &mut merge, &mut answer).await;
+    let failed = outcome.as_ref().err().cloned();
+    engine.log.record("merge", &format!("/disks/{}/snapshots/{point}", merge.disk.name), 0, &outcome, started.elapsed());
+    let accepted = answer.used();
+    if let Some(failure) = &failed {
+        answer.give(Err(failure.clone()));
+    }
+    let unsettled = failed.as_ref().is_some_and(|failure| matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT));
+    engine.thaw(&guard, merge.job.as_str(), failed.filter(|_| accepted)).await;
+    if unsettled {
+        engine.settle_later(guard.name());
+    }
+}
+
+async fn work(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, answer: &mut Once) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    let chain: Vec<LayerSpec> = merge.disk.layers.iter().filter(|layer| layer.file.is_some()).map(LayerSpec::from).collect();
+    let cache = engine.cache.clone();
+    // held to the end: what is opened meanwhile reads the chain as it was
+    let _pin = super::snapshot::blocking(move || cache.pin(&chain)).await?;
+    let carried = engine.carried(&merge.disk);
+    let path = merge.here().path.clone();
+    layer_file::write_merge(&path, &merge.journal)?;
+    let started = match steps::start(engine, bridge, merge, &carried).await {
+        Ok(started) => started,
+        Err(failure) => {
+            if !matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT) {
+                // refused before a byte was copied: the point is what it was
+                layer_file::clear_merge(&merge.here().path)?;
+            }
+            return Err(failure);
+        }
+    };
+    answer.give(Ok(()));
+    let outcome = follow(engine, guard, merge, started).await;
+    if outcome.is_err() && merge.journal.resume {
+        // the pivot did not happen; the guest goes on where it stood
+        engine.resume_guest().await?;
+        merge.journal.resume = false;
+    }
+    let ended = match outcome {
+        Ok(()) => steps::finish(engine, bridge, merge, &carried).await,
+        Err(failure) => {
+            if merge.verb == Verb::Stream && failure.errno != Errno::ENOTCONN {
+                // a stream that failed or was cancelled has changed no state of any layer
+                layer_file::clear_merge(&merge.here().path)?;
+            }
+            Err(failure)
+        }
+    };
+    if !matches!(&ended, Err(failure) if failure.errno == Errno::ENOTCONN) {
+        // the last thing: until it is dismissed a restarted daemon finds how it ended
+        let _ = bridge.dismiss_job(&merge.job).await;
+    }
+    ended
+}
+
+/// Waits for the job, showing its progress; brings an active commit over its READY.
+async fn follow(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, mut job: JobHandle) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    loop {
+        let stage = tokio::select! {
+            stage = job.wait_ready_or_concluded() => match stage {
+                Ok(stage) => stage,
+                // it ended while nobody listened: the graph tells how
+                Err(qmpbridge::Error::JobVanished { .. }) if steps::point_left(engine, merge).await? => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
+            () = tokio::time::sleep(PROGRESS_EVERY) => {
+                engine.show_progress(guard, merge.job.as_str()).await;
+                continue;
+            }
+        };
+        match stage {
+            JobStage::Concluded => return Ok(()),
+            JobStage::Ready => {
+                steps::stop_before_pivot(engine, merge).await?;
+                bridge.complete_job(&merge.job).await?;
+                job.wait_concluded().await?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn entry(merge: &Merge, state: &str) -> Job {
+    Job {
+        id: merge.job.as_str().into(),
+        verb: if merge.verb == Verb::Stream { "stream" } else { "commit" }.into(),
+        point: merge.journal.point.name.clone(),
+        state: state.into(),
+        progress: (0, 0),
+        error: None,
+    }
+}
+
+/// The answer of the system call: given once, whatever happens.
+struct Once(Option<Answer<()>>);
+
+impl Once {
+    fn give(&mut self, outcome: Result<(), Failure>) {
+        if let Some(answer) = self.0.take() {
+            answer(outcome);
+        }
+    }
+
+    fn used(&self) -> bool {
+        self.0.is_none()
+    }
+}

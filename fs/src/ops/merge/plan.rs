@@ -1,0 +1,152 @@
+//! Which of stream and commit removes a point, and why: the table of docs/SEMANTICS.md.
+//! Pure: it is given the disk and what was found out about its files, and decides.
+
+use crate::errno::{Errno, Failure};
+use crate::model::{Disk, Format, Layer, MergePolicy};
+use std::path::PathBuf;
+
+/// How a point is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Its bytes go up into the layer above; its file goes.
+    Stream,
+    /// The sealed layer above goes down into its file, which takes that layer's name.
+    Commit,
+    /// The active layer goes down into its file, which becomes the active layer.
+    CommitActive,
+}
+
+impl Verb {
+    /// The word in journals and jobs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verb::Stream => "stream",
+            Verb::Commit => "commit",
+            Verb::CommitActive => "commit-active",
+        }
+    }
+
+    /// The verb a journal names.
+    pub fn from_word(word: &str) -> Option<Verb> {
+        [Verb::Stream, Verb::Commit, Verb::CommitActive].into_iter().find(|verb| verb.word() == word)
+    }
+}
+
+/// What was found out about the files of the two layers.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Bytes that block-stream would copy: what the point's own layer holds.
+    pub stream_bytes: u64,
+    /// Bytes that block-commit would copy: what the layer above holds.
+    pub commit_bytes: u64,
+    /// Other images that stand on the point's file.
+    pub dependents: Vec<PathBuf>,
+    /// Names of the point's file on its filesystem.
+    pub names: u64,
+    /// Bytes free where the layer above lies.
+    pub free_above: u64,
+    /// Bytes free where the point's file lies.
+    pub free_here: u64,
+}
+
+/// What `rmdir` of a point does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Stream or commit.
+    pub verb: Verb,
+    /// Bytes to copy, at most.
+    pub copy: u64,
+    /// Why this verb.
+    pub because: String,
+}
+
+/// The layer above `layers[index]`.
+pub fn above(disk: &Disk, index: usize) -> &Layer {
+    disk.layers.get(index + 1).unwrap_or(&disk.active)
+}
+
+/// Room a job may take beyond the bytes it copies: new tables of the image.
+const METADATA_RESERVE: u64 = 16 << 20;
+
+/// Decides, or says why nothing can be done.
+pub fn choose(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Result<Plan, Failure> {
+    let here = &disk.layers[index];
+    let up = above(disk, index);
+    let up_is_active = index + 1 == disk.layers.len();
+    if here.record.is_none() {
+        return Err(Failure::new(Errno::EPERM, format!("{} was not sealed by qmpfs, so it is neither written nor removed", here.path.display()))
+            .next("take it out of the chain with the tool that made it"));
+    }
+    if here.format != Format::Qcow2 || up.format != Format::Qcow2 {
+        return Err(Failure::new(Errno::EOPNOTSUPP, "only qcow2 layers are merged"));
+    }
+    if let Some(other) = facts.dependents.first() {
+        return Err(Failure::new(Errno::EBUSY, format!("{} stands on {}", other.display(), here.path.display()))
+            .next(format!("remove that image, or give it another backing file with qemu-img rebase, then try again ({} in all)", facts.dependents.len())));
+    }
+    if let Some(name) = internal_in(disk, if up_is_active { None } else { Some(index + 1) }) {
+        return Err(Failure::new(Errno::EBUSY, format!("the layer above holds internal snapshot '{name}', which would change or be lost"))
+            .next(format!("rmdir disks/{}/internal/{name} first", disk.name)));
+    }
+    let stream = stream_allowed(disk, index, facts, up_is_active);
+    let commit = commit_allowed(disk, index, facts, up_is_active);
+    let commit_verb = if up_is_active { Verb::CommitActive } else { Verb::Commit };
+    let streamed = |because: String| Plan { verb: Verb::Stream, copy: facts.stream_bytes, because };
+    let committed = |because: String| Plan { verb: commit_verb, copy: facts.commit_bytes, because };
+    match policy {
+        MergePolicy::Stream => return stream.map(|()| streamed("-o merge=stream".into())),
+        MergePolicy::Commit => return commit.map(|()| committed("-o merge=commit".into())),
+        MergePolicy::Auto => {}
+    }
+    match (stream, commit) {
+        (Ok(()), Ok(())) if facts.commit_bytes < facts.stream_bytes => {
+            Ok(committed(format!("commit copies {} bytes, stream would copy {}", facts.commit_bytes, facts.stream_bytes)))
+        }
+        (Ok(()), Ok(())) => Ok(streamed(format!("stream copies {} bytes, commit would copy {}", facts.stream_bytes, facts.commit_bytes))),
+        (Ok(()), Err(no)) => Ok(streamed(format!("commit is not possible: {}", no.message))),
+        (Err(no), Ok(())) => Ok(committed(format!("stream is not possible: {}", no.message))),
+        (Err(no), Err(_)) => Err(no),
+    }
+}
+
+fn internal_in(disk: &Disk, layer: Option<usize>) -> Option<&str> {
+    disk.internals.iter().find(|internal| internal.layer == layer).map(|internal| internal.name.as_str())
+}
+
+fn stream_allowed(disk: &Disk, index: usize, facts: &Facts, up_is_active: bool) -> Result<(), Failure> {
+    let up = above(disk, index);
+    if !up_is_active && up.record.is_none() {
+        return Err(Failure::new(Errno::EPERM, format!("the layer above, {}, was not made by qmpfs and is not written", up.path.display())));
+    }
+    if let Some(name) = internal_in(disk, Some(index)) {
+        return Err(Failure::new(Errno::EBUSY, format!("its file holds internal snapshot '{name}', which would be lost")));
+    }
+    room(facts.stream_bytes, facts.free_above)
+}
+
+fn commit_allowed(disk: &Disk, index: usize, facts: &Facts, up_is_active: bool) -> Result<(), Failure> {
+    let here = &disk.layers[index];
+    let up = above(disk, index);
+    let no = |why: String| Err(Failure::new(Errno::EOPNOTSUPP, why));
+    if !disk.root.as_ref().is_some_and(|root| root.is_ours()) {
+        return no("no snapshot was taken since the VM started, so the root node is not ours to re-arrange".into());
+    }
+    if !up_is_active && up.record.is_none() {
+        return no(format!("the layer above, {}, was not made by qmpfs and is not removed", up.path.display()));
+    }
+    if up.virtual_size != here.virtual_size {
+        return no("the disk was resized in between".into());
+    }
+    if facts.names > 1 {
+        return no(format!("{} has {} names: somebody else may rely on its bytes", here.path.display(), facts.names));
+    }
+    room(facts.commit_bytes, facts.free_here)
+}
+
+fn room(bytes: u64, free: u64) -> Result<(), Failure> {
+    let needed = bytes.saturating_add(METADATA_RESERVE);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Failure::new(Errno::ENOSPC, format!("the merge may need {needed} bytes, {free} are free")).next("make room on that filesystem, then try again"))
+}

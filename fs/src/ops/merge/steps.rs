@@ -1,0 +1,292 @@
+//! The steps of a merge before its job and after it: what QEMU is told, and which file then has
+//! which name. The order is the proven one (docs/SEMANTICS.md): at every moment each node's file
+//! name names the node's own inode, and D boots the right disk. Each step looks whether it was
+//! done already, so that recovery can start again from any of them.
+
+use super::Merge;
+use super::plan::Verb;
+use crate::errno::{Errno, Failure};
+use crate::layer_file;
+use crate::model::{FileId, PointRecord};
+use crate::ops::engine::Engine;
+use crate::ops::nodes::{self, Carried, Role};
+use crate::ops::settle;
+use crate::sys;
+use qmpbridge::command::{BlockCommit, BlockStream, ChangeBackingFile};
+use qmpbridge::{BlockGraph, Bridge, JobHandle, NodeName};
+use std::path::{Path, PathBuf};
+
+/// Gets the job going, or takes up the one that already runs.
+pub(super) async fn start(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+    if bridge.jobs().await?.iter().any(|job| job.id == merge.job) {
+        return Ok(bridge.attach_job(merge.job.clone()).await?);
+    }
+    match merge.verb {
+        Verb::Stream => stream(bridge, merge).await,
+        Verb::Commit => commit(engine, bridge, merge, carried).await,
+        Verb::CommitActive => commit_active(engine, bridge, merge, carried).await,
+    }
+}
+
+async fn stream(bridge: &Bridge, merge: &Merge) -> Result<JobHandle, Failure> {
+    let mut command = BlockStream::new(merge.job.clone(), node(merge.up().node.as_ref())?);
+    if let Some(below) = merge.below() {
+        command.base_node = Some(node(below.node.as_ref())?);
+        command.backing_file = Some(below.path.clone());
+    }
+    Ok(bridge.start_job(merge.job.clone(), command).await?)
+}
+
+async fn commit(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+    own_all(engine, bridge, merge, carried).await?;
+    let up = merge.up();
+    if let Some(file) = up.file {
+        // QEMU unshares "consistent read" on what it commits: our lock there would refuse the job
+        engine.cache.unlock(file);
+    }
+    let command = BlockCommit {
+        job_id: merge.job.clone(),
+        device: node(merge.disk.root.as_ref())?,
+        top_node: Some(node(up.node.as_ref())?),
+        base_node: Some(node(merge.here().node.as_ref())?),
+        backing_file: Some(merge.sealed_path()),
+        speed: None,
+        on_error: None,
+        auto_finalize: None,
+        auto_dismiss: false,
+    };
+    Ok(bridge.start_job(merge.job.clone(), command).await?)
+}
+
+async fn commit_active(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+    own_all(engine, bridge, merge, carried).await?;
+    let sealed = merge.sealed_path();
+    if merge.here().path == sealed {
+        // the node that will be the root must not be known as S: that name goes
+        let alias = layer_file::alias_path(&merge.disk.active_path);
+        layer_file::link_new(&sealed, &alias)?;
+        if let Err(failure) = move_below_root(engine, bridge, merge, &alias, carried).await {
+            settle::remove_name(&alias)?;
+            return Err(failure);
+        }
+    }
+    let command = BlockCommit {
+        job_id: merge.job.clone(),
+        device: node(merge.disk.root.as_ref())?,
+        top_node: None,
+        base_node: Some(node(merge.here().node.as_ref())?),
+        backing_file: None,
+        speed: None,
+        on_error: None,
+        auto_finalize: None,
+        auto_dismiss: false,
+    };
+    match bridge.start_job(merge.job.clone(), command).await {
+        Ok(job) => Ok(job),
+        Err(error) => {
+            let alias = merge.here().path.clone();
+            move_below_root(engine, bridge, merge, &sealed, carried).await?;
+            settle::remove_name(&alias)?;
+            Err(error.into())
+        }
+    }
+}
+
+/// Makes every node of the chain one of ours, and looks at the disk again if that changed it.
+async fn own_all(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<(), Failure> {
+    nodes::adopt(bridge, &merge.disk, carried).await?;
+    merge.disk = engine.observe_again(&merge.disk.name).await?;
+    Ok(())
+}
+
+/// Puts a fresh node on the same file under another name in the place right below the root.
+async fn move_below_root(engine: &Engine, bridge: &Bridge, merge: &mut Merge, to: &Path, carried: &Carried) -> Result<(), Failure> {
+    let root = node(merge.disk.root.as_ref())?;
+    let old = node(merge.here().node.as_ref())?;
+    let below = merge.below().map(|below| node(below.node.as_ref())).transpose()?;
+    let graph = bridge.graph().await?;
+    let fresh = nodes::add_sealed(bridge, to, "qcow2", below, carried).await?;
+    if let Err(failure) = nodes::set_backing(bridge, &graph, &root, Some(fresh.clone()), Role::Active, carried).await {
+        if let Ok(graph) = bridge.graph().await {
+            let _ = nodes::drop_layer(bridge, &graph, &fresh).await;
+        }
+        return Err(failure);
+    }
+    nodes::drop_layer(bridge, &graph, &old).await?;
+    merge.disk = engine.observe_again(&merge.disk.name).await?;
+    Ok(())
+}
+
+/// The guest stands still from just before the pivot until D names the new active layer.
+pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
+    if engine.running().await? {
+        merge.journal.resume = true;
+        layer_file::write_merge(&merge.here().path, &merge.journal)?;
+        engine.stop_guest().await?;
+    }
+    Ok(())
+}
+
+/// Whether the chain no longer needs the point (or, after a commit, the layer above it).
+pub(super) async fn point_left(engine: &Engine, merge: &Merge) -> Result<bool, Failure> {
+    let now = engine.observe_again(&merge.disk.name).await?;
+    let gone = if merge.verb == Verb::Stream { merge.here().file } else { merge.up().file };
+    Ok(!now.layers.iter().chain([&now.active]).any(|layer| layer.file == gone))
+}
+
+/// What is left to do when the job has concluded without error.
+pub(super) async fn finish(engine: &Engine, bridge: &Bridge, merge: &Merge, carried: &Carried) -> Result<(), Failure> {
+    let here = merge.here();
+    let file = here.file.ok_or_else(|| Failure::new(Errno::EIO, "the point's file is not known"))?;
+    match merge.verb {
+        Verb::Stream => {
+            let up = merge.up();
+            finish_stream(bridge, here.node.as_ref(), &here.path, file, &up.path).await
+        }
+        Verb::Commit => {
+            let over = merge.disk.layers.get(merge.index + 2).unwrap_or(&merge.disk.active);
+            let committed = Committed {
+                root: node(merge.disk.root.as_ref())?,
+                over: node(over.node.as_ref())?,
+                over_role: if merge.index + 2 < merge.disk.layers.len() { Role::Sealed } else { Role::Active },
+                over_path: over.path.clone(),
+                upper_node: merge.up().node.clone(),
+                upper_path: merge.journal.upper.clone(),
+                upper_record: merge.journal.upper_record.clone(),
+                sealed: merge.sealed_path(),
+                file,
+            };
+            finish_commit(bridge, &committed, carried).await
+        }
+        Verb::CommitActive => {
+            let up = merge.up();
+            let pivoted = Pivoted {
+                active: merge.disk.active_path.clone(),
+                opened_as: here.path.clone(),
+                sealed: merge.sealed_path(),
+                file,
+                resume: merge.journal.resume,
+                old_node: up.node.clone(),
+                old_alias: (up.path != merge.disk.active_path).then(|| up.path.clone()),
+            };
+            finish_pivot(engine, bridge, &pivoted).await
+        }
+    }
+}
+
+/// After a stream: the point's nodes and then its file go.
+pub(in crate::ops) async fn finish_stream(bridge: &Bridge, point: Option<&NodeName>, path: &Path, file: FileId, upper: &Path) -> Result<(), Failure> {
+    let graph = bridge.graph().await?;
+    drop_if_there(bridge, &graph, point).await?;
+    let graph = bridge.graph().await?;
+    refuse_if_open(&graph, path)?;
+    // the header of the layer above no longer names it; that must be on disk before the file goes
+    let upper = upper.to_owned();
+    crate::ops::snapshot::blocking(move || layer_file::fsync_file(&upper)).await?;
+    settle::remove_file(path, file)
+}
+
+/// A commit of one sealed layer into another.
+pub(in crate::ops) struct Committed {
+    pub(in crate::ops) root: NodeName,
+    /// V: the layer whose backing file it was.
+    pub(in crate::ops) over: NodeName,
+    pub(in crate::ops) over_role: Role,
+    pub(in crate::ops) over_path: PathBuf,
+    /// U's node, if it is still there.
+    pub(in crate::ops) upper_node: Option<NodeName>,
+    /// S_U: the name that the receiving file takes.
+    pub(in crate::ops) upper_path: PathBuf,
+    pub(in crate::ops) upper_record: Option<PointRecord>,
+    /// S_N: the name that goes.
+    pub(in crate::ops) sealed: PathBuf,
+    /// The receiving file.
+    pub(in crate::ops) file: FileId,
+}
+
+/// After a commit: the file that received the layer above takes its name and its record.
+pub(in crate::ops) async fn finish_commit(bridge: &Bridge, done: &Committed, carried: &Carried) -> Result<(), Failure> {
+    let graph = bridge.graph().await?;
+    drop_if_there(bridge, &graph, done.upper_node.as_ref()).await?;
+    if sys::file_id(&done.upper_path).ok() != Some(done.file) {
+        if let Some(record) = &done.upper_record {
+            let record = PointRecord { inode: done.file.ino, ..record.clone() };
+            layer_file::write_point(&done.sealed, &record)?;
+        }
+        layer_file::replace(&done.sealed, &done.upper_path)?;
+    }
+    bridge
+        .run(ChangeBackingFile {
+            device: done.root.as_str().into(),
+            image_node_name: done.over.clone(),
+            backing_file: done.upper_path.clone(),
+        })
+        .await?;
+    let graph = bridge.graph().await?;
+    let below_over = graph.node(&done.over).and_then(|over| over.backing.clone());
+    if let Some(receiver) = below_over.as_ref().and_then(|name| graph.node(name))
+        && receiver.path.as_deref() != Some(done.upper_path.as_path())
+    {
+        let fresh = nodes::add_sealed(bridge, &done.upper_path, "qcow2", receiver.backing.clone(), carried).await?;
+        nodes::set_backing(bridge, &graph, &done.over, Some(fresh), done.over_role, carried).await?;
+        nodes::drop_layer(bridge, &graph, &receiver.name).await?;
+    }
+    let over = done.over_path.clone();
+    crate::ops::snapshot::blocking(move || layer_file::fsync_file(&over)).await?;
+    settle::remove_file(&done.sealed, done.file)?;
+    layer_file::clear_merge(&done.upper_path)
+}
+
+/// A commit of the active layer, after the pivot.
+pub(in crate::ops) struct Pivoted {
+    /// D.
+    pub(in crate::ops) active: PathBuf,
+    /// The alias under which QEMU has the new active layer open.
+    pub(in crate::ops) opened_as: PathBuf,
+    /// S_N: the name that goes.
+    pub(in crate::ops) sealed: PathBuf,
+    /// The new active layer's file.
+    pub(in crate::ops) file: FileId,
+    /// The guest was stopped for the pivot.
+    pub(in crate::ops) resume: bool,
+    /// The old active layer's node and alias.
+    pub(in crate::ops) old_node: Option<NodeName>,
+    pub(in crate::ops) old_alias: Option<PathBuf>,
+}
+
+/// After the pivot: D names the new active layer before the guest goes on.
+pub(in crate::ops) async fn finish_pivot(engine: &Engine, bridge: &Bridge, done: &Pivoted) -> Result<(), Failure> {
+    if sys::file_id(&done.active).ok() != Some(done.file) {
+        layer_file::replace(&done.opened_as, &done.active)?;
+    }
+    layer_file::clear_point(&done.active)?;
+    settle::remove_file(&done.sealed, done.file)?;
+    if done.resume {
+        engine.resume_guest().await?;
+    }
+    let graph = bridge.graph().await?;
+    drop_if_there(bridge, &graph, done.old_node.as_ref()).await?;
+    if let Some(alias) = &done.old_alias {
+        settle::remove_name(alias)?;
+    }
+    layer_file::clear_merge(&done.active)
+}
+
+async fn drop_if_there(bridge: &Bridge, graph: &BlockGraph, node: Option<&NodeName>) -> Result<(), Failure> {
+    match node.filter(|node| graph.node(node).is_some()) {
+        Some(node) => nodes::drop_layer(bridge, graph, node).await,
+        None => Ok(()),
+    }
+}
+
+fn refuse_if_open(graph: &BlockGraph, path: &Path) -> Result<(), Failure> {
+    if graph.nodes().any(|node| node.path.as_deref() == Some(path)) {
+        return Err(Failure::new(Errno::EBUSY, format!("QEMU still has {} open; it is not removed", path.display()))
+            .next("mount again when whatever uses it has ended"));
+    }
+    Ok(())
+}
+
+fn node(name: Option<&NodeName>) -> Result<NodeName, Failure> {
+    name.cloned().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the layer has no node in QEMU"))
+}

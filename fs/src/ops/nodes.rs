@@ -1,0 +1,192 @@
+//! Nodes of ours in QEMU's graph: fresh nodes on sealed files, overlays, and what lies below them.
+//! Invariant I2: nothing but `backing` is ever changed by blockdev-reopen, and only on nodes that
+//! we added; a node under a new name is a fresh node. Knows QMP and paths, no verb and no point.
+
+use crate::errno::{Errno, Failure};
+use crate::model::Disk;
+use qmpbridge::command::{BlockdevAdd, BlockdevDel, BlockdevOptions, BlockdevReopen, CacheOptions};
+use qmpbridge::{BlockGraph, Bridge, NodeName};
+use std::path::Path;
+
+/// Options of the VM's own node that the nodes in its place must have too.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Carried {
+    /// Cache mode, as QEMU tells it.
+    pub cache: Option<CacheOptions>,
+    /// detect-zeroes, as QEMU tells it; only on the active layer.
+    pub detect_zeroes: Option<String>,
+    /// `discard`, from the VM's command line.
+    pub discard: Option<String>,
+    /// `aio`, from the VM's command line.
+    pub aio: Option<String>,
+}
+
+/// Whether a format node is written by the guest or sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The guest writes it.
+    Active,
+    /// Nobody does, but for a merge.
+    Sealed,
+}
+
+/// The protocol node of a file. Never `read-only`: commit and stream would refuse it later.
+pub async fn add_protocol(bridge: &Bridge, path: &Path, carried: &Carried) -> Result<NodeName, Failure> {
+    let name = NodeName::fresh();
+    let mut options = BlockdevOptions::file(name.clone(), path);
+    options.auto_read_only = Some(true);
+    options.cache = carried.cache;
+    options.discard = carried.discard.clone();
+    options.aio = carried.aio.clone();
+    bridge.run(BlockdevAdd(options)).await?;
+    Ok(name)
+}
+
+fn format_options(driver: &str, node: NodeName, file: NodeName, backing: Option<NodeName>, role: Role, carried: &Carried) -> BlockdevOptions {
+    let mut options = BlockdevOptions::over(driver, node, file);
+    if driver == "qcow2" {
+        options.backing = backing.into();
+    }
+    options.cache = carried.cache;
+    match role {
+        Role::Active => {
+            options.discard = carried.discard.clone();
+            options.detect_zeroes = carried.detect_zeroes.clone();
+        }
+        Role::Sealed => options.read_only = Some(true),
+    }
+    options
+}
+
+/// A format node over a protocol node that is there already.
+pub async fn add_format(
+    bridge: &Bridge,
+    driver: &str,
+    file: NodeName,
+    backing: Option<NodeName>,
+    role: Role,
+    carried: &Carried,
+) -> Result<NodeName, Failure> {
+    let name = NodeName::fresh();
+    bridge.run(BlockdevAdd(format_options(driver, name.clone(), file, backing, role, carried))).await?;
+    Ok(name)
+}
+
+/// A fresh node on a sealed file: the only way a file comes to be known under another name.
+pub async fn add_sealed(
+    bridge: &Bridge,
+    path: &Path,
+    driver: &str,
+    backing: Option<NodeName>,
+    carried: &Carried,
+) -> Result<NodeName, Failure> {
+    let protocol = add_protocol(bridge, path, carried).await?;
+    match add_format(bridge, driver, protocol.clone(), backing, Role::Sealed, carried).await {
+        Ok(node) => Ok(node),
+        Err(failure) => {
+            discard_node(bridge, &protocol).await;
+            Err(failure)
+        }
+    }
+}
+
+/// Puts another node below `node`, which must be one of ours.
+pub async fn set_backing(
+    bridge: &Bridge,
+    graph: &BlockGraph,
+    node: &NodeName,
+    backing: Option<NodeName>,
+    role: Role,
+    carried: &Carried,
+) -> Result<(), Failure> {
+    let file = file_of(graph, node)
+        .ok_or_else(|| Failure::new(Errno::EIO, format!("node {node} has no file in QEMU's graph")))?;
+    let options = format_options("qcow2", node.clone(), file, backing, role, carried);
+    bridge.run(BlockdevReopen { options: vec![options] }).await?;
+    Ok(())
+}
+
+/// The protocol node below a format node.
+pub fn file_of(graph: &BlockGraph, node: &NodeName) -> Option<NodeName> {
+    graph.node(node)?.file.clone()
+}
+
+/// Lets go of a layer's nodes. Nodes that QEMU made itself go when nobody uses them.
+pub async fn drop_layer(bridge: &Bridge, graph: &BlockGraph, node: &NodeName) -> Result<(), Failure> {
+    let file = file_of(graph, node);
+    for name in [Some(node.clone()), file].into_iter().flatten() {
+        if !name.is_generated() {
+            bridge.run(BlockdevDel { node_name: name }).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets go of a node on the way back from a failure, which is the one worth telling.
+pub async fn discard_node(bridge: &Bridge, node: &NodeName) {
+    if let Err(error) = bridge.run(BlockdevDel { node_name: node.clone() }).await {
+        tracing::warn!(%node, %error, "a node stays behind");
+    }
+}
+
+/// Gives every sealed layer below a root of ours a node of ours, base first, so that commit can
+/// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened.
+pub async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
+    let root = disk.root.clone().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    if disk.layers.iter().all(|layer| layer.node.as_ref().is_some_and(NodeName::is_ours)) {
+        return Ok(());
+    }
+    let before = bridge.graph().await?;
+    let mut made = Vec::new();
+    let mut below = None;
+    for layer in &disk.layers {
+        match add_sealed(bridge, &layer.path, layer.format.name(), below.clone(), carried).await {
+            Ok(node) => {
+                made.push(node.clone());
+                below = Some(node);
+            }
+            Err(failure) => {
+                undo_adopt(bridge, &made).await;
+                return Err(failure);
+            }
+        }
+    }
+    let graph = bridge.graph().await?;
+    if let Err(failure) = set_backing(bridge, &graph, &root, below, Role::Active, carried).await {
+        undo_adopt(bridge, &made).await;
+        return Err(failure);
+    }
+    for layer in disk.layers.iter().rev() {
+        if let Some(node) = layer.node.as_ref().filter(|node| !node.is_generated()) {
+            drop_layer(bridge, &before, node).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
+    let Ok(graph) = bridge.graph().await else {
+        return;
+    };
+    for node in made.iter().rev() {
+        if let Err(failure) = drop_layer(bridge, &graph, node).await {
+            tracing::warn!(%node, %failure, "a node stays behind");
+        }
+    }
+}
+
+/// Opens a whole chain, base first, in a storage daemon that has none of it yet.
+pub async fn add_chain(bridge: &Bridge, layers: &[(std::path::PathBuf, crate::model::Format)]) -> Result<NodeName, Failure> {
+    let carried = Carried::default();
+    let mut below = None;
+    for (index, (path, format)) in layers.iter().enumerate() {
+        let node = if index + 1 < layers.len() {
+            add_sealed(bridge, path, format.name(), below, &carried).await?
+        } else {
+            let protocol = add_protocol(bridge, path, &carried).await?;
+            add_format(bridge, format.name(), protocol, below, Role::Active, &carried).await?
+        };
+        below = Some(node);
+    }
+    below.ok_or_else(|| Failure::new(Errno::EINVAL, "a chain has at least one layer"))
+}

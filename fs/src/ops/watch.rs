@@ -1,0 +1,86 @@
+//! Events and reconnects: when something may have changed, look again. Events are hints and may
+//! be lost; the graph is the truth. A burst of them costs one look.
+
+use super::engine::Engine;
+use super::recover;
+use crate::model::ConnectionState;
+use qmpbridge::{Connection, EventKind};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::broadcast::error::RecvError;
+
+/// A job's end comes as a handful of events within this time.
+const COALESCE: Duration = Duration::from_millis(50);
+
+/// Runs for the life of the mount.
+pub(super) async fn keep(engine: Rc<Engine>) {
+    let Ok(bridge) = engine.bridge() else { return };
+    let mut events = bridge.events();
+    let mut connection = bridge.connection();
+    connection.mark_unchanged();
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Ok(event) => {
+                    if changes_the_graph(&event.kind()) {
+                        tokio::time::sleep(COALESCE).await;
+                        while events.try_recv().is_ok() {}
+                        look(&engine).await;
+                    }
+                }
+                Err(RecvError::Lagged(_)) => look(&engine).await,
+                Err(RecvError::Closed) => return,
+            },
+            changed = connection.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = connection.borrow_and_update().clone();
+                match now {
+                    Connection::Up { .. } => {
+                        engine.log.note("QEMU is connected");
+                        look(&engine).await;
+                        recover_all(&engine).await;
+                    }
+                    Connection::Down { reason, .. } => {
+                        engine.log.note(&format!("QEMU is gone: {reason}; sealed points stay readable"));
+                        engine.publish_connection(ConnectionState::Down(reason));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn changes_the_graph(event: &EventKind) -> bool {
+    match event {
+        EventKind::BlockJob { .. } | EventKind::BlockExportDeleted { .. } | EventKind::Stop | EventKind::Resume | EventKind::Reset | EventKind::Shutdown { .. } => true,
+        // flaps dozens of times around every change; the other events of a job tell its end
+        EventKind::JobStatusChange { .. } | EventKind::BlockJobError { .. } => false,
+        EventKind::Other => true,
+    }
+}
+
+async fn look(engine: &Engine) {
+    if let Err(failure) = engine.refresh(None).await {
+        tracing::debug!(%failure, "refresh");
+    }
+}
+
+/// Finishes or undoes what was left unfinished on every disk.
+pub(super) async fn recover_all(engine: &Rc<Engine>) {
+    for disk in &engine.current().disks {
+        if disk.no_snapshots.is_some() {
+            continue;
+        }
+        let recovered = match engine.hold(&disk.name).await {
+            Ok(guard) => recover::disk(Rc::clone(engine), guard).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = recovered {
+            engine.log.note(&format!("disk '{}': could not be settled: {failure}", disk.name));
+            engine.settle_later(&disk.name);
+        }
+    }
+    look(engine).await;
+}
