@@ -11,7 +11,7 @@ mod record;
 pub use create::create_like;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
-pub use neighbours::{dependents, free_bytes, strays};
+pub use neighbours::{dependents, free_bytes, siblings, strays};
 pub use record::{
     MergeJournal, SealMarker, clear_merge, clear_point, clear_seal, read_merge, read_point,
     read_seal, write_merge, write_point, write_seal,

@@ -2,15 +2,24 @@
 //! It knows libc and file descriptors; it knows no layer, no view and no errno of ours, and
 //! answers plain `io::Result`s.
 
+mod daemon;
 mod file;
 mod lock;
+mod mount;
+mod process;
 mod xattr;
 
+pub use daemon::{
+    Process, Side, StopSignals, close_standard_streams, fork_before_any_thread, new_session,
+    own_ids, xattr_text,
+};
 pub use file::{
     Stretch, directory_sync, file_id, file_id_of, free_bytes, names_of, open_for_reading,
-    process_directory, stretch_at,
+    stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
+pub use mount::{Unmount, unmount};
+pub use process::{die_with_parent, process_directory};
 pub use xattr::{xattr_get, xattr_remove, xattr_set};
 
 /// Repeats a system call that a signal interrupted.

@@ -12,6 +12,7 @@ mod lock;
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
 pub use layer::{LayerSpec, OpenLayer};
+pub use lock::written_by_someone;
 
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
@@ -136,7 +137,7 @@ fn failure(error: &qmpfs_qcow2::Error) -> Failure {
 }
 
 /// The same of a file that has a name.
-fn failure_of(path: &std::path::Path, error: &qmpfs_qcow2::Error) -> Failure {
+pub(crate) fn failure_of(path: &std::path::Path, error: &qmpfs_qcow2::Error) -> Failure {
     let failure = failure(error);
     Failure::new(
         failure.errno,

@@ -2,7 +2,7 @@
 //! hidden names left behind.
 //! It knows directories and the qcow2 header; what it cannot rule out it does not rule out.
 
-use super::names::active_of_alias;
+use super::names::{active_of_alias, sealed_path};
 use crate::errno::{Errno, Failure};
 use crate::model::FileId;
 use crate::sys;
@@ -64,6 +64,47 @@ pub fn dependents(
 pub fn free_bytes(path: &Path) -> Result<u64, Failure> {
     sys::free_bytes(path)
         .map_err(|error| Failure::io(format_args!("look at {}", path.display()), &error))
+}
+
+/// All files of a disk: its active path, what is named like a sealed layer of it, and hidden names
+/// of those. Somebody else's files may be among them; only their records tell.
+pub fn siblings(active: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let directory = active.parent().unwrap_or(Path::new("/"));
+    let mut found = Vec::new();
+    for entry in entries(directory)? {
+        let path = directory.join(entry.file_name());
+        let named = active_of_alias(&path).unwrap_or_else(|| path.clone());
+        let regular = || {
+            path.symlink_metadata()
+                .is_ok_and(|metadata| metadata.is_file())
+        };
+        if (named == active || is_sealed_of(&named, active)) && regular() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a path is what `sealed_path` makes of `active` and some name.
+fn is_sealed_of(path: &Path, active: &Path) -> bool {
+    let (stem, name) = (
+        active.file_stem().unwrap_or_default(),
+        path.file_name().unwrap_or_default(),
+    );
+    let within = name
+        .as_bytes()
+        .strip_prefix(stem.as_bytes())
+        .and_then(|rest| rest.strip_prefix(b"."));
+    let point = match active.extension() {
+        None => within,
+        Some(extension) => within
+            .and_then(|rest| rest.strip_suffix(extension.as_bytes()))
+            .and_then(|rest| rest.strip_suffix(b".")),
+    };
+    point
+        .and_then(|point| std::str::from_utf8(point).ok())
+        .is_some_and(|point| sealed_path(active, point) == path)
 }
 
 /// The hidden names beside the active path that stand for it, and which files they are.
@@ -176,8 +217,8 @@ fn plain(name: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer_file::alias_path;
     use crate::layer_file::fixture::qemu_img;
-    use crate::layer_file::{alias_path, sealed_path};
 
     fn overlay(directory: &Path, name: &str, backing: &str) -> PathBuf {
         let path = directory.join(name);
@@ -267,5 +308,38 @@ mod tests {
             [(stray.clone(), sys::file_id(&stray).unwrap())]
         );
         assert!(free_bytes(&active).unwrap() > 0);
+    }
+
+    #[test]
+    fn siblings_are_all_names_of_one_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let active = dir.path().join("web1.qcow2");
+        let sealed = sealed_path(&active, "before");
+        let mut wanted = vec![
+            alias_path(&active),
+            alias_path(&sealed),
+            active.clone(),
+            sealed,
+        ];
+        for path in &wanted {
+            std::fs::write(path, b"x").unwrap();
+        }
+        for other in [
+            "web1.before.raw",
+            "web10.qcow2",
+            "web1.qcow2.bak",
+            "web2.before.qcow2",
+            "web1",
+        ] {
+            std::fs::write(dir.path().join(other), b"x").unwrap();
+        }
+        std::fs::create_dir(sealed_path(&active, "directory")).unwrap();
+        wanted.sort();
+        assert_eq!(siblings(&active).unwrap(), wanted);
+        assert!(is_sealed_of(Path::new("/x/web1.a"), Path::new("/x/web1")));
+        assert!(!is_sealed_of(
+            Path::new("/y/web1.a.qcow2"),
+            Path::new("/x/web1.qcow2")
+        ));
     }
 }

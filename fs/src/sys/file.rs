@@ -1,4 +1,4 @@
-//! Files by identity, free space, directories and other processes' directories.
+//! Files by identity, their holes, free space, and directories.
 //! It knows stat and statvfs; it does not know what a file is for.
 
 use super::retried;
@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The file that a path leads to, through symlinks.
 pub fn file_id(path: &Path) -> io::Result<FileId> {
@@ -98,11 +98,6 @@ fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
     u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }
 
-/// The working directory of a process, against which its relative names are meant.
-pub fn process_directory(pid: u32) -> io::Result<PathBuf> {
-    std::fs::read_link(format!("/proc/{pid}/cwd"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,15 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn free_space_and_directories() {
+    fn free_space_and_synced_directories() {
         assert!(free_bytes(Path::new("/")).unwrap() > 0);
         assert_eq!(
             free_bytes(Path::new("/no/such")).unwrap_err().kind(),
             io::ErrorKind::NotFound
-        );
-        assert_eq!(
-            process_directory(std::process::id()).unwrap(),
-            std::env::current_dir().unwrap()
         );
         directory_sync(&std::env::temp_dir()).unwrap();
         assert!(directory_sync(Path::new("/proc/self/status")).is_err());

@@ -14,6 +14,21 @@ const CONSISTENT_READ: u32 = 100;
 /// "Do not read this consistently": held by QEMU on the source of a commit.
 const NO_CONSISTENT_READ: u32 = 200;
 
+/// "I write": held by whoever has the image open for writing.
+const WRITE: u32 = 101;
+
+/// Whether somebody has the image open for writing. It only looks.
+pub fn written_by_someone(image: &Path) -> Result<bool, Failure> {
+    sys::open_for_reading(image)
+        .and_then(|file| sys::byte_held_elsewhere(&file, WRITE))
+        .map_err(|error| {
+            Failure::io(
+                format_args!("look for locks on {}", image.display()),
+                &error,
+            )
+        })
+}
+
 /// Locks a layer for reading, or backs off where QEMU is committing it.
 pub(super) fn lock(path: &Path, file: &File) -> Result<(), Failure> {
     let trouble = |error| Failure::io(format_args!("lock {}", path.display()), &error);

@@ -1,0 +1,450 @@
+use super::{InternalRef, LayerCache, LayerSpec, View, layer_allocated, written_by_someone};
+use crate::errno::Errno;
+use crate::layer_file::fixture::qemu_img;
+use crate::leases::{Lease, LeaseKey, Leases};
+use crate::model::{FileId, Format};
+use crate::sys;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Every byte that QEMU locks, and the ones around them.
+const BYTES: std::ops::Range<u32> = 90..310;
+
+struct Images(tempfile::TempDir);
+
+impl Images {
+    /// base <- middle <- top, of 4 MiB each; the first byte of each MiB says who wrote it.
+    fn chain() -> (Self, Vec<LayerSpec>) {
+        let images = Images(tempfile::tempdir().unwrap());
+        images.create("base", None);
+        images.fill("base", 0, 1);
+        images.create("middle", Some("base"));
+        images.fill("middle", 1, 2);
+        images.create("top", Some("middle"));
+        images.fill("top", 2, 3);
+        let chain = ["base", "middle", "top"]
+            .map(|name| images.spec(name))
+            .to_vec();
+        (images, chain)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(format!("{name}.qcow2"))
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn spec(&self, name: &str) -> LayerSpec {
+        let path = self.path(name);
+        LayerSpec {
+            file: Some(sys::file_id(&path).unwrap()),
+            path,
+            format: Format::Qcow2,
+        }
+    }
+
+    fn create(&self, name: &str, backing: Option<&str>) {
+        let mut arguments = vec!["create".into(), "-q".into(), "-f".into(), "qcow2".into()];
+        if let Some(backing) = backing {
+            arguments.extend(["-F".into(), "qcow2".into(), "-b".into(), self.text(backing)]);
+        }
+        arguments.extend([self.text(name), "4M".into()]);
+        qemu_img(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Fills one MiB of an image with a byte, as a guest would.
+    fn fill(&self, name: &str, mebibyte: u64, byte: u8) {
+        let command = format!("write -P {byte} {mebibyte}M 1M");
+        let done = std::process::Command::new("qemu-io")
+            .args(["-f", "qcow2", "-c", &command, &self.text(name)])
+            .output()
+            .expect("qemu-io is installed");
+        assert!(done.status.success(), "{done:?}");
+    }
+}
+
+fn lease() -> Lease {
+    Leases::default().hold(
+        LeaseKey {
+            file: FileId { dev: 0, ino: 0 },
+            internal: None,
+        },
+        1,
+    )
+}
+
+fn open(cache: &LayerCache, chain: &[LayerSpec]) -> View {
+    View::open(cache, chain, None, lease()).unwrap()
+}
+
+/// The first byte of each MiB.
+fn marks(view: &View) -> Vec<u8> {
+    (0..view.virtual_size() >> 20)
+        .map(|mebibyte| {
+            let mut byte = [0xff];
+            assert_eq!(view.read_at(&mut byte, mebibyte << 20).unwrap(), 1);
+            byte[0]
+        })
+        .collect()
+}
+
+fn held(path: &Path) -> Vec<u32> {
+    let other = File::open(path).unwrap();
+    BYTES
+        .filter(|byte| sys::byte_held_elsewhere(&other, *byte).unwrap())
+        .collect()
+}
+
+#[test]
+fn byte_100_is_held_on_every_layer_and_no_other_ever_201() {
+    let (_images, chain) = Images::chain();
+    let cache = LayerCache::default();
+    let view = open(&cache, &chain);
+    for spec in &chain {
+        assert_eq!(held(&spec.path), [100], "{}", spec.path.display());
+    }
+    // The kernel's own list: our locks, byte by byte.
+    let inode = format!(":{} ", chain[2].file.unwrap().ino);
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let ours: Vec<_> = locks
+        .lines()
+        .filter(|line| format!("{line} ").contains(&inode))
+        .collect();
+    assert!(ours.iter().all(|line| line.contains("OFDLCK")
+        && line.contains(" READ ")
+        && line.ends_with(" 100 100")));
+    assert_eq!(ours.len(), 1, "{ours:?}");
+    drop(view);
+    for spec in &chain {
+        assert_eq!(held(&spec.path), [0u32; 0]);
+    }
+}
+
+#[test]
+fn a_layer_that_is_being_committed_is_left_alone() {
+    let (_images, chain) = Images::chain();
+    let qemu = File::open(&chain[1].path).unwrap();
+    sys::lock_byte_shared(&qemu, 200).unwrap();
+    let refused = LayerCache::default().open(&chain, None).err().unwrap();
+    assert_eq!(refused.errno, Errno::EBUSY);
+    for spec in &chain {
+        assert!(!held(&spec.path).contains(&100), "backed off whole");
+    }
+    sys::unlock_byte(&qemu, 200).unwrap();
+    LayerCache::default().open(&chain, None).unwrap();
+
+    assert!(!written_by_someone(&chain[1].path).unwrap());
+    sys::lock_byte_shared(&qemu, 101).unwrap();
+    assert!(written_by_someone(&chain[1].path).unwrap());
+}
+
+#[test]
+fn views_share_their_layers() {
+    let (_images, chain) = Images::chain();
+    let cache = LayerCache::default();
+    let (top, middle) = (open(&cache, &chain), open(&cache, &chain[..2]));
+    assert!(Arc::ptr_eq(
+        &top.opened().layers()[0],
+        &middle.opened().layers()[0]
+    ));
+    assert_eq!(marks(&top), [1, 2, 3, 0]);
+    assert_eq!(marks(&middle), [1, 2, 0, 0]);
+    let first = Arc::downgrade(&top.opened().layers()[2]);
+    drop(top);
+    assert!(
+        first.upgrade().is_none(),
+        "a cache keeps nothing open by itself"
+    );
+    assert_eq!(marks(&open(&cache, &chain)), [1, 2, 3, 0]);
+}
+
+#[test]
+fn a_file_that_somebody_rewrote_is_read_anew() {
+    let (images, chain) = Images::chain();
+    let cache = LayerCache::default();
+    let old = open(&cache, &chain);
+    assert_eq!(marks(&old), [1, 2, 3, 0]);
+    images.fill("top", 3, 4);
+    let new = open(&cache, &chain);
+    assert_eq!(marks(&new), [1, 2, 3, 4]);
+    assert!(
+        Arc::ptr_eq(&new.opened().layers()[0], &old.opened().layers()[0]),
+        "the others are shared"
+    );
+}
+
+#[test]
+fn pinned_layers_stay_as_they_were() {
+    let (images, chain) = Images::chain();
+    let cache = LayerCache::default();
+    let pin = cache.pin(&chain).unwrap();
+    let before = open(&cache, &chain);
+    assert_eq!(marks(&before), [1, 2, 3, 0]);
+
+    // Our own commit of top into middle needs top's lock, and rewrites both files.
+    cache.unlock(chain[2].file.unwrap());
+    assert_eq!(held(&chain[2].path), [0u32; 0]);
+    assert_eq!(held(&chain[1].path), [100]);
+    images.fill("top", 3, 4);
+    let busy = File::open(&chain[2].path).unwrap();
+    sys::lock_byte_shared(&busy, 200).unwrap();
+    let second = cache.pin(&chain[2..]).unwrap();
+    let during = open(&cache, &chain);
+    assert!(Arc::ptr_eq(
+        &during.opened().layers()[2],
+        &before.opened().layers()[2]
+    ));
+    assert_eq!(
+        held(&chain[2].path),
+        [200],
+        "opened while pinned means not locked again"
+    );
+    let nameless = LayerSpec {
+        file: None,
+        ..chain[2].clone()
+    };
+    let by_name = open(&cache, &[chain[0].clone(), chain[1].clone(), nameless]);
+    assert!(Arc::ptr_eq(
+        &by_name.opened().layers()[2],
+        &before.opened().layers()[2]
+    ));
+
+    drop(pin);
+    assert_eq!(
+        cache.open(&chain, None).unwrap().layers().len(),
+        3,
+        "the second pin still holds it"
+    );
+    drop(second);
+    assert_eq!(cache.open(&chain, None).err().unwrap().errno, Errno::EBUSY);
+    sys::unlock_byte(&busy, 200).unwrap();
+    let after = open(&cache, &chain);
+    assert_eq!(marks(&after), [1, 2, 3, 4]);
+    assert_eq!(marks(&before)[..3], [1, 2, 3]);
+    assert!(!Arc::ptr_eq(
+        &after.opened().layers()[2],
+        &before.opened().layers()[2]
+    ));
+    drop(after);
+    let again = open(&cache, &chain);
+    assert!(
+        !Arc::ptr_eq(&again.opened().layers()[2], &before.opened().layers()[2]),
+        "never the old map again"
+    );
+}
+
+#[test]
+fn a_pin_that_fails_keeps_nothing() {
+    let (images, mut chain) = Images::chain();
+    std::fs::remove_file(images.path("top")).unwrap();
+    let cache = LayerCache::default();
+    assert_eq!(cache.pin(&chain).err().unwrap().errno, Errno::ENOENT);
+    assert_eq!(held(&chain[0].path), [0u32; 0]);
+    chain[2].format = Format::Other("luks".into());
+    let _pin = cache.pin(&chain).unwrap();
+    assert_eq!(
+        held(&chain[1].path),
+        [100],
+        "what cannot be read needs no keeping"
+    );
+}
+
+#[test]
+fn another_file_under_the_name_is_stale() {
+    let (images, chain) = Images::chain();
+    let cache = LayerCache::default();
+    std::fs::copy(images.path("top"), images.path("copy")).unwrap();
+    std::fs::rename(images.path("copy"), images.path("top")).unwrap();
+    assert_eq!(cache.open(&chain, None).err().unwrap().errno, Errno::ESTALE);
+
+    let strange = |path: &str, format| LayerSpec {
+        path: path.into(),
+        file: None,
+        format,
+    };
+    for (spec, errno) in [
+        (strange("/dev/null", Format::Raw), Errno::EOPNOTSUPP),
+        (strange("/", Format::Raw), Errno::EOPNOTSUPP),
+        (strange("/no/such", Format::Raw), Errno::ENOENT),
+        (strange("/etc/passwd", Format::Qcow2), Errno::EUCLEAN),
+        (
+            strange("/etc/passwd", Format::Other("vmdk".into())),
+            Errno::EOPNOTSUPP,
+        ),
+    ] {
+        assert_eq!(cache.open(&[spec], None).err().unwrap().errno, errno);
+    }
+}
+
+#[test]
+fn a_killed_view_is_stale() {
+    let (_images, chain) = Images::chain();
+    let leases = Leases::default();
+    let file = chain[2].file.unwrap();
+    let view = View::open(
+        &LayerCache::default(),
+        &chain,
+        None,
+        leases.hold(
+            LeaseKey {
+                file,
+                internal: None,
+            },
+            7,
+        ),
+    )
+    .unwrap();
+    assert!(leases.any_in(file));
+    view.kill("the point is gone");
+    view.kill("again");
+    for failure in [
+        view.read_at(&mut [0], 0).unwrap_err(),
+        view.seek_data(0).unwrap_err(),
+        view.seek_hole(0).unwrap_err(),
+        view.allocated_bytes().unwrap_err(),
+    ] {
+        assert_eq!(
+            (failure.errno, failure.message.as_str()),
+            (Errno::ESTALE, "the point is gone")
+        );
+    }
+    drop(view);
+    assert!(!leases.any_in(file));
+}
+
+#[test]
+fn an_internal_snapshot_is_found_by_id_and_tag() {
+    let (images, _) = Images::chain();
+    qemu_img(&["snapshot", "-c", "one", &images.text("top")]);
+    images.fill("top", 0, 9);
+    let cache = LayerCache::default();
+    let chain = ["base", "middle", "top"].map(|name| images.spec(name));
+    let at = |id: &str, tag: &str| InternalRef {
+        id: id.into(),
+        tag: tag.into(),
+    };
+    let view = View::open(&cache, &chain, Some(&at("1", "one")), lease()).unwrap();
+    assert_eq!(marks(&view), [1, 2, 3, 0]);
+    assert_eq!(marks(&open(&cache, &chain)), [9, 2, 3, 0]);
+    for (id, tag) in [("1", "two"), ("2", "one"), ("one", "one")] {
+        assert_eq!(
+            cache.open(&chain, Some(&at(id, tag))).err().unwrap().errno,
+            Errno::ENOENT
+        );
+    }
+    qemu_img(&["snapshot", "-d", "one", &images.text("top")]);
+    assert_eq!(
+        cache
+            .open(&chain, Some(&at("1", "one")))
+            .err()
+            .unwrap()
+            .errno,
+        Errno::ENOENT
+    );
+}
+
+#[test]
+fn a_data_file_is_opened_in_the_own_directory_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    std::fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    for (data, errno) in [
+        ("data.raw", None),
+        ("elsewhere/data.raw", Some(Errno::EOPNOTSUPP)),
+    ] {
+        let option = format!("data_file={}", dir.path().join(data).display());
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            &option,
+            path.to_str().unwrap(),
+            "1M",
+        ]);
+        let spec = LayerSpec {
+            path: path.clone(),
+            file: None,
+            format: Format::Qcow2,
+        };
+        let opened = LayerCache::default().open(&[spec], None);
+        assert_eq!(opened.err().map(|failure| failure.errno), errno, "{data}");
+    }
+    std::fs::rename(
+        dir.path().join("elsewhere/data.raw"),
+        dir.path().join("moved.raw"),
+    )
+    .unwrap();
+    std::os::unix::fs::symlink("../moved.raw", dir.path().join("elsewhere/data.raw")).unwrap();
+    let spec = LayerSpec {
+        path,
+        file: None,
+        format: Format::Qcow2,
+    };
+    LayerCache::default().open(&[spec], None).unwrap();
+}
+
+#[test]
+fn holes_of_a_raw_base_are_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (raw, top) = (dir.path().join("base.raw"), dir.path().join("top.qcow2"));
+    let file = File::create(&raw).unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.write_all_at(&[7; 65_536], 1 << 20).unwrap();
+    file.sync_all().unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        "-b",
+        &text(&raw),
+        &text(&top),
+        "5M",
+    ]);
+    let spec = |path: &Path, format| LayerSpec {
+        path: path.into(),
+        file: None,
+        format,
+    };
+    let chain = [spec(&raw, Format::Raw), spec(&top, Format::Qcow2)];
+
+    for (layers, size) in [(&chain[..1], 4 << 20), (&chain[..], 5 << 20)] {
+        let view = open(&LayerCache::default(), layers);
+        assert_eq!(view.virtual_size(), size);
+        assert_eq!(view.seek_data(0).unwrap(), Some(1 << 20));
+        assert_eq!(view.seek_data((1 << 20) + 5).unwrap(), Some((1 << 20) + 5));
+        assert_eq!(view.seek_hole(1 << 20).unwrap(), (1 << 20) + 65_536);
+        assert_eq!(view.seek_hole(5).unwrap(), 5);
+        assert_eq!(view.seek_data(2 << 20).unwrap(), None);
+        assert_eq!(view.seek_data(size).unwrap(), None);
+        assert_eq!(view.seek_hole(size).unwrap(), size);
+        assert_eq!(view.allocated_bytes().unwrap(), 65_536);
+    }
+    assert_eq!(layer_allocated(&chain[0]).unwrap(), 65_536);
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 0);
+}
+
+#[test]
+fn a_plan_counts_what_the_layer_itself_holds() {
+    let (images, chain) = Images::chain();
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 1 << 20);
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 1 << 20);
+    assert_eq!(held(&chain[1].path), [0u32; 0]);
+    images.fill("middle", 3, 5);
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 2 << 20);
+    assert_eq!(
+        open(&LayerCache::default(), &chain)
+            .allocated_bytes()
+            .unwrap(),
+        4 << 20
+    );
+}

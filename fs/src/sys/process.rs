@@ -1,0 +1,61 @@
+//! Other processes: where they are, and that ours do not outlive us.
+//! It knows pids and signals; it does not know which program runs.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The working directory of a process, against which its relative names are meant.
+pub fn process_directory(pid: i32) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/cwd"))
+}
+
+/// Lets the kernel end the child, in order, when the thread that started it ends: so start it
+/// from a thread that lives as long as it is needed.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only two system calls are made, both async-signal-safe, and
+    // nothing is allocated: the error is made of a number.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the signal was asked for.
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn where_a_process_is() {
+        let us = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(
+            process_directory(us).unwrap(),
+            std::env::current_dir().unwrap()
+        );
+        assert!(process_directory(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let mut child = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            die_with_parent(&mut command);
+            command.spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+    }
+}
