@@ -1,0 +1,241 @@
+//! From an image to the files it stands on, as their headers say.
+//! It knows backing names and formats; it reads nothing beyond headers.
+
+use crate::errno::{Errno, Failure};
+use crate::model::{FileId, Format};
+use crate::sys;
+use qmpfs_qcow2::{BackingRef, Header, RawLayer, ReadAt};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// QEMU has no limit; longer chains than this are taken for a mistake (or an attack on our stack
+/// of open files).
+const MAX_LAYERS: usize = 512;
+
+/// What a qcow2 file begins with.
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// One file of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedLayer {
+    /// Its real path: symlinks are resolved.
+    pub path: PathBuf,
+    /// Its format, as the overlay or the user says it.
+    pub format: Format,
+    /// Bytes of the disk.
+    pub virtual_size: u64,
+    /// What its header calls the file below; None for a base.
+    pub backing_name: Option<String>,
+}
+
+/// The chain of an image, base first. `format` is that of the image itself, where the user says.
+pub fn resolve_chain(image: &Path, format: Option<Format>) -> Result<Vec<ResolvedLayer>, Failure> {
+    let mut layers: Vec<ResolvedLayer> = Vec::new();
+    let mut seen: Vec<FileId> = Vec::new();
+    let mut next = Some((image.to_owned(), format));
+    while let Some((name, format)) = next {
+        let overlay = layers.last().map(|layer| layer.path.clone());
+        let path = name
+            .canonicalize()
+            .map_err(|error| missing(&name, overlay.as_deref(), &error))?;
+        let file = open(&path)?;
+        let id = sys::file_id_of(&file)
+            .map_err(|error| Failure::io(format_args!("look at {}", path.display()), &error))?;
+        if seen.contains(&id) {
+            return Err(Failure::new(
+                Errno::EUCLEAN,
+                format!("{} stands on itself", path.display()),
+            ));
+        }
+        seen.push(id);
+        if seen.len() > MAX_LAYERS {
+            return Err(Failure::new(
+                Errno::EOPNOTSUPP,
+                format!(
+                    "{} stands on more than {MAX_LAYERS} layers",
+                    image.display()
+                ),
+            ));
+        }
+        let format = match format {
+            Some(format) => format,
+            None => format_of_image(&path, &file)?,
+        };
+        let backing;
+        (backing, next) = below(&path, &file, &format)?;
+        layers.push(ResolvedLayer {
+            virtual_size: backing.0,
+            backing_name: backing.1,
+            path,
+            format,
+        });
+    }
+    layers.reverse();
+    Ok(layers)
+}
+
+/// A layer to go on with: its name, and its format as the overlay says it.
+type Next = Option<(PathBuf, Option<Format>)>;
+
+/// The size of a layer's disk and its backing name; and the layer below.
+fn below(
+    path: &Path,
+    file: &File,
+    format: &Format,
+) -> Result<((u64, Option<String>), Next), Failure> {
+    match format {
+        Format::Qcow2 => {
+            let header =
+                Header::read(file).map_err(|error| crate::view::failure_of(path, &error))?;
+            let Some(backing) = header.backing else {
+                return Ok(((header.virtual_size, None), None));
+            };
+            let shown = String::from_utf8_lossy(&backing.name).into_owned();
+            let next = backing_file(path, &backing, &shown)?;
+            Ok(((header.virtual_size, Some(shown)), Some(next)))
+        }
+        Format::Raw => {
+            let file = file
+                .try_clone()
+                .map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
+            let raw = RawLayer::open(Arc::new(file))
+                .map_err(|error| crate::view::failure_of(path, &error))?;
+            Ok(((raw.virtual_size(), None), None))
+        }
+        Format::Other(name) => Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{} is {name}, which is not read without a QEMU",
+                path.display()
+            ),
+        )
+        .next("start the VM and mount its QMP socket, or qemu-img convert -O qcow2")),
+    }
+}
+
+fn backing_file(
+    overlay: &Path,
+    backing: &BackingRef,
+    shown: &str,
+) -> Result<(PathBuf, Option<Format>), Failure> {
+    // QEMU takes what follows `file:` as it is, and a relative name there against its own directory.
+    let after_file = backing
+        .name
+        .strip_prefix(b"file:")
+        .filter(|name| name.starts_with(b"/"));
+    let name = after_file.unwrap_or(&backing.name);
+    if has_protocol(name) {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{} stands on {shown}, which is no plain file name",
+                overlay.display()
+            ),
+        )
+        .next("start the VM and mount its QMP socket"));
+    }
+    let directory = overlay.parent().unwrap_or(Path::new("/"));
+    let path = directory.join(OsStr::from_bytes(name));
+    let format = match backing.format.as_deref() {
+        Some("qcow2") => Format::Qcow2,
+        Some("raw" | "file" | "host_device") => Format::Raw,
+        Some(other) => Format::Other(other.to_owned()),
+        None => {
+            return Err(Failure::new(
+                Errno::EINVAL,
+                format!(
+                    "{} does not record the format of its backing file {shown}, and guessing it would let a guest \
+                     choose which files of the host it reads",
+                    overlay.display()
+                ),
+            )
+            .next(format!(
+                "if it is qcow2: qemu-img rebase -u -F qcow2 -b {} {}",
+                quoted(shown),
+                quoted(&overlay.to_string_lossy())
+            )));
+        }
+    };
+    Ok((path, Some(format)))
+}
+
+/// Whether QEMU takes a name for something else than a file: `nbd:...`, `json:...`.
+fn has_protocol(name: &[u8]) -> bool {
+    let before = name.iter().position(|byte| matches!(byte, b':' | b'/'));
+    before.is_some_and(|at| name[at] == b':')
+}
+
+/// The format of an image nobody has named one for. This is the user's own file, on the command
+/// line; and still a guest that owns a raw disk may have written any magic into it.
+fn format_of_image(path: &Path, file: &File) -> Result<Format, Failure> {
+    let mut magic = [0; 4];
+    let read = ReadAt::read_at(file, &mut magic, 0)
+        .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    if read < magic.len() || &magic != MAGIC {
+        return Ok(Format::Raw);
+    }
+    if path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("raw"))
+    {
+        return Err(Failure::new(
+            Errno::EINVAL,
+            format!(
+                "{} is called raw, but begins like a qcow2 image",
+                path.display()
+            ),
+        )
+        .next("say -o format=raw or format=qcow2"));
+    }
+    Ok(Format::Qcow2)
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    let io = |error| Failure::io(format_args!("open {}", path.display()), &error);
+    let file = sys::open_for_reading(path).map_err(io)?;
+    let kind = file.metadata().map_err(io)?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    Err(Failure::new(
+        Errno::EINVAL,
+        format!(
+            "{} is neither a regular file nor a block device",
+            path.display()
+        ),
+    ))
+}
+
+fn missing(name: &Path, overlay: Option<&Path>, error: &std::io::Error) -> Failure {
+    match overlay {
+        None => Failure::io(format_args!("open {}", name.display()), error),
+        Some(overlay) => Failure::io(
+            format_args!(
+                "open {}, on which {} stands,",
+                name.display(),
+                overlay.display()
+            ),
+            error,
+        ),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    if !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/._-+=:@%".contains(&b))
+    {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

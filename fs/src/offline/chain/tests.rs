@@ -1,0 +1,216 @@
+use super::{MAX_LAYERS, has_protocol, quoted, resolve_chain};
+use crate::errno::Errno;
+use crate::layer_file::fixture::qemu_img;
+use crate::model::Format;
+use std::path::{Path, PathBuf};
+
+struct Images(tempfile::TempDir);
+
+impl Images {
+    fn new() -> Self {
+        Images(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().canonicalize().unwrap().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn image(&self, name: &str, format: &str, size: &str) {
+        qemu_img(&["create", "-q", "-f", format, &self.text(name), size]);
+    }
+
+    fn overlay(&self, name: &str, backing: &str, format: &str) {
+        qemu_img(&[
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            format,
+            "-b",
+            backing,
+            &self.text(name),
+            "2M",
+        ]);
+    }
+
+    /// Writes a backing name as no tool would.
+    fn overlay_without_format(&self, name: &str, backing: &str) {
+        self.image(name, "qcow2", "2M");
+        let mut bytes = std::fs::read(self.path(name)).unwrap();
+        bytes[8..16].copy_from_slice(&4096u64.to_be_bytes());
+        bytes[16..20].copy_from_slice(&u32::try_from(backing.len()).unwrap().to_be_bytes());
+        bytes[4096..4096 + backing.len()].copy_from_slice(backing.as_bytes());
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn refused(&self, name: &str) -> crate::errno::Failure {
+        resolve_chain(&self.path(name), None).unwrap_err()
+    }
+}
+
+#[test]
+fn a_chain_is_followed_by_names_and_recorded_formats() {
+    let images = Images::new();
+    std::fs::create_dir(images.path("templates")).unwrap();
+    images.image("templates/base.img", "raw", "1M");
+    images.overlay("templates/middle.qcow2", "base.img", "raw");
+    images.overlay("web1.qcow2", "templates/middle.qcow2", "qcow2");
+    std::os::unix::fs::symlink("web1.qcow2", images.path("link")).unwrap();
+
+    let chain = resolve_chain(&images.path("link"), None).unwrap();
+    let paths: Vec<_> = chain.iter().map(|layer| layer.path.clone()).collect();
+    let wanted = ["templates/base.img", "templates/middle.qcow2", "web1.qcow2"]
+        .map(|name| images.path(name));
+    assert_eq!(paths, wanted);
+    assert_eq!(
+        chain
+            .iter()
+            .map(|layer| layer.virtual_size)
+            .collect::<Vec<_>>(),
+        [1 << 20, 2 << 20, 2 << 20]
+    );
+    assert_eq!(chain[0].format, Format::Raw);
+    assert_eq!(chain[1].backing_name.as_deref(), Some("base.img"));
+    assert_eq!(chain[0].backing_name, None);
+}
+
+#[test]
+fn the_image_itself_may_be_guessed_and_what_it_stands_on_never() {
+    let images = Images::new();
+    images.image("plain.img", "raw", "1M");
+    assert_eq!(
+        resolve_chain(&images.path("plain.img"), None).unwrap()[0].format,
+        Format::Raw
+    );
+
+    images.image("odd.raw", "qcow2", "1M");
+    assert_eq!(images.refused("odd.raw").errno, Errno::EINVAL);
+    for (format, size) in [(Format::Qcow2, 1 << 20), (Format::Raw, 196_616)] {
+        let chain = resolve_chain(&images.path("odd.raw"), Some(format)).unwrap();
+        let length = images.path("odd.raw").metadata().unwrap().len();
+        let wanted = if size == 1 << 20 {
+            size
+        } else {
+            length.next_multiple_of(512)
+        };
+        assert_eq!(chain[0].virtual_size, wanted);
+    }
+
+    // A raw base in which a guest wrote a qcow2 header that names a file of the host.
+    images.overlay("guest-disk.img", "/etc/hostname", "raw");
+    images.overlay("top.qcow2", "guest-disk.img", "raw");
+    let chain = resolve_chain(&images.path("top.qcow2"), None).unwrap();
+    assert_eq!(chain.len(), 2);
+    assert_eq!(chain[0].format, Format::Raw);
+
+    images.overlay_without_format("old.qcow2", "guest-disk.img");
+    let refused = images.refused("old.qcow2");
+    assert_eq!(refused.errno, Errno::EINVAL);
+    assert!(
+        refused
+            .next
+            .contains("qemu-img rebase -u -F qcow2 -b guest-disk.img "),
+        "{refused}"
+    );
+}
+
+#[test]
+fn names_that_are_no_plain_files_are_refused() {
+    let images = Images::new();
+    for name in [
+        "json:{\"driver\":\"null-co\"}",
+        "nbd://host/x",
+        "nbd:unix:/x",
+        "file:relative",
+        "fat:/etc",
+    ] {
+        images.overlay_without_format("top.qcow2", name);
+        let refused = images.refused("top.qcow2");
+        assert_eq!(refused.errno, Errno::EOPNOTSUPP, "{refused}");
+        assert!(refused.message.contains(name), "{refused}");
+    }
+    images.image("base.qcow2", "qcow2", "1M");
+    images.overlay(
+        "top.qcow2",
+        &format!("file:{}", images.text("base.qcow2")),
+        "qcow2",
+    );
+    assert_eq!(
+        resolve_chain(&images.path("top.qcow2"), None)
+            .unwrap()
+            .len(),
+        2
+    );
+    images.overlay("other.qcow2", "base.vmdk", "vmdk");
+    std::fs::write(images.path("base.vmdk"), b"").unwrap();
+    assert_eq!(images.refused("other.qcow2").errno, Errno::EOPNOTSUPP);
+    assert!(
+        has_protocol(b"a:b")
+            && !has_protocol(b"./a:b")
+            && !has_protocol(b"/a:b")
+            && !has_protocol(b"ab")
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let images = Images::new();
+    images.overlay("top.qcow2", "gone.qcow2", "qcow2");
+    let refused = images.refused("top.qcow2");
+    assert_eq!(refused.errno, Errno::ENOENT);
+    assert!(
+        refused.message.contains("gone.qcow2") && refused.message.contains("top.qcow2"),
+        "{refused}"
+    );
+    assert_eq!(images.refused("nothing.qcow2").errno, Errno::ENOENT);
+    assert_eq!(
+        resolve_chain(Path::new("/dev/null"), None)
+            .unwrap_err()
+            .errno,
+        Errno::EINVAL
+    );
+    assert_eq!(
+        resolve_chain(Path::new("/"), None).unwrap_err().errno,
+        Errno::EINVAL
+    );
+}
+
+#[test]
+fn cycles_and_endless_chains_end() {
+    let images = Images::new();
+    images.overlay("a.qcow2", "b.qcow2", "qcow2");
+    images.overlay("b.qcow2", "a.qcow2", "qcow2");
+    assert_eq!(images.refused("a.qcow2").errno, Errno::EUCLEAN);
+
+    // One header that names a symlink of the next name would do; real files keep it honest.
+    images.overlay("0", "00000", "qcow2");
+    let bytes = std::fs::read(images.path("0")).unwrap();
+    let at = bytes
+        .windows(5)
+        .position(|window| window == b"00000")
+        .unwrap();
+    for index in 0..=MAX_LAYERS {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 5].copy_from_slice(format!("{:05}", index + 1).as_bytes());
+        std::fs::write(images.path(&format!("{index:05}")), bytes).unwrap();
+    }
+    images.image(&format!("{:05}", MAX_LAYERS + 1), "qcow2", "2M");
+    assert_eq!(images.refused("00000").errno, Errno::EOPNOTSUPP);
+    assert_eq!(
+        resolve_chain(&images.path("00002"), None).unwrap().len(),
+        MAX_LAYERS
+    );
+}
+
+#[test]
+fn words_for_a_shell() {
+    assert_eq!(quoted("/x/web1.qcow2"), "/x/web1.qcow2");
+    assert_eq!(quoted("a b'c"), r"'a b'\''c'");
+    assert_eq!(quoted(""), "''");
+}

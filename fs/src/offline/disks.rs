@@ -1,0 +1,158 @@
+//! The model of switched-off disks: what `ops` builds from QEMU's graph, built from files alone.
+//! It reads headers, snapshot tables and our own records; it changes nothing.
+
+use super::chain::{ResolvedLayer, resolve_chain};
+use crate::errno::Failure;
+use crate::layer_file;
+use crate::model::{ConnectionState, Disk, Format, Internal, Layer, Model, Tuning, Vm};
+use crate::ops::fit;
+use crate::sys;
+use crate::view::{LayerCache, LayerSpec};
+use qmpfs_qcow2::{Header, InternalSnapshot};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// st_blocks counts in these, whatever the filesystem's blocks are.
+const STAT_BLOCK: u64 = 512;
+
+/// Everything about these images, each the active layer of a disk. `source` is what was mounted,
+/// in the user's words.
+pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result<Model, Failure> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for image in images {
+        let mut disk = disk(&resolve_chain(image, format.clone())?)?;
+        let wanted = disk.name.clone();
+        let taken = |name: &str| disks.iter().any(|other| other.name == name);
+        let mut number = 2;
+        while taken(&disk.name) {
+            disk.name = format!("{wanted}-{number}");
+            number += 1;
+        }
+        disks.push(disk);
+    }
+    disks.sort_by(|a, b| a.name.cmp(&b.name));
+    let vm = Vm {
+        merge: crate::model::MergePolicy::default(),
+        name: source.to_owned(),
+        run_state: None,
+        qemu_version: String::new(),
+        source: source.to_owned(),
+        connection: ConnectionState::Offline,
+        capabilities: Vec::new(),
+    };
+    Ok(Model { vm, disks })
+}
+
+fn disk(chain: &[ResolvedLayer]) -> Result<Disk, Failure> {
+    let mut layers = chain.iter().map(layer).collect::<Result<Vec<_>, _>>()?;
+    let mut internals = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let holder = (index + 1 < layers.len()).then_some(index);
+        internals.extend(
+            snapshots(layer)?
+                .iter()
+                .map(|snapshot| internal(snapshot, holder)),
+        );
+    }
+    name_internals(&mut internals);
+    let active = layers
+        .pop()
+        .expect("a resolved chain has its image, at least");
+    let stem = active
+        .path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy();
+    Ok(Disk {
+        name: fit(&stem),
+        root: None,
+        active_path: active.path.clone(),
+        active,
+        layers,
+        internals,
+        jobs: Vec::new(),
+        no_snapshots: Some("mounted with -o ro".into()),
+        tuning: Tuning::default(),
+        assumed: Vec::new(),
+    })
+}
+
+fn layer(resolved: &ResolvedLayer) -> Result<Layer, Failure> {
+    let path = &resolved.path;
+    let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
+    let metadata = path.metadata().map_err(io)?;
+    // Only regular files carry our attributes; asking a device of them could have side effects.
+    let (record, journal) = match metadata.is_file() {
+        true => (layer_file::read_point(path)?, layer_file::read_merge(path)?),
+        false => (None, None),
+    };
+    Ok(Layer {
+        node: None,
+        path: path.clone(),
+        file: Some(sys::file_id(path).map_err(io)?),
+        format: resolved.format.clone(),
+        virtual_size: resolved.virtual_size,
+        allocated_size: metadata.blocks().saturating_mul(STAT_BLOCK),
+        modified: metadata.modified().ok(),
+        record,
+        // A commit into it was begun: its bytes are neither the old state nor the new.
+        leaving: journal.is_some_and(|journal| journal.verb != "stream"),
+    })
+}
+
+fn snapshots(layer: &Layer) -> Result<Vec<InternalSnapshot>, Failure> {
+    let trouble = |error| crate::view::failure_of(&layer.path, &error);
+    let count = match layer.format {
+        Format::Qcow2 => {
+            let file = sys::open_for_reading(&layer.path).map_err(|error| {
+                Failure::io(format_args!("open {}", layer.path.display()), &error)
+            })?;
+            Header::read(&file).map_err(trouble)?.snapshot_count
+        }
+        Format::Raw | Format::Other(_) => 0,
+    };
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // A cache of its own: the files are closed, and unlocked, when this look is over.
+    let opened = LayerCache::default().open(&[LayerSpec::from(layer)], None)?;
+    let mut found = Vec::new();
+    for layer in opened.chain().layers() {
+        if let qmpfs_qcow2::Layer::Qcow2(image) = &**layer {
+            found.extend(image.snapshots().map_err(trouble)?);
+        }
+    }
+    Ok(found)
+}
+
+fn internal(snapshot: &InternalSnapshot, layer: Option<usize>) -> Internal {
+    let tag = snapshot.name_str().into_owned();
+    let since = Duration::new(
+        snapshot.date_secs.into(),
+        snapshot.date_nanos.min(999_999_999),
+    );
+    Internal {
+        id: snapshot.id_str().into_owned(),
+        name: fit(&tag),
+        tag,
+        time: SystemTime::UNIX_EPOCH + since,
+        virtual_size: snapshot.virtual_size,
+        vm_state_size: snapshot.vm_state_size,
+        layer,
+    }
+}
+
+/// Two snapshots whose names look the same as directory entries are told apart by their id.
+fn name_internals(internals: &mut [Internal]) {
+    for index in 1..internals.len() {
+        let (before, from_here) = internals.split_at_mut(index);
+        let this = &mut from_here[0];
+        if before.iter().any(|other| other.name == this.name) {
+            this.name = fit(&format!("{}.{}", this.name, this.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
