@@ -264,3 +264,6 @@ impl Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::build::{BuildError, Debug, name_of};
-use super::{BlockGraph, User};
+use super::{BlockGraph, Parent, User};
 use crate::command::{BlockInfo, ExportInfo};
 use crate::names::NodeName;
 
@@ -75,20 +75,24 @@ pub(super) fn find(
         .cloned()
         .collect();
     for node in graph.nodes() {
-        let is_used = graph
-            .parents(&node.name)
-            .iter()
-            .any(|parent| match &parent.user {
-                User::Node(_) => true,
-                // A backend without a name is the inside of a job, unless it was found to be an export.
-                User::Backend(_) => true,
-                User::Job(_) => false,
-            });
-        if !is_used && !used.contains(&node.name) {
+        if !used.contains(&node.name) && !is_used(graph.parents(&node.name)) {
             roots.extend(root_at(graph, RootKind::Unused, &node.name));
         }
     }
     Ok(roots)
+}
+
+/// Whether anybody but a job at work on the node has it.
+fn is_used(parents: &[Parent]) -> bool {
+    let main_node =
+        |parent: &Parent| matches!(parent.user, User::Job(_)) && parent.edge == "main node";
+    let under_job = parents.iter().any(main_node);
+    parents.iter().any(|parent| match &parent.user {
+        User::Node(_) => true,
+        // A job has a backend without a name beside its edge; without a job that is somebody else's.
+        User::Backend(name) => !name.is_empty() || !under_job,
+        User::Job(_) => parent.edge == "target",
+    })
 }
 
 fn device_roots(
