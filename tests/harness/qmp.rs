@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,6 @@ impl fmt::Display for Refused {
 #[derive(Debug)]
 pub struct Qmp {
     lines: BufReader<UnixStream>,
-    events: Vec<Value>,
 }
 
 impl Qmp {
@@ -38,7 +37,6 @@ impl Qmp {
             .expect("a deadline for the monitor");
         let mut qmp = Self {
             lines: BufReader::new(stream),
-            events: Vec::new(),
         };
         let greeting = qmp.message().expect("a greeting");
         assert!(
@@ -58,15 +56,15 @@ impl Qmp {
                 .message()
                 .map_err(|e| Refused(format!("{command}: {e}")))?;
             if message.get("event").is_some() {
-                self.events.push(message);
-            } else if let Some(error) = message.get("error") {
+                continue; // a hint: tests ask for the state itself
+            }
+            if let Some(error) = message.get("error") {
                 return Err(Refused(format!(
                     "{command}: {}",
                     error["desc"].as_str().unwrap_or_default()
                 )));
-            } else {
-                return Ok(message["return"].clone());
             }
+            return Ok(message["return"].clone());
         }
     }
 
@@ -79,34 +77,15 @@ impl Qmp {
         }
     }
 
-    /// Waits for an event of this name, also one that came earlier; gives its data and forgets it.
+    /// Waits until a job has this status; panics if it failed.
     #[track_caller]
-    pub fn event(&mut self, name: &str) -> Value {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(at) = self.events.iter().position(|e| e["event"] == name) {
-                return self.events.remove(at)["data"].take();
-            }
-            assert!(Instant::now() < end, "no event {name} within {PATIENCE:?}");
-            let message = self
-                .message()
-                .unwrap_or_else(|e| panic!("waiting for {name}: {e}"));
-            self.events.push(message);
-        }
-    }
-
-    /// Waits until a job has concluded, then dismisses it; panics if it failed.
-    #[track_caller]
-    pub fn finish_job(&mut self, id: &str) {
-        let job = wait::until(&format!("job {id} concludes"), || {
+    pub fn until_job(&mut self, id: &str, status: &str) {
+        wait::until(&format!("job {id} is {status}"), || {
             let jobs = self.run("query-jobs", json!({}));
-            jobs.as_array()?
-                .iter()
-                .find(|j| j["id"] == id && j["status"] == "concluded")
-                .cloned()
+            let job = jobs.as_array()?.iter().find(|job| job["id"] == id)?;
+            assert!(job.get("error").is_none(), "job {id}: {}", job["error"]);
+            (job["status"] == status).then_some(())
         });
-        assert!(job.get("error").is_none(), "job {id}: {}", job["error"]);
-        self.run("job-dismiss", json!({"id": id}));
     }
 
     /// Asks QEMU to end; it may be gone before it answers.
@@ -127,34 +106,62 @@ impl Qmp {
     }
 }
 
-/// The node that the device, or the export, of a disk stands on, and the nodes below it, active layer first.
-pub fn chain_nodes(qmp: &mut Qmp) -> Vec<String> {
-    let graph = qmp.run("x-debug-query-block-graph", json!({}));
-    let nodes = graph["nodes"].as_array().expect("nodes");
-    let edges = graph["edges"].as_array().expect("edges");
-    let name = |id: &Value| {
+/// QEMU's block graph at one moment.
+#[derive(Debug)]
+pub struct Graph(Value);
+
+impl Graph {
+    /// Asks for it.
+    pub fn of(qmp: &mut Qmp) -> Self {
+        Self(qmp.run("x-debug-query-block-graph", json!({})))
+    }
+
+    /// The nodes of the first disk, active layer first.
+    pub fn chain(&self) -> Vec<String> {
+        let root = self
+            .edges()
+            .find(|e| e["name"] == "root" && self.node(&e["parent"])["type"] == "block-backend");
+        let mut at = root.map(|e| self.name(&e["child"]));
+        let mut chain = Vec::new();
+        while let Some(name) = at {
+            at = self.child(&name, "backing");
+            chain.push(name);
+        }
+        chain
+    }
+
+    /// The node below `node` by an edge of this kind: `file` or `backing`.
+    pub fn child(&self, node: &str, kind: &str) -> Option<String> {
+        let is_it =
+            |id: &Value| self.node(id)["type"] == "block-driver" && self.node(id)["name"] == node;
+        self.edges()
+            .find(|e| e["name"] == kind && is_it(&e["parent"]))
+            .map(|e| self.name(&e["child"]))
+    }
+
+    /// True if there is a node of this name.
+    pub fn has(&self, node: &str) -> bool {
+        self.0["nodes"]
+            .as_array()
+            .is_some_and(|nodes| nodes.iter().any(|n| n["name"] == node))
+    }
+
+    fn edges(&self) -> impl Iterator<Item = &Value> {
+        self.0["edges"].as_array().into_iter().flatten()
+    }
+
+    fn node(&self, id: &Value) -> &Value {
+        let nodes = self.0["nodes"].as_array().expect("nodes");
         nodes
             .iter()
             .find(|n| n["id"] == *id)
-            .and_then(|n| n["name"].as_str())
-            .map(str::to_owned)
-    };
-    let is_backend = |id: &Value| {
-        nodes
-            .iter()
-            .any(|n| n["id"] == *id && n["type"] == "block-backend")
-    };
-    let mut at = edges
-        .iter()
-        .find(|e| e["name"] == "root" && is_backend(&e["parent"]))
-        .map(|e| e["child"].clone());
-    let mut chain = Vec::new();
-    while let Some(id) = at {
-        chain.extend(name(&id));
-        at = edges
-            .iter()
-            .find(|e| e["parent"] == id && e["name"] == "backing")
-            .map(|e| e["child"].clone());
+            .expect("edges lead to nodes")
     }
-    chain
+
+    fn name(&self, id: &Value) -> String {
+        self.node(id)["name"]
+            .as_str()
+            .expect("nodes have names")
+            .to_owned()
+    }
 }

@@ -35,4 +35,5 @@ mod proofs;
 mod reading;
 mod recovery;
 mod snapshot;
+mod stable_path;
 mod tree;

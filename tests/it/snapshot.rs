@@ -10,7 +10,7 @@ use qmpfs_tests::faults::{SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
-use qmpfs_tests::qmp::chain_nodes;
+use qmpfs_tests::qmp::Graph;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
@@ -229,7 +229,7 @@ fn all_disks_at_one_instant() {
 fn a_layer_that_others_made_is_shown_and_never_ours_to_delete() {
     let mut bench = Bench::new("snapshot-others", Attachment::StorageDaemon);
     bench.seal("one");
-    let node = chain_nodes(&mut bench.machine.qmp)[0].clone();
+    let node = Graph::of(&mut bench.machine.qmp).chain().remove(0);
     let foreign = bench.scratch().dir("foreign").join("top.qcow2");
     let arguments = json!({"node-name": node, "snapshot-file": foreign, "format": "qcow2", "snapshot-node-name": "foreign"});
     bench.machine.qmp.run("blockdev-snapshot-sync", arguments);
