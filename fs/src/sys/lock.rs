@@ -66,7 +66,7 @@ mod tests {
         unlock_byte(&one, 100).unwrap();
         assert!(!byte_held_elsewhere(&two, 100).unwrap());
         assert!(byte_held_elsewhere(&one, 100).unwrap());
-        drop(two);
+        unlock_byte(&two, 100).unwrap();
         assert!(!byte_held_elsewhere(&one, 100).unwrap());
     }
 }

@@ -28,7 +28,7 @@ pub struct InternalRef {
     pub tag: String,
 }
 
-/// The layers of one view, open.
+/// The layers of one view, open and locked: the locks go with this, not with a clone of its chain.
 pub struct OpenChain {
     chain: Chain,
     layers: Vec<Arc<OpenLayer>>,

@@ -1,7 +1,8 @@
 //! One layer's file, opened: the right file, locked, in the right format.
 //! It knows what may be opened and how; it does not know the layers beside it.
 
-use super::{failure_of, lock};
+use super::failure_of;
+use super::lock::Locked;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format, Layer as ModelLayer};
 use crate::sys;
@@ -35,10 +36,10 @@ impl From<&ModelLayer> for LayerSpec {
     }
 }
 
-/// A layer's file while it is read. The lock goes with the last user of the file.
+/// A layer's file while it is read, and its lock, which goes with this and not with the file.
 pub struct OpenLayer {
     id: FileId,
-    file: Arc<File>,
+    locked: Locked,
     layer: Arc<Layer>,
     stamp: Stamp,
 }
@@ -72,15 +73,18 @@ impl OpenLayer {
                 format!("{} is another file by now", path.display()),
             ));
         }
-        let file = Arc::new(file);
-        let layer = match &spec.format {
+        let lock = || Locked::new(path, Arc::new(file));
+        let (locked, layer) = match &spec.format {
             Format::Qcow2 => {
-                lock::lock(path, &file)?;
-                Layer::Qcow2(open_qcow2(path, &file, caches)?)
+                let locked = lock()?;
+                let image = open_qcow2(path, locked.file(), caches)?;
+                (locked, Layer::Qcow2(image))
             }
             Format::Raw => {
-                lock::lock(path, &file)?;
-                Layer::Raw(RawLayer::open(file.clone()).map_err(|error| failure_of(path, &error))?)
+                let locked = lock()?;
+                let raw = RawLayer::open(locked.file().clone())
+                    .map_err(|error| failure_of(path, &error))?;
+                (locked, Layer::Raw(raw))
             }
             Format::Other(format) => {
                 return Err(Failure::new(
@@ -92,7 +96,7 @@ impl OpenLayer {
         };
         Ok(OpenLayer {
             id,
-            file,
+            locked,
             layer: Arc::new(layer),
             stamp: Stamp::of(&metadata),
         })
@@ -110,20 +114,18 @@ impl OpenLayer {
 
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        self.locked.file()
     }
 
     /// Gives the lock back; the layer can still be read.
     pub(super) fn unlock(&self) {
-        if let Err(error) = lock::unlock(&self.file) {
-            // Cannot be: the descriptor is open. QEMU then refuses the commit, and nothing is lost.
-            tracing::error!(file = ?self.id, %error, "a layer's lock was not given back");
-        }
+        self.locked.unlock();
     }
 
     /// Whether nobody has written the file since it was opened.
     pub(super) fn unchanged(&self) -> bool {
-        self.file
+        self.locked
+            .file()
             .metadata()
             .is_ok_and(|metadata| Stamp::of(&metadata) == self.stamp)
     }

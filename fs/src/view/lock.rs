@@ -4,7 +4,8 @@
 use crate::errno::{Errno, Failure};
 use crate::sys;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// "Somebody reads this consistently": the only byte of QEMU's we ever hold. Never byte 201 ("do
 /// not write here"), which every other reader takes: held above a commit, it crashes the VM at
@@ -29,30 +30,50 @@ pub fn written_by_someone(image: &Path) -> Result<bool, Failure> {
         })
 }
 
-/// Locks a layer for reading, or backs off where QEMU is committing it.
-pub(super) fn lock(path: &Path, file: &File) -> Result<(), Failure> {
-    let trouble = |error| Failure::io(format_args!("lock {}", path.display()), &error);
-    sys::lock_byte_shared(file, CONSISTENT_READ).map_err(trouble)?;
-    // First lock, then look: QEMU takes its byte before it looks for ours, so that one of us sees
-    // the other.
-    match sys::byte_held_elsewhere(file, NO_CONSISTENT_READ) {
-        Ok(false) => Ok(()),
-        Ok(true) => {
-            let _ = unlock(file);
-            Err(Failure::new(
+/// A file locked for reading, until this is dropped. Given back by name, and not left to the last
+/// descriptor: a child that is being started has a copy of each until it runs its program.
+pub(super) struct Locked {
+    path: PathBuf,
+    file: Arc<File>,
+}
+
+impl Locked {
+    /// Locks a layer, or backs off where QEMU is committing it.
+    pub(super) fn new(path: &Path, file: Arc<File>) -> Result<Locked, Failure> {
+        let trouble = |error| Failure::io(format_args!("lock {}", path.display()), &error);
+        sys::lock_byte_shared(&file, CONSISTENT_READ).map_err(trouble)?;
+        let locked = Locked {
+            path: path.to_owned(),
+            file,
+        };
+        // First lock, then look: QEMU takes its byte before it looks for ours, so that one of us
+        // sees the other.
+        if sys::byte_held_elsewhere(&locked.file, NO_CONSISTENT_READ).map_err(trouble)? {
+            return Err(Failure::new(
                 Errno::EBUSY,
                 format!("QEMU is committing this layer: {}", path.display()),
             )
-            .next("try again when its job has ended"))
+            .next("try again when its job has ended"));
         }
-        Err(error) => {
-            let _ = unlock(file);
-            Err(trouble(error))
+        Ok(locked)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Gives the lock back; the file stays open.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = sys::unlock_byte(&self.file, CONSISTENT_READ) {
+            // Cannot be: the descriptor is open. QEMU then refuses a commit, and nothing is lost.
+            tracing::error!(path = %self.path.display(), %error, "a layer's lock was not given back");
         }
     }
 }
 
-/// Gives the lock back.
-pub(super) fn unlock(file: &File) -> std::io::Result<()> {
-    sys::unlock_byte(file, CONSISTENT_READ)
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.unlock();
+    }
 }
