@@ -329,7 +329,7 @@ async fn a_transaction_is_all_or_nothing() {
     );
 }
 
-#[tokio::test(start_paused = false)]
+#[tokio::test]
 async fn handles_are_forgotten_and_bridges_end() {
     let (_scratch, daemon, bridge) = started().await;
     let handle = bridge.expect_job(job("never"));
