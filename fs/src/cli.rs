@@ -1,0 +1,179 @@
+//! The command line: clap's definition, and from it plain values. It looks at the files it is
+//! given (a socket or an image?) and does nothing else; `run` does.
+
+mod options;
+mod source;
+
+pub use options::Options;
+
+use crate::errno::{Errno, Failure};
+use crate::ops::Source;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// What follows the options list in `qmpfs mount --help`.
+const OPTIONS_HELP: &str = "\
+Options for -o, comma-separated:
+  ro                  no verbs; images are read without starting a storage daemon
+  no_delete           no verb that removes a point or cancels a job
+  merge=auto|stream|commit
+                      how rmdir of an external snapshot merges (auto: what copies less)
+  format=raw|qcow2    the format of image files whose name does not say it
+  name=NAME           what the VM is called
+  log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
+  allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount
+                      as for other FUSE filesystems; umask applies to 0777 and 0444 and is 077
+  rw, default_permissions, nosuid, nodev, noexec, noatime
+                      accepted, as they are so anyway";
+
+/// QEMU's snapshots as plain files and directories.
+#[derive(Parser)]
+#[command(name = "qmpfs", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mount the disks of a running VM, or the images of one that is off
+    #[command(after_help = OPTIONS_HELP)]
+    Mount {
+        /// Stay in front and log to standard error
+        #[arg(short, long)]
+        foreground: bool,
+        /// Mount options, see below
+        #[arg(short = 'o', value_name = "OPT,...")]
+        options: Vec<String>,
+        /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), or one or more image files
+        #[arg(required = true, value_name = "SOURCE")]
+        sources: Vec<String>,
+        /// An empty directory
+        #[arg(required = true)]
+        mountpoint: PathBuf,
+    },
+    /// Unmount and wait until the last reader and the daemon are gone
+    Umount {
+        /// Where it is mounted
+        mountpoint: PathBuf,
+    },
+    /// Print the completion script of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of qmpfs, or of one of its commands
+    Man {
+        /// Which command
+        command: Option<String>,
+    },
+}
+
+/// What to mount, where and how.
+#[derive(Debug, Clone)]
+pub struct MountConfig {
+    /// Where the disks come from.
+    pub source: Source,
+    /// The same as the user wrote it.
+    pub source_text: String,
+    /// Where to mount, as the user wrote it.
+    pub mountpoint: PathBuf,
+    /// `-f`
+    pub foreground: bool,
+    /// `-o`
+    pub options: Options,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Action {
+    /// `qmpfs mount`
+    Mount(Box<MountConfig>),
+    /// `qmpfs umount`
+    Umount(PathBuf),
+    /// Something to print.
+    Print(Vec<u8>),
+}
+
+/// Parses the process's arguments. Prints usage and ends the process when they are none of ours.
+pub fn parse() -> Result<Action, Failure> {
+    action(Arguments::parse().command)
+}
+
+fn action(command: Command) -> Result<Action, Failure> {
+    match command {
+        Command::Mount { foreground, options, sources, mountpoint } => {
+            let options = Options::parse(&options)?;
+            let source = source::classify(&sources, options.format.clone())?;
+            let source_text = sources.join(" ");
+            Ok(Action::Mount(Box::new(MountConfig { source, source_text, mountpoint, foreground, options })))
+        }
+        Command::Umount { mountpoint } => Ok(Action::Umount(mountpoint)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "qmpfs", &mut script);
+            Ok(Action::Print(script))
+        }
+        Command::Man { command } => page(command.as_deref()).map(Action::Print),
+    }
+}
+
+fn page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
+    let mut root = Arguments::command();
+    root.build();
+    let wanted = match command {
+        None => root,
+        Some(name) => {
+            let found = root.find_subcommand(name).cloned();
+            found.ok_or_else(|| {
+                Failure::new(Errno::EINVAL, format!("there is no command '{name}'")).next("see `qmpfs help`")
+            })?
+        }
+    };
+    let mut page = Vec::new();
+    clap_mangen::Man::new(wanted)
+        .render(&mut page)
+        .map_err(|error| Failure::io("write the manual page", &error))?;
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Action, Arguments, action};
+    use crate::ops::Source;
+    use clap::{CommandFactory, Parser};
+
+    fn parse(line: &[&str]) -> Result<Action, String> {
+        let arguments = Arguments::try_parse_from(line).map_err(|error| error.to_string())?;
+        action(arguments.command).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn clap_agrees_with_itself() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn mount_takes_sources_and_a_mountpoint() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let image = directory.path().join("web1.qcow2");
+        std::fs::write(&image, "").expect("a scratch file");
+        let image = image.to_str().expect("a UTF-8 path");
+        let parsed = parse(&["qmpfs", "mount", "-f", "-o", "ro,no_delete", "-o", "name=x", image, "/mnt/x"]);
+        let Ok(Action::Mount(config)) = parsed else { panic!("{parsed:?}") };
+        assert!(config.foreground && config.options.verbs().read_only && config.options.verbs().no_delete);
+        assert_eq!(config.options.vm_name.as_deref(), Some("x"));
+        assert_eq!(config.mountpoint, std::path::Path::new("/mnt/x"));
+        assert!(matches!(&config.source, Source::Images { paths, .. } if paths.len() == 1));
+        assert!(parse(&["qmpfs", "mount", "/mnt/x"]).is_err());
+    }
+
+    #[test]
+    fn pages_and_scripts_are_printed() {
+        for line in [&["qmpfs", "man"][..], &["qmpfs", "man", "mount"], &["qmpfs", "completions", "bash"]] {
+            let Ok(Action::Print(text)) = parse(line) else { panic!("{line:?}") };
+            assert!(String::from_utf8_lossy(&text).contains("qmpfs"), "{line:?}");
+        }
+        assert!(parse(&["qmpfs", "man", "nothing"]).is_err());
+    }
+}

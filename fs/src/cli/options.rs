@@ -1,0 +1,161 @@
+//! The list after `-o`, named as people know it from other filesystems.
+
+use crate::errno::{Errno, Failure};
+use crate::fuse::Access;
+use crate::intent::Verbs;
+use crate::model::Format;
+use crate::ops::MergePolicy;
+use std::path::PathBuf;
+
+/// Nobody but the owner, unless asked otherwise.
+const DEFAULT_UMASK: u16 = 0o077;
+
+/// The options of a mount.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `ro`
+    pub read_only: bool,
+    /// `no_delete`
+    pub no_delete: bool,
+    /// `merge=`
+    pub merge: MergePolicy,
+    /// `format=`
+    pub format: Option<Format>,
+    /// `name=`
+    pub vm_name: Option<String>,
+    /// `log=`
+    pub log_file: Option<PathBuf>,
+    /// `allow_other`, `allow_root`
+    pub access: Access,
+    /// `uid=`
+    pub uid: Option<u32>,
+    /// `gid=`
+    pub gid: Option<u32>,
+    /// `umask=`
+    pub umask: u16,
+    /// `fsname=`
+    pub fs_name: Option<String>,
+    /// `auto_unmount`
+    pub auto_unmount: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            read_only: false,
+            no_delete: false,
+            merge: MergePolicy::Auto,
+            format: None,
+            vm_name: None,
+            log_file: None,
+            access: Access::Owner,
+            uid: None,
+            gid: None,
+            umask: DEFAULT_UMASK,
+            fs_name: None,
+            auto_unmount: false,
+        }
+    }
+}
+
+impl Options {
+    /// Parses what came after each `-o`. A later option wins over an earlier one.
+    pub fn parse(lists: &[String]) -> Result<Options, Failure> {
+        let mut options = Options::default();
+        for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
+            options.apply(option)?;
+        }
+        if options.auto_unmount && options.access == Access::Owner {
+            return Err(Failure::new(Errno::EINVAL, "option 'auto_unmount' needs 'allow_other' or 'allow_root'")
+                .next("add one of them, or leave auto_unmount away: a stale mount is cleared by the next one"));
+        }
+        Ok(options)
+    }
+
+    /// Which verbs the mount has.
+    pub fn verbs(&self) -> Verbs {
+        Verbs { read_only: self.read_only, no_delete: self.no_delete }
+    }
+
+    fn apply(&mut self, option: &str) -> Result<(), Failure> {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        match (name, value) {
+            ("ro", None) => self.read_only = true,
+            ("rw", None) => self.read_only = false,
+            ("no_delete", None) => self.no_delete = true,
+            ("merge", Some("auto")) => self.merge = MergePolicy::Auto,
+            ("merge", Some("stream")) => self.merge = MergePolicy::Stream,
+            ("merge", Some("commit")) => self.merge = MergePolicy::Commit,
+            ("merge", _) => return Err(one_of(option, "merge=auto, merge=stream or merge=commit")),
+            ("format", Some("raw")) => self.format = Some(Format::Raw),
+            ("format", Some("qcow2")) => self.format = Some(Format::Qcow2),
+            ("format", _) => return Err(one_of(option, "format=raw or format=qcow2")),
+            ("name", Some(value)) if !value.is_empty() => self.vm_name = Some(value.to_owned()),
+            ("log", Some(value)) if !value.is_empty() => {
+                let path = std::path::absolute(value).map_err(|error| Failure::io(format_args!("use {option}"), &error))?;
+                self.log_file = Some(path);
+            }
+            ("allow_other", None) => self.access = Access::Everybody,
+            ("allow_root", None) => self.access = Access::OwnerAndRoot,
+            ("uid", Some(value)) => self.uid = Some(value.parse().map_err(|_| one_of(option, "uid=NUMBER"))?),
+            ("gid", Some(value)) => self.gid = Some(value.parse().map_err(|_| one_of(option, "gid=NUMBER"))?),
+            ("umask", Some(value)) => {
+                let umask = u16::from_str_radix(value, 8).ok().filter(|umask| *umask <= 0o777);
+                self.umask = umask.ok_or_else(|| one_of(option, "umask=OCTAL, like umask=022"))?;
+            }
+            ("fsname", Some(value)) if !value.is_empty() => self.fs_name = Some(value.to_owned()),
+            ("auto_unmount", None) => self.auto_unmount = true,
+            ("default_permissions" | "nosuid" | "nodev" | "noexec" | "noatime", None) => {}
+            _ => {
+                return Err(Failure::new(Errno::EINVAL, format!("unknown option '{option}'"))
+                    .next("see `qmpfs mount --help` for the options of -o"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn one_of(option: &str, expected: &str) -> Failure {
+    Failure::new(Errno::EINVAL, format!("option '{option}' has no such value")).next(format!("use {expected}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Options;
+    use crate::fuse::Access;
+    use crate::model::Format;
+    use crate::ops::MergePolicy;
+
+    fn parse(list: &str) -> Result<Options, String> {
+        Options::parse(&[list.to_owned()]).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn every_option_of_the_page() {
+        let options = parse(
+            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,auto_unmount",
+        )
+        .expect("all are known");
+        assert!(options.verbs().read_only && options.verbs().no_delete && options.auto_unmount);
+        assert_eq!(options.merge, MergePolicy::Stream);
+        assert_eq!(options.format, Some(Format::Raw));
+        assert_eq!((options.uid, options.gid, options.umask), (Some(5), Some(6), 0o022));
+        assert_eq!(options.access, Access::Everybody);
+        assert!(parse("rw,default_permissions,nosuid,nodev,noexec,noatime,,").is_ok());
+        assert!(!parse("ro,rw").expect("known").read_only);
+        assert_eq!(parse("").expect("nothing is fine").umask, 0o077);
+    }
+
+    #[test]
+    fn an_unknown_option_is_named() {
+        assert_eq!(parse("ro,sudi").expect_err("misspelt"), "unknown option 'sudi'");
+        for bad in ["ro=1", "uid=x", "uid", "umask=9", "umask=1777", "merge=fast", "format=vmdk", "name=", "suid"] {
+            let message = parse(bad).expect_err(bad);
+            assert!(message.contains(bad), "{message}");
+        }
+        assert!(parse("auto_unmount").is_err());
+    }
+}

@@ -1,0 +1,316 @@
+//! The kernel's requests, translated: inode numbers and names in, attributes, bytes and errnos
+//! out. What a name means is asked of `tree`, what a verb means of `intent`, and whatever needs
+//! QEMU is handed to the engine together with the reply: no worker ever waits for it.
+//! Only this file and fuse/* name `fuser::`. It knows no QMP and no image format.
+
+mod attr;
+mod caller;
+mod handles;
+mod requests;
+mod session;
+mod shared;
+mod sizes;
+mod sweeps;
+
+pub use attr::Owner;
+pub(crate) use requests::PID_XATTR;
+pub use session::{Access, Mounted, Settings, mount};
+
+use crate::errno::{Errno, Failure};
+use fuser::{
+    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use shared::Shared;
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Names and texts change whenever the VM does: the kernel asks each time.
+const NO_TTL: Duration = Duration::ZERO;
+/// No inode number is ever used again for another thing.
+const GENERATION: Generation = Generation(0);
+/// Requests the kernel may have in flight in the background (read-ahead, async direct reads):
+/// queue depth 32 of one reader and as much for another.
+const BACKGROUND: u16 = 64;
+
+/// Called once when the last worker has ended.
+pub type OnEnd = Box<dyn FnOnce() + Send + Sync>;
+
+/// The filesystem as fuser drives it.
+struct Qmpfs {
+    shared: Arc<Shared>,
+    on_end: Option<OnEnd>,
+}
+
+impl Qmpfs {
+    /// Runs one request. A panic in it is our bug: it costs that request an EIO (the dropped
+    /// reply sends it), is written down, and leaves the mount alive.
+    fn run(&self, what: &str, request: impl FnOnce(&Arc<Shared>)) {
+        if catch_unwind(AssertUnwindSafe(|| request(&self.shared))).is_err() {
+            self.shared.log.note(&format!("bug: a {what} request panicked; it was answered EIO"));
+        }
+    }
+}
+
+fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.code())
+}
+
+fn failed(failure: &Failure) -> fuser::Errno {
+    errno(failure.errno)
+}
+
+/// A name of the tree is UTF-8; another cannot be there.
+fn utf8(name: &OsStr) -> Result<&str, Failure> {
+    name.to_str().ok_or_else(|| Failure::new(Errno::ENOENT, "no such name"))
+}
+
+impl Filesystem for Qmpfs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Each is worth having alone, and an older kernel has none of them.
+        for wish in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
+            if config.add_capabilities(wish).is_err() {
+                tracing::debug!(?wish, "not offered by this kernel");
+            }
+        }
+        if let Err(nearest) = config.set_max_background(BACKGROUND) {
+            tracing::debug!(nearest, "background requests not set");
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end();
+        }
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.run("lookup", |shared| requests::lookup(shared, req.pid(), parent, name, reply));
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.run("getattr", |shared| requests::getattr(shared, req.pid(), ino, reply));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.run("opendir", |shared| requests::opendir(shared, ino, reply));
+    }
+
+    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.run("readdir", |shared| requests::readdir(shared, fh, offset, reply));
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.run("releasedir", |shared| {
+            shared.handles.remove(fh);
+            reply.ok();
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        if writes {
+            return reply.error(fuser::Errno::EROFS);
+        }
+        self.run("open", |shared| requests::open(shared, req.pid(), ino, reply));
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run("read", |shared| requests::read(shared, fh, offset, size, reply));
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.run("lseek", |shared| requests::lseek(shared, fh, offset, whence, reply));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run("release", |shared| {
+            shared.handles.remove(fh);
+            reply.ok();
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.run("mkdir", |shared| requests::mkdir(shared, req.pid(), parent, name, reply));
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run("rmdir", |shared| requests::rmdir(shared, req.pid(), parent, name, reply));
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run("unlink", |shared| {
+            requests::refused_unlink(shared, req.pid(), parent, name);
+            reply.error(fuser::Errno::EPERM);
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.run("statfs", |shared| requests::statfs(shared, reply));
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    // Answered at once: the kernel holds the directory's lock meanwhile.
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    // Everything below would write, and has no meaning here for anybody, root included.
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(requests::no_write(&self.shared, ino));
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(requests::no_write(&self.shared, ino));
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(requests::no_write(&self.shared, ino));
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.run("getxattr", |_| requests::getxattr(ino, name, size, reply));
+    }
+
+    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOTSUP);
+    }
+}
+
+/// How a text is opened: its length is known only at open, so the kernel must not cache pages.
+const TEXT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
+/// How a view is opened: its bytes never change, pages of an earlier open are as good as new.
+const VIEW_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;

@@ -1,0 +1,85 @@
+//! Open files and directories. A text and a listing are fixed when they are opened, a view is
+//! held open (and with it its lease) until its last reader closes it.
+
+use crate::ops::WaitScope;
+use crate::tree::PointKey;
+use crate::view::View;
+use fuser::{FileHandle, FileType};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+/// What a file descriptor of the kernel stands for.
+pub(super) enum Handle {
+    /// A text, as it was when it was opened.
+    Text(Vec<u8>),
+    /// A `wait` file.
+    Wait {
+        /// Whose work.
+        scope: WaitScope,
+        /// The final state, once it is known.
+        text: OnceLock<String>,
+    },
+    /// A `disk.raw`.
+    View {
+        /// Its bytes.
+        view: Arc<View>,
+        /// Which point, for the log.
+        point: PointKey,
+        /// Whether a failed read was written down already; one line says it.
+        complained: AtomicBool,
+    },
+    /// A directory's names as they were when it was opened.
+    Directory(Vec<Entry>),
+}
+
+/// One name of a directory.
+pub(super) struct Entry {
+    pub(super) ino: u64,
+    pub(super) kind: FileType,
+    pub(super) name: String,
+}
+
+/// The table of open handles.
+#[derive(Default)]
+pub(super) struct Handles {
+    last: AtomicU64,
+    table: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Handles {
+    /// Takes a handle in.
+    pub(super) fn insert(&self, handle: Handle) -> FileHandle {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(handle));
+        FileHandle(number)
+    }
+
+    /// The handle, while it is open.
+    pub(super) fn get(&self, number: FileHandle) -> Option<Arc<Handle>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(&number.0).cloned()
+    }
+
+    /// Closes it. The last reader's reference drops the view, outside the table's lock.
+    pub(super) fn remove(&self, number: FileHandle) {
+        let removed = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number.0);
+        drop(removed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Handle, Handles};
+
+    #[test]
+    fn a_handle_lives_until_it_is_removed() {
+        let handles = Handles::default();
+        let first = handles.insert(Handle::Text(b"a".to_vec()));
+        let second = handles.insert(Handle::Directory(Vec::new()));
+        assert_ne!(first, second);
+        assert!(matches!(handles.get(first).as_deref(), Some(Handle::Text(text)) if text == b"a"));
+        handles.remove(first);
+        assert!(handles.get(first).is_none());
+        assert!(handles.get(second).is_some());
+    }
+}

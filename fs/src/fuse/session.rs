@@ -1,0 +1,121 @@
+//! The mount itself: the kernel's options, the workers, and how it ends. Unmounting is asked of
+//! the kernel by `run`, never of fuser, which would unmount whatever stands there by then.
+
+use super::attr::Owner;
+use super::handles::Handles;
+use super::shared::Shared;
+use super::sizes::SizeCache;
+use super::sweeps::Sweeps;
+use super::{OnEnd, Qmpfs};
+use crate::errno::Failure;
+use crate::intent::Verbs;
+use crate::ops::EngineHandle;
+use crate::report::Log;
+use crate::tree::Ids;
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Worker threads: a reader each on the machines this runs on, with one to spare for `ls`.
+const WORKERS: usize = 4;
+
+/// Who besides the mounting user may use the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody.
+    Owner,
+    /// `-o allow_root`
+    OwnerAndRoot,
+    /// `-o allow_other`
+    Everybody,
+}
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where, an absolute path.
+    pub mountpoint: PathBuf,
+    /// The first column of /proc/mounts.
+    pub fs_name: String,
+    /// Who may use it.
+    pub access: Access,
+    /// Whose the files are.
+    pub owner: Owner,
+    /// Which verbs there are.
+    pub verbs: Verbs,
+    /// Have fusermount unmount when this process dies.
+    pub auto_unmount: bool,
+}
+
+/// A running mount.
+pub struct Mounted {
+    session: BackgroundSession,
+}
+
+/// Mounts and starts the workers. `on_end` is called when the last of them has ended.
+pub fn mount(settings: Settings, engine: EngineHandle, log: Arc<Log>, on_end: OnEnd) -> Result<Mounted, Failure> {
+    let at = settings.mountpoint.clone();
+    let failed = |error: &std::io::Error| {
+        Failure::io(format_args!("mount on {}", at.display()), error)
+            .next("run `qmpfs doctor`, or see that /dev/fuse and fusermount3 are there and may be used")
+    };
+    let config = config(&settings);
+    let shared = Shared {
+        sizes: SizeCache::start(engine.clone()).map_err(|error| failed(&error))?,
+        engine,
+        log,
+        verbs: settings.verbs,
+        owner: settings.owner,
+        mountpoint: settings.mountpoint,
+        mounted_at: SystemTime::now(),
+        ids: Ids::new(),
+        handles: Handles::default(),
+        sweeps: Sweeps::default(),
+    };
+    let filesystem = Qmpfs { shared: Arc::new(shared), on_end: Some(on_end) };
+    let session = Session::new(filesystem, &at, &config).and_then(Session::spawn).map_err(|error| failed(&error))?;
+    Ok(Mounted { session })
+}
+
+impl Mounted {
+    /// Collects the workers of a mount that has ended; call it after `on_end` was called.
+    pub fn finish(mut self) -> std::io::Result<()> {
+        // fuser's handle unmounts by path when it is dropped, also when the mount is gone already
+        // and another one stands there. So only the thread is taken out of it.
+        let nothing = std::thread::Builder::new().spawn(|| Ok(()))?;
+        let guard = std::mem::replace(&mut self.session.guard, nothing);
+        std::mem::forget(self.session);
+        match guard.join() {
+            Ok(result) => result,
+            Err(_panic) => Err(std::io::Error::other("the session's thread panicked")),
+        }
+    }
+}
+
+fn config(settings: &Settings) -> Config {
+    let mut options = vec![
+        // A comma would start another option where fusermount3 mounts for us.
+        MountOption::FSName(settings.fs_name.replace([',', '\\', '\n'], "_")),
+        // As an option of the kernel: fuser gives its own Subtype to fusermount only.
+        MountOption::CUSTOM("subtype=qmpfs".to_owned()),
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoExec,
+        MountOption::DefaultPermissions,
+        if settings.verbs.read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    if settings.auto_unmount {
+        options.push(MountOption::AutoUnmount);
+    }
+    let mut config = Config::default();
+    config.mount_options = options;
+    config.acl = match settings.access {
+        Access::Owner => SessionACL::Owner,
+        Access::OwnerAndRoot => SessionACL::RootAndOwner,
+        Access::Everybody => SessionACL::All,
+    };
+    config.n_threads = Some(WORKERS);
+    config.clone_fd = true;
+    config
+}

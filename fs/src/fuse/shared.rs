@@ -1,0 +1,131 @@
+//! What all workers share: the engine's handle, the tables, and how a node's attributes come to
+//! be. It decides nothing: names come from `tree`, texts from `render`, sizes from `sizes`.
+
+use super::attr::Owner;
+use super::handles::{Entry, Handles};
+use super::sizes::SizeCache;
+use super::sweeps::Sweeps;
+use super::{NO_TTL, caller};
+use crate::errno::{Errno, Failure};
+use crate::intent::Verbs;
+use crate::model::Model;
+use crate::ops::EngineHandle;
+use crate::render::{Extra, estimated_sizes, instant, text};
+use crate::report::Log;
+use crate::tree::{Ids, NodeKey, PointFile, children, exists, find_point, parent, path_of};
+use fuser::{FileAttr, FileType, INodeNo};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// A view's attributes never change, but its first sizes may be an estimate.
+const VIEW_TTL: Duration = Duration::from_secs(1);
+
+/// Attributes and how long the kernel may keep them.
+pub(super) type Attributes = Option<(FileAttr, Duration)>;
+
+/// The state of a mount, as the workers see it.
+pub(super) struct Shared {
+    pub(super) engine: EngineHandle,
+    pub(super) log: Arc<Log>,
+    pub(super) verbs: Verbs,
+    pub(super) owner: Owner,
+    pub(super) mountpoint: PathBuf,
+    pub(super) mounted_at: SystemTime,
+    pub(super) ids: Ids,
+    pub(super) handles: Handles,
+    pub(super) sizes: SizeCache,
+    pub(super) sweeps: Sweeps,
+}
+
+impl Shared {
+    /// What the inode stands for. One that we never gave out is a kernel's mistake or ours.
+    pub(super) fn key(&self, ino: INodeNo) -> Result<NodeKey, Failure> {
+        self.ids.key(ino.0).ok_or_else(|| Failure::new(Errno::ESTALE, "no such inode"))
+    }
+
+    /// The text of a file, now.
+    pub(super) fn text(&self, model: &Model, key: &NodeKey) -> Option<String> {
+        let sizes = key.point().and_then(|point| self.sizes.known(point));
+        let plan = |point: &_| self.engine.plan_text(point);
+        let extra =
+            Extra { log: &self.log, mountpoint: &self.mountpoint, verbs: self.verbs, plan: &plan, sizes };
+        text(model, key, &extra)
+    }
+
+    /// Finds out the attributes of `key` and hands them to `done`, at once or, for a view that
+    /// was never measured, a little later and from another thread.
+    pub(super) fn attributes(
+        self: &Arc<Self>,
+        pid: u32,
+        model: &Model,
+        key: &NodeKey,
+        done: impl FnOnce(Attributes) + Send + 'static,
+    ) {
+        let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
+            return done(self.plain_attributes(model, key).map(|attr| (attr, NO_TTL)));
+        };
+        let Some(found) = find_point(model, point) else {
+            return done(None);
+        };
+        let time = instant(&found).unwrap_or(self.mounted_at);
+        let (ino, owner) = (self.ids.number(key), self.owner);
+        let answer = Box::new(move |sizes| done(Some((owner.view(ino, sizes, time), VIEW_TTL))));
+        self.sizes.ask(point, caller::process_of(pid), estimated_sizes(&found), answer);
+    }
+
+    /// The attributes of anything but a view.
+    fn plain_attributes(&self, model: &Model, key: &NodeKey) -> Option<FileAttr> {
+        if !exists(model, key) {
+            return None;
+        }
+        let ino = self.ids.number(key);
+        let time = match key {
+            NodeKey::Log => self.log.modified(),
+            NodeKey::Point(point) | NodeKey::PointFile(point, _) => find_point(model, point).as_ref().and_then(instant),
+            NodeKey::Root
+            | NodeKey::VmJson
+            | NodeKey::Readme
+            | NodeKey::Wait
+            | NodeKey::Disks
+            | NodeKey::Disk(_)
+            | NodeKey::DiskFile(..)
+            | NodeKey::Section(..)
+            | NodeKey::Job(..)
+            | NodeKey::JobFile(..) => None,
+        };
+        let time = time.unwrap_or(self.mounted_at);
+        if key.is_dir() {
+            let subdirectories = children(model, key).iter().filter(|(_, _, is_dir)| *is_dir).count();
+            return Some(self.owner.directory(ino, subdirectories, time));
+        }
+        // A `wait` file has no text before it is read.
+        let length = self.text(model, key).map_or(0, |text| text.len());
+        Some(self.owner.text(ino, length, time))
+    }
+
+    /// The names of a directory, `.` and `..` first.
+    pub(super) fn entries(&self, model: &Model, directory: &NodeKey) -> Vec<Entry> {
+        let entry = |name: String, key: &NodeKey| {
+            let kind = if key.is_dir() { FileType::Directory } else { FileType::RegularFile };
+            Entry { ino: self.ids.number(key), kind, name }
+        };
+        let dots = [entry(".".to_owned(), directory), entry("..".to_owned(), &parent(directory))];
+        let names = children(model, directory).into_iter().map(|(name, key, _)| entry(name, &key));
+        dots.into_iter().chain(names).collect()
+    }
+
+    /// Writes a refused verb down.
+    pub(super) fn refused(&self, verb: &str, path: &str, pid: u32, failure: Failure) -> Failure {
+        self.log.record(verb, path, caller::process_of(pid), &Err(failure.clone()), Duration::ZERO);
+        failure
+    }
+
+    /// The path of `name` in `directory`, for the log.
+    pub(super) fn path(&self, model: &Model, directory: &NodeKey, name: &str) -> String {
+        match directory {
+            NodeKey::Root => format!("/{name}"),
+            other => format!("{}/{name}", path_of(model, other)),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The sizes of views. QEMU does not tell how much of a point is really there, so the first
+//! stat opens the view and adds up its map; the sum is kept, as a point never changes.
+//! One thread keeps the books and never opens or measures itself: a stat is answered by the
+//! deadline with an estimate, whatever the disk and the engine are doing.
+
+use crate::errno::Failure;
+use crate::ops::{EngineHandle, Request};
+use crate::render::Sizes;
+use crate::tree::PointKey;
+use crate::view::View;
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a stat waits for the true size before it shows the estimate.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Views measured at the same time: reading tables is disk-bound.
+const AT_ONCE: usize = 2;
+/// Stats that may wait; one more gets the estimate at once.
+const WAITING_MAX: usize = 1024;
+/// Points whose sizes are kept; beyond it they are measured anew.
+const KNOWN_MAX: usize = 8192;
+/// A view that could not be opened is not tried again before.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Gets the sizes, from the asking thread or another.
+pub(super) type Waiter = Box<dyn FnOnce(Sizes) + Send>;
+
+/// What is known of a point.
+#[derive(Clone, Copy)]
+enum Known {
+    Measured(Sizes),
+    Failed(Instant),
+}
+
+/// The cache, and the way to the thread that fills it.
+pub(super) struct SizeCache {
+    known: Arc<Mutex<HashMap<PointKey, Known>>>,
+    waiting: Arc<AtomicUsize>,
+    /// Not bounded by itself: WAITING_MAX asks, and one answer for each point being measured.
+    messages: Mutex<Sender<Message>>,
+}
+
+enum Message {
+    Ask { point: PointKey, pid: u32, estimate: Sizes, waiter: Waiter },
+    Opened { point: PointKey, view: Result<Arc<View>, Failure> },
+    Measured { point: PointKey, sizes: Option<Sizes> },
+    Stop,
+}
+
+impl SizeCache {
+    /// Starts the thread. It ends when the cache is dropped.
+    pub(super) fn start(engine: EngineHandle) -> std::io::Result<SizeCache> {
+        let (sender, receiver) = channel();
+        let known = Arc::new(Mutex::new(HashMap::new()));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let mut keeper = Keeper {
+            engine,
+            known: Arc::clone(&known),
+            waiting: Arc::clone(&waiting),
+            messages: sender.clone(),
+            pending: HashMap::new(),
+            queue: VecDeque::new(),
+            at_work: 0,
+        };
+        std::thread::Builder::new().name("sizes".into()).spawn(move || keeper.run(&receiver))?;
+        Ok(SizeCache { known, waiting, messages: Mutex::new(sender) })
+    }
+
+    /// The measured sizes of a point.
+    pub(super) fn known(&self, point: &PointKey) -> Option<Sizes> {
+        match self.known.lock().unwrap_or_else(PoisonError::into_inner).get(point)? {
+            Known::Measured(sizes) => Some(*sizes),
+            Known::Failed(_) => None,
+        }
+    }
+
+    /// Hands the sizes of `point` to `waiter`, measured if that can be done in time.
+    pub(super) fn ask(&self, point: &PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(point).copied();
+        match known {
+            Some(Known::Measured(sizes)) => return waiter(sizes),
+            Some(Known::Failed(at)) if at.elapsed() < RETRY_AFTER => return waiter(estimate),
+            Some(Known::Failed(_)) | None => {}
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return waiter(estimate);
+        }
+        let ask = Message::Ask { point: point.clone(), pid, estimate, waiter };
+        let sent = self.messages.lock().unwrap_or_else(PoisonError::into_inner).send(ask);
+        if let Err(error) = sent {
+            if let Message::Ask { waiter, .. } = error.0 {
+                waiter(estimate);
+            }
+        }
+    }
+}
+
+impl Drop for SizeCache {
+    fn drop(&mut self) {
+        // An error says the thread has ended already.
+        let _ended = self.messages.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Stop);
+    }
+}
+
+/// A point being measured, and the stats that wait for it.
+struct Pending {
+    waiters: Vec<(Instant, Sizes, Waiter)>,
+}
+
+/// The thread's books.
+struct Keeper {
+    engine: EngineHandle,
+    known: Arc<Mutex<HashMap<PointKey, Known>>>,
+    waiting: Arc<AtomicUsize>,
+    messages: Sender<Message>,
+    pending: HashMap<PointKey, Pending>,
+    queue: VecDeque<(PointKey, u32)>,
+    at_work: usize,
+}
+
+impl Keeper {
+    fn run(&mut self, messages: &Receiver<Message>) {
+        loop {
+            let message = match self.next_deadline() {
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(deadline) => messages.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            };
+            match message {
+                Ok(Message::Ask { point, pid, estimate, waiter }) => self.asked(point, pid, estimate, waiter),
+                Ok(Message::Opened { point, view }) => match view {
+                    Ok(view) => self.measure(point, view),
+                    Err(failure) => {
+                        tracing::debug!(point = ?point, "not measured: {failure}");
+                        self.ended(point, None);
+                    }
+                },
+                Ok(Message::Measured { point, sizes }) => self.ended(point, sizes),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.answer_the_late(Instant::now());
+            self.start_some();
+        }
+    }
+
+    fn asked(&mut self, point: PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&point).copied();
+        if let Some(Known::Measured(sizes)) = known {
+            return self.answer(waiter, sizes);
+        }
+        if !self.pending.contains_key(&point) {
+            self.queue.push_back((point.clone(), pid));
+        }
+        let pending = self.pending.entry(point).or_insert(Pending { waiters: Vec::new() });
+        pending.waiters.push((Instant::now() + DEADLINE, estimate, waiter));
+    }
+
+    fn start_some(&mut self) {
+        while self.at_work < AT_ONCE {
+            let Some((point, pid)) = self.queue.pop_front() else {
+                return;
+            };
+            self.at_work += 1;
+            let (messages, key) = (self.messages.clone(), point.clone());
+            let answer = Box::new(move |view| {
+                // An error says that the mount has ended and nobody waits.
+                let _ended = messages.send(Message::Opened { point: key, view });
+            });
+            self.engine.send(Request::Open { point, pid, answer });
+        }
+    }
+
+    fn measure(&mut self, point: PointKey, view: Arc<View>) {
+        let (messages, key) = (self.messages.clone(), point.clone());
+        let measure = move || {
+            let sizes = catch_unwind(AssertUnwindSafe(|| measured(&view))).unwrap_or(None);
+            // The lease ends before anybody hears of the size: an rmdir right after `ls` must not be refused.
+            drop(view);
+            let _ended = messages.send(Message::Measured { point: key, sizes });
+        };
+        if std::thread::Builder::new().name("measure".into()).spawn(measure).is_err() {
+            self.ended(point, None);
+        }
+    }
+
+    fn ended(&mut self, point: PointKey, sizes: Option<Sizes>) {
+        self.at_work = self.at_work.saturating_sub(1);
+        let waiters = self.pending.remove(&point).map(|pending| pending.waiters).unwrap_or_default();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(point, sizes.map_or_else(|| Known::Failed(Instant::now()), Known::Measured));
+        drop(known);
+        for (_, estimate, waiter) in waiters {
+            self.answer(waiter, sizes.unwrap_or(estimate));
+        }
+    }
+
+    fn answer_the_late(&mut self, now: Instant) {
+        let mut late = Vec::new();
+        for pending in self.pending.values_mut() {
+            late.extend(pending.waiters.extract_if(.., |(deadline, _, _)| *deadline <= now));
+        }
+        for (_, estimate, waiter) in late {
+            self.answer(waiter, estimate);
+        }
+    }
+
+    fn answer(&self, waiter: Waiter, sizes: Sizes) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        waiter(sizes);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.pending.values().flat_map(|pending| &pending.waiters).map(|(deadline, _, _)| *deadline).min()
+    }
+}
+
+fn measured(view: &View) -> Option<Sizes> {
+    match view.allocated_bytes() {
+        Ok(allocated) => Some(Sizes { virtual_size: view.virtual_size(), allocated }),
+        Err(failure) => {
+            tracing::warn!("a view could not be measured: {failure}");
+            None
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The text of every file that is not a view: pure functions from the model to what `cat` shows.
+//! It knows the model and the contract's field names; it knows no FUSE and asks no QEMU.
+
+mod chain;
+mod disk;
+mod job;
+mod point;
+mod readme;
+mod time;
+mod vm;
+
+pub use time::{now, parse_rfc3339, rfc3339};
+
+use crate::intent::Verbs;
+use crate::model::{Layer, Model};
+use crate::report::Log;
+use crate::tree::{DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_point, layer_dir_name};
+use serde::Serialize;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The two sizes of a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes that are really there.
+    pub allocated: u64,
+}
+
+/// What a text needs that is in no model.
+pub struct Extra<'a> {
+    /// The mount's log.
+    pub log: &'a Log,
+    /// Where it is mounted.
+    pub mountpoint: &'a Path,
+    /// Which verbs it has.
+    pub verbs: Verbs,
+    /// What `rmdir` of a point would do; the verbs know.
+    pub plan: &'a dyn Fn(&PointKey) -> String,
+    /// The sizes of the point the text is about, where they were measured.
+    pub sizes: Option<Sizes>,
+}
+
+/// The text of the file `key`. None for directories, views, `wait` files, and what is gone.
+pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
+    match key {
+        NodeKey::VmJson => Some(json(&vm::vm(model))),
+        NodeKey::Log => Some(extra.log.text()),
+        NodeKey::Readme => Some(readme::text(model, extra)),
+        NodeKey::DiskFile(disk, file) => {
+            let disk = model.disk(disk)?;
+            match file {
+                DiskFile::Json => Some(json(&disk::disk(disk))),
+                DiskFile::ChainTxt => Some(chain::text(model, disk)),
+                DiskFile::Wait => None,
+            }
+        }
+        NodeKey::PointFile(point, file) => {
+            let found = find_point(model, point)?;
+            match file {
+                PointFile::DiskRaw => None,
+                PointFile::PointJson => Some(json(&point::point(model, point, &found, extra.sizes))),
+                PointFile::Plan => Some((extra.plan)(point)),
+            }
+        }
+        NodeKey::JobFile(disk, id, file) => {
+            let job = model.disk(disk)?.jobs.iter().find(|job| job.id == *id)?;
+            match file {
+                JobFile::State => Some(job::state(job)),
+                JobFile::Progress => Some(json(&job::progress(job))),
+                JobFile::Error => Some(job::error(job)),
+                JobFile::Wait => None,
+            }
+        }
+        NodeKey::Root
+        | NodeKey::Wait
+        | NodeKey::Disks
+        | NodeKey::Disk(_)
+        | NodeKey::Section(..)
+        | NodeKey::Point(_)
+        | NodeKey::Job(..) => None,
+    }
+}
+
+/// The instant of a point, as well as it is known.
+pub fn instant(found: &Found<'_>) -> Option<SystemTime> {
+    match found {
+        Found::Layer { layer, .. } => layer_instant(layer),
+        Found::Internal { internal, .. } => Some(internal.time),
+    }
+}
+
+fn layer_instant(layer: &Layer) -> Option<SystemTime> {
+    let recorded = layer.record.as_ref().and_then(|record| parse_rfc3339(&record.time));
+    recorded.or(layer.modified)
+}
+
+/// What a point shows before its view was measured: an upper bound from the files.
+pub fn estimated_sizes(found: &Found<'_>) -> Sizes {
+    let virtual_size = match found {
+        Found::Layer { layer, .. } => layer.virtual_size,
+        Found::Internal { internal, .. } => internal.virtual_size,
+    };
+    let files = found.layers().iter().fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size));
+    Sizes { virtual_size, allocated: if virtual_size == 0 { files } else { files.min(virtual_size) } }
+}
+
+/// One object, pretty, with a newline at its end.
+fn json(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value)
+        .expect("our own structs have string keys and no fallible Serialize");
+    text.push('\n');
+    text
+}
+
+/// What a layer is called in texts: its directory's name, or the file's for the active one.
+fn layer_name(index: usize, layer: &Layer, active: bool) -> String {
+    if active {
+        return layer.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    }
+    layer_dir_name(index, layer)
+}
+
+/// "1.2 GiB"
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! point.json.
+
+use super::{Sizes, estimated_sizes, instant, rfc3339};
+use crate::model::Model;
+use crate::tree::{Found, PointKey, PointKind, point_place};
+use serde::Serialize;
+
+/// The object of point.json.
+#[derive(Serialize)]
+pub(super) struct PointJson {
+    kind: &'static str,
+    name: String,
+    disk: String,
+    time: Option<String>,
+    virtual_size: u64,
+    allocated_size: u64,
+    /// Base first.
+    files: Vec<String>,
+    consistency: String,
+    missing: Vec<String>,
+}
+
+pub(super) fn point(model: &Model, key: &PointKey, found: &Found<'_>, sizes: Option<Sizes>) -> PointJson {
+    let sizes = sizes.unwrap_or_else(|| estimated_sizes(found));
+    PointJson {
+        kind: match key.kind {
+            PointKind::Layer => "layer",
+            PointKind::External => "external",
+            PointKind::Internal => "internal",
+        },
+        name: point_place(model, key).map(|(_, _, name)| name).unwrap_or_default(),
+        disk: found.disk().name.clone(),
+        time: instant(found).map(rfc3339),
+        virtual_size: sizes.virtual_size,
+        allocated_size: sizes.allocated,
+        files: found.layers().iter().map(|layer| layer.path.to_string_lossy().into_owned()).collect(),
+        consistency: consistency(found),
+        missing: missing(model, found),
+    }
+}
+
+fn consistency(found: &Found<'_>) -> String {
+    match found {
+        Found::Layer { layer, .. } => match &layer.record {
+            Some(record) => record.consistency.clone(),
+            // Nobody wrote down how it came to be.
+            None => "unknown".to_owned(),
+        },
+        Found::Internal { .. } => "crash".to_owned(),
+    }
+}
+
+/// What of the machine at that instant this point does not hold.
+fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
+    let mut missing = Vec::new();
+    if model.vm.run_state.is_some() {
+        let ram_saved = match found {
+            Found::Layer { .. } => false,
+            Found::Internal { internal, .. } => internal.vm_state_size > 0,
+        };
+        if !ram_saved {
+            missing.push("ram".to_owned());
+        }
+        missing.push("firmware variables".to_owned());
+        missing.push("tpm".to_owned());
+    }
+    let own = &found.disk().name;
+    let others: Vec<&str> =
+        model.disks.iter().map(|disk| disk.name.as_str()).filter(|name| *name != own.as_str()).collect();
+    if !others.is_empty() {
+        missing.push(format!("other disks: {}", others.join(", ")));
+    }
+    missing
+}

@@ -1,0 +1,202 @@
+//! The tree as the kernel sees it: which names stand where, derived from the [`Model`].
+//! Pure: it looks names up in a model and knows no I/O, no QEMU and no fuser.
+
+mod ids;
+mod list;
+mod name;
+mod place;
+
+pub use ids::Ids;
+pub use list::{children, exists, lookup, parent, path_of};
+pub use name::{internal_identity, layer_dir_name, layer_identity, valid_name};
+pub use place::{Found, external_key, find_point, internal_key, layer_key, point_place};
+
+/// One entry of the tree, by meaning. Two entries with the same key are the same inode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum NodeKey {
+    Root,
+    VmJson,
+    Log,
+    Readme,
+    Wait,
+    Disks,
+    Disk(String),
+    DiskFile(String, DiskFile),
+    Section(String, Section),
+    Point(PointKey),
+    PointFile(PointKey, PointFile),
+    /// disk, job id
+    Job(String, String),
+    JobFile(String, String, JobFile),
+}
+
+/// The files of a disk's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum DiskFile {
+    Json,
+    ChainTxt,
+    Wait,
+}
+
+impl DiskFile {
+    /// All of them, as listed.
+    pub const ALL: [DiskFile; 3] = [DiskFile::Json, DiskFile::ChainTxt, DiskFile::Wait];
+
+    /// Its name in the directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskFile::Json => "disk.json",
+            DiskFile::ChainTxt => "chain.txt",
+            DiskFile::Wait => "wait",
+        }
+    }
+}
+
+/// The directories of a disk's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Section {
+    Layers,
+    Snapshots,
+    Internal,
+    Jobs,
+}
+
+impl Section {
+    /// All of them, as listed.
+    pub const ALL: [Section; 4] = [Section::Layers, Section::Snapshots, Section::Internal, Section::Jobs];
+
+    /// Its name in the disk's directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Layers => "layers",
+            Section::Snapshots => "snapshots",
+            Section::Internal => "internal",
+            Section::Jobs => "jobs",
+        }
+    }
+}
+
+/// The files of a point's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum PointFile {
+    DiskRaw,
+    PointJson,
+    Plan,
+}
+
+impl PointFile {
+    /// All of them, as listed.
+    pub const ALL: [PointFile; 3] = [PointFile::DiskRaw, PointFile::PointJson, PointFile::Plan];
+
+    /// Its name in the point's directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            PointFile::DiskRaw => "disk.raw",
+            PointFile::PointJson => "point.json",
+            PointFile::Plan => "plan",
+        }
+    }
+}
+
+/// The files of a job's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum JobFile {
+    State,
+    Progress,
+    Error,
+    Wait,
+}
+
+impl JobFile {
+    /// All of them, as listed.
+    pub const ALL: [JobFile; 4] = [JobFile::State, JobFile::Progress, JobFile::Error, JobFile::Wait];
+
+    /// Its name in the job's directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            JobFile::State => "state",
+            JobFile::Progress => "progress",
+            JobFile::Error => "error",
+            JobFile::Wait => "wait",
+        }
+    }
+}
+
+/// One instant of one disk, by identity and not by name: a point that was deleted and made again
+/// under the same name is another point, with another inode and another page cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PointKey {
+    /// The disk's name.
+    pub disk: String,
+    /// Where it is listed.
+    pub kind: PointKind,
+    /// What makes it this point: the record's id, or the file and snapshot id.
+    pub identity: String,
+}
+
+/// The section a point is listed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum PointKind {
+    Layer,
+    External,
+    Internal,
+}
+
+impl NodeKey {
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        match self {
+            NodeKey::Root
+            | NodeKey::Disks
+            | NodeKey::Disk(_)
+            | NodeKey::Section(..)
+            | NodeKey::Point(_)
+            | NodeKey::Job(..) => true,
+            NodeKey::VmJson
+            | NodeKey::Log
+            | NodeKey::Readme
+            | NodeKey::Wait
+            | NodeKey::DiskFile(..)
+            | NodeKey::PointFile(..)
+            | NodeKey::JobFile(..) => false,
+        }
+    }
+
+    /// The point it is or belongs to.
+    pub fn point(&self) -> Option<&PointKey> {
+        match self {
+            NodeKey::Point(point) | NodeKey::PointFile(point, _) => Some(point),
+            NodeKey::Root
+            | NodeKey::VmJson
+            | NodeKey::Log
+            | NodeKey::Readme
+            | NodeKey::Wait
+            | NodeKey::Disks
+            | NodeKey::Disk(_)
+            | NodeKey::DiskFile(..)
+            | NodeKey::Section(..)
+            | NodeKey::Job(..)
+            | NodeKey::JobFile(..) => None,
+        }
+    }
+}
+
+impl PointKind {
+    /// The section that lists it.
+    pub fn section(self) -> Section {
+        match self {
+            PointKind::Layer => Section::Layers,
+            PointKind::External => Section::Snapshots,
+            PointKind::Internal => Section::Internal,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod sample;

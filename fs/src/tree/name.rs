@@ -1,0 +1,89 @@
+//! Names: which a point may have, what a layer's directory is called, and what identifies a
+//! point whatever its name. It knows text only.
+
+use crate::model::{Internal, Layer};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+/// Longest name of a point: leaves room in NAME_MAX for the file's stem and suffix around it.
+const POINT_NAME_MAX: usize = 128;
+/// Longest stem shown in a layer's directory name; with the index it stays below NAME_MAX.
+const STEM_MAX: usize = 200;
+
+/// Whether a point may be called so: letters, digits, `.`, `_`, `-`; not first `.` or `-`.
+pub fn valid_name(name: &str) -> bool {
+    name.len() <= POINT_NAME_MAX
+        && name.bytes().next().is_some_and(|first| first != b'.' && first != b'-')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// The name under layers/: the index in the chain and the file's stem.
+pub fn layer_dir_name(index: usize, layer: &Layer) -> String {
+    format!("{index}-{}", stem(&layer.path))
+}
+
+/// A file's stem, fit for a directory entry and a terminal.
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut text = String::new();
+    for letter in stem.chars() {
+        let letter = if letter.is_control() || letter == '/' { '_' } else { letter };
+        if text.len() + letter.len_utf8() > STEM_MAX {
+            break;
+        }
+        text.push(letter);
+    }
+    text
+}
+
+/// What makes a layer this one: its record's id, or its file.
+pub fn layer_identity(layer: &Layer) -> String {
+    match &layer.record {
+        Some(record) => record.id.clone(),
+        None => file_identity(layer),
+    }
+}
+
+/// What makes an internal snapshot this one: the file that holds it, its id there and its time.
+pub fn internal_identity(holder: &Layer, internal: &Internal) -> String {
+    let seconds = internal.time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    format!("{}-{}-{seconds}", file_identity(holder), internal.id)
+}
+
+fn file_identity(layer: &Layer) -> String {
+    match layer.file {
+        Some(file) => format!("{:x}-{:x}", file.dev, file.ino),
+        None => layer.path.to_string_lossy().into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{POINT_NAME_MAX, layer_dir_name, stem, valid_name};
+    use crate::tree::sample;
+    use std::path::Path;
+
+    #[test]
+    fn names_of_the_contract() {
+        for good in ["a", "before-upgrade", "2026.01_x", "_x", "A", &"x".repeat(POINT_NAME_MAX)] {
+            assert!(valid_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", ".x", "-x", "a b", "a/b", "ä", "a\n", "a,b", &"x".repeat(POINT_NAME_MAX + 1)] {
+            assert!(!valid_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn layers_are_called_after_index_and_stem() {
+        let model = sample::two_disks();
+        let disk = model.disk("vda").expect("the sample has vda");
+        assert_eq!(layer_dir_name(0, &disk.layers[0]), "0-base");
+        assert_eq!(layer_dir_name(1, &disk.layers[1]), "1-web1.before");
+    }
+
+    #[test]
+    fn a_strange_stem_stays_one_short_line() {
+        assert_eq!(stem(Path::new("/x/a\nb.qcow2")), "a_b");
+        assert!(stem(Path::new(&format!("/x/{}.raw", "ä".repeat(300)))).len() <= 200);
+    }
+}
