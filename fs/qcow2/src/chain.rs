@@ -5,6 +5,7 @@
 //! Invariant: a chain never changes; another set of layers is another chain.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::Error;
 use crate::layer::Layer;
@@ -12,14 +13,14 @@ use crate::mapping::{Mapping, Run};
 use crate::units::GuestOffset;
 
 /// Pieces one `extent_at` may join, so that a badly fragmented disk does not hold it up for long.
-const MAX_PIECES_PER_EXTENT: u32 = 1 << 16;
+const MAX_PIECES_PER_EXTENT: u32 = 1 << 12;
 
 /// How far a walk looks ahead in each layer at first. It grows with the extent that is found, so
 /// that asking for one extent costs no more than the extent is long.
 const FIRST_WINDOW: u64 = 16 << 20;
 
 /// An immutable composition of layers, base first.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Chain {
     layers: Arc<[Arc<Layer>]>,
 }
@@ -182,20 +183,33 @@ impl Chain {
     }
 
     /// Bytes of the disk that are data: what `st_blocks` shows. Walks every table.
+    ///
+    /// A hostile image can make this long: see [`Chain::allocated_bytes_until`].
     pub fn allocated_bytes(&self) -> Result<u64, Error> {
+        self.count_allocated(|| true).map(|(sum, _)| sum)
+    }
+
+    /// Like [`Chain::allocated_bytes`], but nothing if the walk is not done by `deadline`.
+    pub fn allocated_bytes_until(&self, deadline: Instant) -> Result<Option<u64>, Error> {
+        let (sum, done) = self.count_allocated(|| Instant::now() < deadline)?;
+        Ok(done.then_some(sum))
+    }
+
+    fn count_allocated(&self, go_on: impl Fn() -> bool) -> Result<(u64, bool), Error> {
         let mut walk = Walk::new(self);
         let mut sum: u64 = 0;
         let mut at: u64 = 0;
-        loop {
+        while go_on() {
             let extent = walk.extent_at(at, u64::MAX)?;
             if extent.len == 0 {
-                return Ok(sum);
+                return Ok((sum, true));
             }
             if extent.kind == ExtentKind::Data {
                 sum = sum.saturating_add(extent.len);
             }
             at = at.saturating_add(extent.len);
         }
+        Ok((sum, false))
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Knows: raw deflate and Zstandard, and what QEMU accepts of each.
 //! Does not know: files or tables.
+//! Choice: libdeflate is about twice as fast as zlib. It takes a few damaged streams that zlib
+//! refuses (length codes 286 and 287); raw deflate has no checksum that would find other damage.
 //! Invariant: never writes more than the cluster it was given to fill.
 
 use std::sync::{Mutex, PoisonError};
@@ -80,7 +82,7 @@ impl Decompressor {
             Decompressor::Zlib(fast) => match fast.deflate_decompress(stream, cluster) {
                 Ok(n) if n == cluster.len() => Ok(()),
                 // QEMU takes any stream whose first bytes fill the cluster, also one that goes on
-                // or is broken after that. The fast decompressor wants whole streams.
+                // after that. The fast decompressor wants whole streams.
                 _ => inflate_prefix(stream, cluster),
             },
             Decompressor::Zstd(zstd) => zstd_frames(zstd, stream, cluster),

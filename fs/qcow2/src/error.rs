@@ -99,6 +99,7 @@ pub(crate) enum CorruptCause {
     },
     SnapshotTableChanging,
     SnapshotGone,
+    RawWithoutDataFile,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +138,7 @@ impl Corrupt {
             CorruptCause::SnapshotEntry { .. } => 20,
             CorruptCause::SnapshotTableChanging => 21,
             CorruptCause::SnapshotGone => 22,
+            CorruptCause::RawWithoutDataFile => 23,
         }
     }
 }
@@ -275,6 +277,9 @@ impl fmt::Display for Corrupt {
             }
             CorruptCause::SnapshotGone => {
                 write!(f, "internal snapshot is no longer in the snapshot table")
+            }
+            CorruptCause::RawWithoutDataFile => {
+                write!(f, "data file feature bits contradict each other")
             }
         }
     }

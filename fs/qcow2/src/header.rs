@@ -6,8 +6,10 @@
 
 mod extensions;
 mod features;
+mod tables;
 
 pub use features::Features;
+pub(crate) use tables::{SnapshotFields, TableRef, check_l1};
 
 use crate::bytes::{be32, be64, slice};
 use crate::error::{CorruptCause, Error, UnsupportedCause, io_at};
@@ -15,6 +17,7 @@ use crate::read_at::{ReadAt, read_available};
 use crate::table::EntryFormat;
 use crate::units::{ClusterBits, HostOffset};
 use extensions::Extensions;
+use tables::check_refcount_table;
 
 /// Holds the header area of every image that QEMU makes; only a longer one is read again.
 const HEADER_READ: usize = 64 << 10;
@@ -25,14 +28,6 @@ const V2_LENGTH: u32 = 72;
 const V3_MIN_LENGTH: u32 = 104;
 /// QEMU keeps a backing file name in a buffer of 1024 bytes with its final NUL.
 const MAX_BACKING_NAME: u64 = 1023;
-/// QEMU's limit: with 64 KiB clusters an L1 table this large maps 2 EiB.
-const MAX_L1_BYTES: u64 = 32 << 20;
-/// QEMU's limit on the refcount table, which is checked here and never read.
-const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-/// QEMU's limit on the number of internal snapshots.
-pub(crate) const MAX_SNAPSHOTS: u64 = 65536;
-/// The smallest snapshot table entry, in bytes.
-const SNAPSHOT_ENTRY_BYTES: u64 = 40;
 /// QEMU counts disks in sectors; the rest of an odd size in a header is not shown.
 const SECTOR: u64 = 512;
 
@@ -78,13 +73,6 @@ pub enum Compression {
     Zlib,
     /// Zstandard frames.
     Zstd,
-}
-
-/// A table's place and its number of entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TableRef {
-    pub(crate) offset: HostOffset,
-    pub(crate) entries: u32,
 }
 
 /// Why parsing stopped.
@@ -175,6 +163,9 @@ impl Header {
         }
         let extensions = extensions?;
 
+        if features.data_file_raw() && !features.data_file() {
+            return Err(CorruptCause::RawWithoutDataFile.into());
+        }
         let crypt = field32(32)?;
         if crypt != 0 {
             return Err(UnsupportedCause::Encryption(crypt).into());
@@ -190,18 +181,7 @@ impl Header {
         if refcount_order > 6 {
             return Err(CorruptCause::RefcountWidth(refcount_order).into());
         }
-        let refcount_clusters = u64::from(field32(56)?);
-        if refcount_clusters == 0 {
-            return Err(CorruptCause::NoRefcountTable.into());
-        }
-        let refcount_bytes = refcount_clusters.saturating_mul(cluster_bits.size());
-        check_table(
-            "refcount table",
-            HostOffset(field64(48)?),
-            refcount_bytes,
-            MAX_REFCOUNT_TABLE_BYTES,
-            cluster_bits,
-        )?;
+        check_refcount_table(HostOffset(field64(48)?), field32(56)?, cluster_bits)?;
 
         let snapshots =
             SnapshotFields::parse(&area.get(SnapshotFields::AT as usize, SnapshotFields::LEN)?)?;
@@ -257,35 +237,6 @@ impl Area<'_> {
     }
 }
 
-/// The two header fields that name the snapshot table; they change while QEMU runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SnapshotFields {
-    pub(crate) count: u32,
-    pub(crate) offset: HostOffset,
-}
-
-impl SnapshotFields {
-    /// Where the two fields lie in the file, and how long they are together.
-    pub(crate) const AT: u64 = 60;
-    pub(crate) const LEN: usize = 12;
-
-    pub(crate) fn parse(bytes: &[u8]) -> Result<SnapshotFields, Error> {
-        match (be32(bytes, 0), be64(bytes, 4)) {
-            (Some(count), Some(offset)) => Ok(SnapshotFields {
-                count,
-                offset: HostOffset(offset),
-            }),
-            _ => Err(CorruptCause::NotQcow2.into()),
-        }
-    }
-
-    pub(crate) fn check(self, cluster_bits: ClusterBits) -> Result<(), Error> {
-        let bytes = u64::from(self.count).saturating_mul(SNAPSHOT_ENTRY_BYTES);
-        let max = MAX_SNAPSHOTS.saturating_mul(SNAPSHOT_ENTRY_BYTES);
-        check_table("snapshot table", self.offset, bytes, max, cluster_bits)
-    }
-}
-
 impl Compression {
     fn from_header(number: u8, features: &Features) -> Result<Compression, Error> {
         let compression = match number {
@@ -303,35 +254,6 @@ impl Compression {
 /// A disk's size as QEMU counts it: the sectors that are whole.
 pub(crate) fn whole_sectors(size: u64) -> u64 {
     size & !SECTOR.wrapping_sub(1)
-}
-
-/// Checks the place and size of an L1 table, the active one or a snapshot's.
-pub(crate) fn check_l1(
-    table: &'static str,
-    l1: TableRef,
-    cluster_bits: ClusterBits,
-) -> Result<(), Error> {
-    let bytes = u64::from(l1.entries).saturating_mul(8);
-    check_table(table, l1.offset, bytes, MAX_L1_BYTES, cluster_bits)
-}
-
-fn check_table(
-    table: &'static str,
-    offset: HostOffset,
-    bytes: u64,
-    max_bytes: u64,
-    cluster_bits: ClusterBits,
-) -> Result<(), Error> {
-    if bytes > max_bytes {
-        return Err(CorruptCause::TableTooLarge { table, bytes }.into());
-    }
-    let end = offset
-        .checked_add(bytes)
-        .filter(|end| end.0 <= i64::MAX as u64);
-    if end.is_none() || cluster_bits.within(offset.0) != 0 {
-        return Err(CorruptCause::Table { table, offset }.into());
-    }
-    Ok(())
 }
 
 fn backing(

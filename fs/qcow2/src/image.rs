@@ -4,23 +4,21 @@
 //! Does not know: other layers; `Unallocated` is its word for "look one layer down".
 //! Invariant: an old L2 table is never taken for a newer snapshot's: each opening is an owner.
 
+mod lookup;
+
+use std::fmt;
 use std::sync::Arc;
 
 use crate::bytes::be64_table;
 use crate::compressed::{CompressedCluster, Decompressors};
 use crate::error::{CorruptCause, Error, UnsupportedCause, io_at};
 use crate::header::{Header, TableRef, check_l1};
-use crate::mapping::{Mapping, Run};
-use crate::read_at::{ReadAt, read_padded};
+use crate::mapping::Mapping;
+use crate::read_at::{OpenedFile, ReadAt};
 use crate::snapshot_table::{self, InternalSnapshot};
 use crate::table::EntryFormat;
 use crate::table_cache::{Caches, Owner};
-use crate::units::{GuestOffset, HostOffset};
-
-/// Part of an L2 table that is read and cached at once: a whole table up to 64 KiB clusters.
-const SLICE_BYTES: usize = 64 << 10;
-/// Slices one `map` may walk, so that a long run does not hold up a short read.
-const MAX_SLICES_PER_MAP: u32 = 64;
+use crate::units::GuestOffset;
 
 /// One qcow2 file, or one of its internal snapshots. Cheap to share, safe to read in parallel.
 pub struct Image {
@@ -31,8 +29,8 @@ pub struct Image {
 }
 
 struct Shared {
-    file: Arc<dyn ReadAt>,
-    data: Option<Arc<dyn ReadAt>>,
+    file: OpenedFile,
+    data: Option<OpenedFile>,
     header: Header,
     format: EntryFormat,
     caches: Arc<Caches>,
@@ -91,8 +89,11 @@ impl Image {
             format: EntryFormat::new(header.version, header.cluster_bits, &header.features),
             decompressors: Decompressors::new(header.compression),
             caches: options.caches.unwrap_or_default(),
-            data: options.data_file,
-            file,
+            data: match options.data_file {
+                Some(data) => Some(OpenedFile::new(data).map_err(io_at("data file", 0))?),
+                None => None,
+            },
+            file: OpenedFile::new(file).map_err(io_at("image", 0))?,
             header,
         };
         let virtual_size = shared.header.virtual_size;
@@ -118,7 +119,11 @@ impl Image {
     /// The internal snapshots, as they are in the file now.
     pub fn snapshots(&self) -> Result<Vec<InternalSnapshot>, Error> {
         let header = &self.shared.header;
-        snapshot_table::read(&*self.shared.file, header.cluster_bits, header.virtual_size)
+        snapshot_table::read(
+            &**self.shared.file.inner(),
+            header.cluster_bits,
+            header.virtual_size,
+        )
     }
 
     /// The same file as an internal snapshot keeps it, with the snapshot's own size.
@@ -145,121 +150,7 @@ impl Image {
 
     /// The file that holds the guest's data: the external data file, or the image itself.
     pub fn data_file(&self) -> &Arc<dyn ReadAt> {
-        self.shared.data.as_ref().unwrap_or(&self.shared.file)
-    }
-
-    /// The run that starts at `offset`, at most `max_len` long; of length 0 beyond the end.
-    ///
-    /// A run may end before its kind of mapping does: ask again behind it.
-    pub fn map(&self, offset: GuestOffset, max_len: u64) -> Result<Run, Error> {
-        let end = offset.0.saturating_add(max_len).min(self.virtual_size);
-        let mut run = Run {
-            len: 0,
-            what: Mapping::Unallocated,
-        };
-        if offset.0 >= end {
-            return Ok(run);
-        }
-        let mut slice = None;
-        let mut budget = MAX_SLICES_PER_MAP;
-        let mut at = offset.0;
-        while at < end {
-            let next = match self.next_run(GuestOffset(at), end, &mut slice, &mut budget) {
-                Ok(Some(next)) => next,
-                Ok(None) => break,
-                Err(e) if run.len == 0 => return Err(e),
-                // The caller meets the error when it asks for what lies there.
-                Err(_) => break,
-            };
-            if run.len == 0 {
-                run = next;
-            } else if !run.absorb(&next) {
-                break;
-            }
-            at = offset.0.saturating_add(run.len);
-        }
-        run.len = run.len.min(end.saturating_sub(offset.0));
-        Ok(run)
-    }
-
-    /// A run from `at` on, within one cluster or a gap of the L1 table; nothing if out of budget.
-    fn next_run(
-        &self,
-        at: GuestOffset,
-        end: u64,
-        slice: &mut Option<(HostOffset, Arc<[u64]>)>,
-        budget: &mut u32,
-    ) -> Result<Option<Run>, Error> {
-        let format = &self.shared.format;
-        let l1_index = at.0 >> format.l1_shift();
-        let Some(table) = format.l2_table(self.l1_entry(l1_index), at)? else {
-            return Ok(Some(self.l1_gap(at, l1_index, end)));
-        };
-        let l2_index =
-            (at.0 >> format.cluster_bits().get()) & (1u64 << format.l2_bits()).wrapping_sub(1);
-        let word = (l2_index as usize) << format.entry_words_bits();
-        let slice_bytes = SLICE_BYTES.min(format.cluster_bits().bytes());
-        let slice_words = slice_bytes >> 3;
-        // A power of two, so this is the part of `word` that picks the slice.
-        let skipped = (word & !slice_words.wrapping_sub(1)) << 3;
-        let place = table.checked_add(skipped as u64).unwrap_or(table);
-        let words = match slice {
-            Some((cached, words)) if *cached == place => words,
-            _ => {
-                if *budget == 0 {
-                    return Ok(None);
-                }
-                *budget = budget.saturating_sub(1);
-                &slice.insert((place, self.l2_slice(place, slice_bytes)?)).1
-            }
-        };
-        let entry = words
-            .get(word & slice_words.wrapping_sub(1)..)
-            .unwrap_or(&[]);
-        format.run(entry, at).map(Some)
-    }
-
-    /// The L1 entry, or 0 (no table) beyond the table's end.
-    fn l1_entry(&self, index: u64) -> u64 {
-        usize::try_from(index)
-            .ok()
-            .and_then(|i| self.l1.get(i))
-            .copied()
-            .unwrap_or(0)
-    }
-
-    fn l1_gap(&self, at: GuestOffset, first: u64, end: u64) -> Run {
-        let shift = self.shared.format.l1_shift();
-        let last = end.saturating_sub(1) >> shift;
-        let mut next = first.saturating_add(1);
-        while next <= last {
-            if next >= self.l1.len() as u64 {
-                next = last.saturating_add(1);
-                break;
-            }
-            // Any set bit ends the gap; a lone flag bit only makes it end early.
-            if self.l1_entry(next) != 0 {
-                break;
-            }
-            next = next.saturating_add(1);
-        }
-        let gap_end = next.checked_mul(1 << shift).unwrap_or(end).min(end);
-        Run {
-            len: gap_end.saturating_sub(at.0),
-            what: Mapping::Unallocated,
-        }
-    }
-
-    fn l2_slice(&self, place: HostOffset, bytes: usize) -> Result<Arc<[u64]>, Error> {
-        let tables = &self.shared.caches.tables;
-        if let Some(words) = tables.get(self.owner, place) {
-            return Ok(words);
-        }
-        let mut raw = vec![0; bytes];
-        read_padded(&*self.shared.file, &mut raw, place.0).map_err(io_at("L2 table", place.0))?;
-        let words: Arc<[u64]> = be64_table(&raw).collect();
-        tables.insert(self.owner, place, Arc::clone(&words));
-        Ok(words)
+        self.shared.guest_data().inner()
     }
 
     /// Fills `buf` with what `mapping` says; the mapping's run must be at least as long.
@@ -270,9 +161,11 @@ impl Image {
                 buf.fill(0);
                 Ok(())
             }
-            Mapping::Data { host } => {
-                read_padded(&**self.data_file(), buf, host.0).map_err(io_at("data cluster", host.0))
-            }
+            Mapping::Data { host } => self
+                .shared
+                .guest_data()
+                .read(buf, host.0)
+                .map_err(io_at("data cluster", host.0)),
             Mapping::Compressed { cluster, within } => self.read_compressed(cluster, within, buf),
         }
     }
@@ -307,7 +200,9 @@ impl Image {
 
     fn decompress(&self, cluster: CompressedCluster, buf: &mut [u8]) -> Result<(), Error> {
         let mut stream = vec![0; cluster.len as usize];
-        read_padded(&*self.shared.file, &mut stream, cluster.host.0)
+        self.shared
+            .file
+            .read(&mut stream, cluster.host.0)
             .map_err(io_at("compressed cluster", cluster.host.0))?;
         self.shared
             .decompressors
@@ -341,12 +236,26 @@ impl Image {
     }
 }
 
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("virtual_size", &self.virtual_size)
+            .field("header", &self.shared.header)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Shared {
+    fn guest_data(&self) -> &OpenedFile {
+        self.data.as_ref().unwrap_or(&self.file)
+    }
+
     /// The part of an L1 table that maps the disk and lies in the file; the rest is no entries.
     fn read_l1(&self, l1: TableRef, virtual_size: u64) -> Result<Vec<u64>, Error> {
         let failed = || io_at("L1 table", l1.offset.0);
         let in_file = self
             .file
+            .inner()
             .size()
             .map_err(failed())?
             .saturating_sub(l1.offset.0)
@@ -357,7 +266,7 @@ impl Shared {
             .min(in_file.saturating_add(1));
         let bytes = usize::try_from(entries.saturating_mul(8)).unwrap_or(0);
         let mut raw = vec![0; bytes];
-        read_padded(&*self.file, &mut raw, l1.offset.0).map_err(failed())?;
+        self.file.read(&mut raw, l1.offset.0).map_err(failed())?;
         Ok(be64_table(&raw).collect())
     }
 }

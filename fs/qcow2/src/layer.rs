@@ -3,18 +3,20 @@
 //! Knows: how both answer `map` and reads in the same words.
 //! Does not know: its neighbours in the chain.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, io_at};
 use crate::image::Image;
 use crate::mapping::{Mapping, Run};
-use crate::read_at::{ReadAt, read_padded};
+use crate::read_at::{OpenedFile, ReadAt};
 use crate::units::{GuestOffset, HostOffset};
 
 /// QEMU counts raw files in whole sectors, the last one filled up with zeros.
 const SECTOR: u64 = 512;
 
 /// One layer of a chain.
+#[derive(Debug)]
 pub enum Layer {
     /// A qcow2 image, or one of its internal snapshots.
     Qcow2(Image),
@@ -24,18 +26,28 @@ pub enum Layer {
 
 /// A raw file, its size fixed when it was opened.
 pub struct RawLayer {
-    file: Arc<dyn ReadAt>,
+    file: OpenedFile,
     virtual_size: u64,
+}
+
+impl fmt::Debug for RawLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("RawLayer");
+        debug
+            .field("virtual_size", &self.virtual_size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RawLayer {
     /// Takes the file's size as it is now, rounded up to whole sectors.
     pub fn open(file: Arc<dyn ReadAt>) -> Result<RawLayer, Error> {
-        let size = file.size().map_err(io_at("raw file", 0))?;
-        Ok(RawLayer {
-            file,
-            virtual_size: size.checked_next_multiple_of(SECTOR).unwrap_or(size),
-        })
+        let file = OpenedFile::new(file).map_err(io_at("raw file", 0))?;
+        let virtual_size = file
+            .size()
+            .checked_next_multiple_of(SECTOR)
+            .unwrap_or(file.size());
+        Ok(RawLayer { file, virtual_size })
     }
 
     /// Size of the disk in bytes.
@@ -45,7 +57,7 @@ impl RawLayer {
 
     /// The file.
     pub fn file(&self) -> &Arc<dyn ReadAt> {
-        &self.file
+        self.file.inner()
     }
 }
 
@@ -78,9 +90,10 @@ impl Layer {
     pub fn read_mapped(&self, mapping: Mapping, buf: &mut [u8]) -> Result<(), Error> {
         match (self, mapping) {
             (Layer::Qcow2(image), _) => image.read_mapped(mapping, buf),
-            (Layer::Raw(raw), Mapping::Data { host }) => {
-                read_padded(&*raw.file, buf, host.0).map_err(io_at("raw file", host.0))
-            }
+            (Layer::Raw(raw), Mapping::Data { host }) => raw
+                .file
+                .read(buf, host.0)
+                .map_err(io_at("raw file", host.0)),
             (Layer::Raw(_), _) => {
                 buf.fill(0);
                 Ok(())

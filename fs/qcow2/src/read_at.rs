@@ -2,7 +2,6 @@
 //!
 //! Knows: files, block devices, and byte vectors as read-only arrays of bytes.
 //! Does not know: what the bytes mean.
-//! Invariant: bytes past the end of a file are zeros, as they are for QEMU.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -76,9 +75,36 @@ pub(crate) fn read_available(file: &dyn ReadAt, buf: &mut [u8], offset: u64) -> 
     Ok(done)
 }
 
-/// Fills `buf` from `offset`, with zeros where the file has ended.
-pub(crate) fn read_padded(file: &dyn ReadAt, buf: &mut [u8], offset: u64) -> io::Result<()> {
-    let done = read_available(file, buf, offset)?;
-    buf[done..].fill(0);
-    Ok(())
+/// A file with the size it had when it was opened.
+///
+/// Bytes beyond that size are zeros, as they are for QEMU. Bytes before it must be there: a file
+/// that was cut since then gives errors, never zeros in the place of data.
+pub(crate) struct OpenedFile {
+    file: Arc<dyn ReadAt>,
+    size: u64,
+}
+
+impl OpenedFile {
+    pub(crate) fn new(file: Arc<dyn ReadAt>) -> io::Result<OpenedFile> {
+        let size = file.size()?;
+        Ok(OpenedFile { file, size })
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<dyn ReadAt> {
+        &self.file
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buf` from `offset`.
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let done = read_available(&*self.file, buf, offset)?;
+        if done < buf.len() && offset.saturating_add(done as u64) < self.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buf[done..].fill(0);
+        Ok(())
+    }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::{Lab, assert_reads, at_snapshot, peek64, read_all, top};
 use qmpfs_qcow2::{Caches, Chain, Error, GuestOffset, Image, Layer, OpenOptions, ReadAt};
@@ -131,7 +132,7 @@ fn a_snapshot_deleted_before_it_is_opened_is_gone() {
     let image = lab.image("a.qcow2");
     let snapshot = image.snapshots().expect("table").remove(0);
     lab.img("snapshot -d s1 a.qcow2");
-    let error = image.at_snapshot(&snapshot).err().expect("gone");
+    let error = image.at_snapshot(&snapshot).expect_err("gone");
     assert!(error.is_snapshot_gone() && matches!(error, Error::Corrupt(_)));
     // Another one of the same name, in the same place, is not it.
     std::thread::sleep(std::time::Duration::from_millis(5));
@@ -139,8 +140,7 @@ fn a_snapshot_deleted_before_it_is_opened_is_gone() {
     assert!(
         image
             .at_snapshot(&snapshot)
-            .err()
-            .expect("another")
+            .expect_err("another")
             .is_snapshot_gone()
     );
 }
@@ -229,5 +229,49 @@ fn runs_join_across_l2_tables_and_gaps_are_skipped() {
             .allocated_bytes()
             .expect("allocated"),
         16 << 20
+    );
+}
+
+#[test]
+fn a_file_cut_after_it_was_opened_gives_errors_and_never_zeros() {
+    let lab = Lab::new();
+    std::fs::write(lab.path("base.raw"), vec![1; 1 << 20]).expect("write");
+    lab.img("create -f qcow2 -b base.raw -F raw a.qcow2 2M");
+    lab.io("a.qcow2", "write -P 2 1M 1M");
+    let chain = lab.chain("a.qcow2");
+    let whole = read_all(&chain).expect("read");
+    for name in ["base.raw", "a.qcow2"] {
+        let file = File::options()
+            .write(true)
+            .open(lab.path(name))
+            .expect("open");
+        file.set_len(file.metadata().expect("size").len() - 4096)
+            .expect("cut");
+    }
+    let mut buf = vec![0; 1 << 20];
+    for at in [0, 1 << 20] {
+        assert!(
+            matches!(chain.read_at(&mut buf, at), Err(Error::Io { .. })),
+            "cut at {at:#x}"
+        );
+        let n = chain
+            .read_at(&mut buf[..65536], at)
+            .expect("what is still there");
+        assert!(n == 65536 && buf[..n] == whole[at as usize..at as usize + n]);
+    }
+}
+
+#[test]
+fn counting_what_is_allocated_ends_at_its_deadline() {
+    let lab = Lab::new();
+    lab.img("create -f qcow2 a.qcow2 1M");
+    lab.io("a.qcow2", "write -P 1 0 64k");
+    let chain = lab.chain("a.qcow2");
+    let now = Instant::now();
+    assert_eq!(chain.allocated_bytes_until(now).expect("count"), None);
+    let later = now + Duration::from_secs(60);
+    assert_eq!(
+        chain.allocated_bytes_until(later).expect("count"),
+        Some(65536)
     );
 }

@@ -8,12 +8,12 @@ use proptest::prelude::*;
 /// Disks are small, so that writes meet often and a case takes a second at most.
 const MAX_SECTORS: u64 = 6144;
 
-/// Two dozen chains, or `QCOW2_TEST_EFFORT` times as many.
+/// Sixteen chains, or `QCOW2_TEST_EFFORT` times as many.
 fn cases() -> u32 {
     let effort = std::env::var("QCOW2_TEST_EFFORT")
         .ok()
         .and_then(|n| n.parse().ok());
-    effort.unwrap_or(1u32).saturating_mul(24)
+    effort.unwrap_or(1u32).saturating_mul(16)
 }
 
 #[derive(Clone, Debug)]

@@ -47,6 +47,12 @@ impl Lab {
             .success()
     }
 
+    /// What `qemu-img` says when it refuses.
+    pub(crate) fn img_complaint(&self, args: &str) -> String {
+        let out = self.try_tool("qemu-img", args.split_whitespace());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
     /// Runs `qemu-io` commands of which some may be refused, as a compressed rewrite is.
     pub(crate) fn io_if_possible(&self, image: &str, commands: &[String]) {
         let mut args = vec!["-f", "qcow2", "-d", "unmap"];
