@@ -284,6 +284,11 @@ impl Engine {
     /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
     pub(super) async fn thaw(&self, guard: &DiskGuard, id: &str, failed: Option<Failure>) {
         let state = &guard.state;
+        *state.frozen.borrow_mut() = None;
+        if let Err(failure) = self.refresh(Some(guard.name())).await {
+            tracing::debug!(%failure, "refresh after a merge");
+        }
+        // only now: who waits for the job finds the tree as it is after it
         {
             let mut jobs = state.jobs.borrow_mut();
             match failed.filter(|_| !state.cancelled.get()) {
@@ -296,11 +301,8 @@ impl Engine {
                 }
             }
         }
-        *state.frozen.borrow_mut() = None;
         state.merging.set(false);
-        if self.refresh(Some(guard.name())).await.is_err() {
-            self.publish_jobs(guard.name());
-        }
+        self.publish_jobs(guard.name());
     }
 
     /// `rmdir jobs/ID`.

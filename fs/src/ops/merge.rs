@@ -143,7 +143,11 @@ async fn work(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, answer:
         engine.resume_guest().await?;
         merge.journal.resume = false;
     }
-    let ended = match outcome {
+    if !matches!(&outcome, Err(failure) if failure.errno == Errno::ENOTCONN) {
+        // a concluded commit still holds its nodes; a stream has dismissed itself
+        let _ = bridge.dismiss_job(&merge.job).await;
+    }
+    match outcome {
         Ok(()) => steps::finish(engine, bridge, merge, &carried).await,
         Err(failure) => {
             if merge.verb == Verb::Stream && failure.errno != Errno::ENOTCONN {
@@ -152,12 +156,7 @@ async fn work(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, answer:
             }
             Err(failure)
         }
-    };
-    if !matches!(&ended, Err(failure) if failure.errno == Errno::ENOTCONN) {
-        // the last thing: until it is dismissed a restarted daemon finds how it ended
-        let _ = bridge.dismiss_job(&merge.job).await;
     }
-    ended
 }
 
 /// Waits for the job, showing its progress; brings an active commit over its READY.

@@ -150,3 +150,139 @@ fn room(bytes: u64, free: u64) -> Result<(), Failure> {
     }
     Err(Failure::new(Errno::ENOSPC, format!("the merge may need {needed} bytes, {free} are free")).next("make room on that filesystem, then try again"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FileId, Internal, PointRecord, Tuning};
+    use qmpbridge::NodeName;
+    use std::time::SystemTime;
+
+    fn layer(name: &str, ours: bool) -> Layer {
+        Layer {
+            node: Some(NodeName::fresh()),
+            path: format!("/vm/web1.{name}.qcow2").into(),
+            file: Some(FileId { dev: 1, ino: 2 }),
+            format: Format::Qcow2,
+            virtual_size: 1 << 30,
+            allocated_size: 1 << 20,
+            modified: None,
+            record: ours.then(|| PointRecord {
+                id: name.into(),
+                name: name.into(),
+                time: String::new(),
+                consistency: "crash".into(),
+                inode: 2,
+            }),
+            leaving: false,
+        }
+    }
+
+    /// base ← one ← two ← active, with a root of ours.
+    fn disk() -> Disk {
+        let mut active = layer("active", false);
+        active.path = "/vm/web1.qcow2".into();
+        Disk {
+            name: "vda".into(),
+            root: Some(NodeName::fresh()),
+            active_path: active.path.clone(),
+            active,
+            layers: vec![layer("base", false), layer("one", true), layer("two", true)],
+            internals: Vec::new(),
+            jobs: Vec::new(),
+            no_snapshots: None,
+            tuning: Tuning::default(),
+            assumed: Vec::new(),
+        }
+    }
+
+    fn facts(stream: u64, commit: u64) -> Facts {
+        Facts {
+            stream_bytes: stream,
+            commit_bytes: commit,
+            dependents: Vec::new(),
+            names: 1,
+            free_above: 1 << 40,
+            free_here: 1 << 40,
+        }
+    }
+
+    fn internal(layer: Option<usize>) -> Internal {
+        Internal {
+            id: "1".into(),
+            name: "inside".into(),
+            tag: "inside".into(),
+            time: SystemTime::UNIX_EPOCH,
+            virtual_size: 0,
+            vm_state_size: 0,
+            layer,
+        }
+    }
+
+    fn verb(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Result<Verb, Errno> {
+        choose(disk, index, facts, policy).map(|plan| plan.verb).map_err(|failure| failure.errno)
+    }
+
+    #[test]
+    fn the_verb_that_copies_less_is_chosen() {
+        let disk = disk();
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Ok(Verb::Stream));
+        assert_eq!(verb(&disk, 1, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Commit));
+        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Auto), Ok(Verb::CommitActive));
+        assert_eq!(verb(&disk, 1, &facts(20, 10), MergePolicy::Stream), Ok(Verb::Stream));
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Commit), Ok(Verb::Commit));
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_neither_written_nor_removed() {
+        let mut disk = disk();
+        assert_eq!(verb(&disk, 0, &facts(10, 20), MergePolicy::Auto), Err(Errno::EPERM));
+        disk.layers[2].record = None;
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Err(Errno::EPERM));
+    }
+
+    #[test]
+    fn an_image_that_stands_on_the_point_keeps_it() {
+        let mut facts = facts(10, 20);
+        facts.dependents.push("/vm/clone.qcow2".into());
+        assert_eq!(verb(&disk(), 1, &facts, MergePolicy::Auto), Err(Errno::EBUSY));
+    }
+
+    #[test]
+    fn internal_snapshots_keep_what_they_need() {
+        let mut disk = disk();
+        disk.internals = vec![internal(Some(2))];
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Err(Errno::EBUSY));
+        disk.internals = vec![internal(None)];
+        assert_eq!(verb(&disk, 2, &facts(10, 20), MergePolicy::Auto), Err(Errno::EBUSY));
+        // in the point's own file: it survives a commit, not a stream
+        disk.internals = vec![internal(Some(1))];
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Ok(Verb::Commit));
+        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Stream), Err(Errno::EBUSY));
+    }
+
+    #[test]
+    fn commit_waits_for_a_root_of_ours_and_an_unshared_file() {
+        let mut disk = disk();
+        disk.root = NodeName::new("#block123").ok();
+        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Stream));
+        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Commit), Err(Errno::EOPNOTSUPP));
+        let mut shared = facts(20, 10);
+        shared.names = 2;
+        assert_eq!(verb(&self::disk(), 1, &shared, MergePolicy::Auto), Ok(Verb::Stream));
+        let mut resized = self::disk();
+        resized.layers[2].virtual_size *= 2;
+        assert_eq!(verb(&resized, 1, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Stream));
+    }
+
+    #[test]
+    fn no_room_is_told_before_qemu_is_asked() {
+        let mut tight = facts(1 << 30, 1 << 31);
+        tight.free_above = 1 << 20;
+        tight.free_here = 1 << 20;
+        assert_eq!(verb(&disk(), 1, &tight, MergePolicy::Auto), Err(Errno::ENOSPC));
+        // the cheaper way does not fit, the other does
+        tight.free_here = 1 << 40;
+        assert_eq!(verb(&disk(), 1, &tight, MergePolicy::Auto), Ok(Verb::Commit));
+    }
+}
