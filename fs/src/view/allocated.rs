@@ -10,10 +10,15 @@ use crate::sys;
 use qmpfs_qcow2::Layer;
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Answers that are remembered: a few times the layers of the longest chain anybody has. When
 /// full, all are forgotten.
 const MAX_ANSWERS: usize = 4096;
+
+/// A file changed more recently than this may change again without its time telling (clocks of
+/// filesystems tick in milliseconds, on some in seconds), so what it holds now is not remembered.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
 static ANSWERS: LazyLock<Mutex<HashMap<FileId, (Stamp, u64)>>> = LazyLock::new(Mutex::default);
 
@@ -42,6 +47,9 @@ pub fn layer_allocated(spec: &LayerSpec) -> Result<u64, Failure> {
             Failure::io(format_args!("look at {}", spec.path.display()), &error)
         })?,
     };
+    if !opened.stamp().settled(SETTLED_AFTER) {
+        return Ok(bytes);
+    }
     let mut answers = answers();
     if answers.len() >= MAX_ANSWERS {
         answers.clear();

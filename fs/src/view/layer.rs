@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Which file is a layer, and in which format, as QEMU or the overlay says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,13 @@ impl Stamp {
             length: metadata.len(),
             modified: metadata.modified().ok(),
         }
+    }
+
+    /// Whether the file was last written longer ago than this.
+    pub(super) fn settled(&self, age: Duration) -> bool {
+        self.modified
+            .and_then(|modified| modified.elapsed().ok())
+            .is_some_and(|elapsed| elapsed >= age)
     }
 }
 

@@ -268,3 +268,28 @@ fn a_plan_counts_what_the_layer_itself_holds() {
         4 << 20
     );
 }
+
+#[test]
+fn only_what_has_settled_is_remembered() {
+    let (images, chain) = Images::chain();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let backdate = || {
+        File::options()
+            .write(true)
+            .open(images.path("middle"))
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap()
+    };
+    backdate();
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 1 << 20);
+    // The same time and length with other contents: the remembered answer is given...
+    let length = images.path("middle").metadata().unwrap().len();
+    images.fill("middle", 1, 6);
+    assert_eq!(images.path("middle").metadata().unwrap().len(), length);
+    backdate();
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 1 << 20);
+    // ...and a file written just now is looked at each time.
+    images.fill("middle", 3, 5);
+    assert_eq!(layer_allocated(&chain[1]).unwrap(), 2 << 20);
+}
