@@ -67,7 +67,7 @@ struct Running {
 
 fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result<Running, Failure> {
     logging::start(config.options.log_file.as_deref(), in_background)?;
-    let signals = StopSignals::block().map_err(|error| Failure::io("block signals", &error))?;
+    let signals = StopSignals::catch().map_err(|error| Failure::io("catch signals", &error))?;
     let log = Arc::new(Log::new());
     logging::keep_panics(&log);
     let (sender, endings) = sync_channel(ENDINGS);
@@ -104,7 +104,7 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
     Ok(Running { mounted, engine, log, endings, mountpoint: mountpoint.to_owned(), device })
 }
 
-fn hear_signals(signals: StopSignals, sender: SyncSender<Ending>) -> Result<(), Failure> {
+fn hear_signals(mut signals: StopSignals, sender: SyncSender<Ending>) -> Result<(), Failure> {
     let hear = move || {
         while let Ok(signal) = signals.wait() {
             if sender.send(Ending::Signal(signal)).is_err() {

@@ -13,12 +13,15 @@ use crate::ops::EngineHandle;
 use crate::report::Log;
 use crate::tree::Ids;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Worker threads: a reader each on the machines this runs on, with one to spare for `ls`.
 const WORKERS: usize = 4;
+/// The kernel's end of every FUSE filesystem.
+const DEVICE: &str = "/dev/fuse";
 
 /// Who besides the mounting user may use the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,7 @@ fn config(settings: &Settings) -> Config {
         Access::Everybody => SessionACL::All,
     };
     config.n_threads = Some(WORKERS);
-    config.clone_fd = true;
+    // Each worker opens the device anew; where only fusermount3 may, they share one descriptor.
+    config.clone_fd = File::options().read(true).write(true).open(DEVICE).is_ok();
     config
 }

@@ -33,10 +33,20 @@ pub(super) fn point(model: &Model, key: &PointKey, found: &Found<'_>, sizes: Opt
         time: instant(found).map(rfc3339),
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
-        files: found.layers().iter().map(|layer| layer.path.to_string_lossy().into_owned()).collect(),
+        files: files(found),
         consistency: consistency(found),
         missing: missing(model, found),
     }
+}
+
+/// By the names that stay: QEMU may have the active layer open under an alias.
+fn files(found: &Found<'_>) -> Vec<String> {
+    let disk = found.disk();
+    let paths = found.layers().into_iter().map(|layer| match std::ptr::eq(layer, &raw const disk.active) {
+        true => &disk.active_path,
+        false => &layer.path,
+    });
+    paths.map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
 fn consistency(found: &Found<'_>) -> String {

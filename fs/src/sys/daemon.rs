@@ -1,9 +1,10 @@
 //! What a daemon needs of the system: fork, a session of its own, signals, and waiting for
 //! another process's end.
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 /// Which side of a fork this is.
@@ -56,40 +57,54 @@ pub fn close_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// The signals that ask a daemon to stop, blocked in this thread and all it starts.
+/// Where the handler writes; -1 before there is one.
+static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+/// The signals that ask a daemon to stop, as something to wait for. They are handled and not
+/// blocked: a blocked signal stays blocked in every program we start, which then cannot be ended.
 pub struct StopSignals {
-    set: libc::sigset_t,
+    caught: PipeReader,
 }
 
 impl StopSignals {
-    /// Blocks SIGTERM, SIGINT and SIGHUP. Call it before any thread is started.
-    pub fn block() -> io::Result<StopSignals> {
-        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset makes the set whole before it is used; the signals are valid ones.
-        let set = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(set.as_mut_ptr(), signal);
-            }
-            set.assume_init()
-        };
-        // SAFETY: the set is whole; the old mask is not asked for.
-        match unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
-        } {
-            0 => Ok(StopSignals { set }),
-            error => Err(io::Error::from_raw_os_error(error)),
+    /// Catches SIGTERM, SIGINT and SIGHUP from now on. Once in a process.
+    pub fn catch() -> io::Result<StopSignals> {
+        let (caught, noted) = io::pipe()?;
+        let noted = noted.into_raw_fd();
+        // SAFETY: the descriptor is open and stays so; a full pipe must not stop the handler.
+        if unsafe { libc::fcntl(noted, libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
         }
+        SIGNAL_PIPE.store(noted, Ordering::SeqCst);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            // SAFETY: all zeroes is a valid sigaction: no flags, an empty mask.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = note_signal as extern "C" fn(libc::c_int) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            // SAFETY: the action is whole and its handler does only what a handler may.
+            if unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(StopSignals { caught })
     }
 
     /// Blocks until one of them arrives, and tells which.
-    pub fn wait(&self) -> io::Result<i32> {
-        let mut signal = 0;
-        // SAFETY: the set is whole, and `signal` is there to be written.
-        match unsafe { libc::sigwait(&raw const self.set, &raw mut signal) } {
-            0 => Ok(signal),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
+    pub fn wait(&mut self) -> io::Result<i32> {
+        let mut signal = [0u8];
+        self.caught.read_exact(&mut signal)?;
+        Ok(i32::from(signal[0]))
+    }
+}
+
+extern "C" fn note_signal(signal: libc::c_int) {
+    let byte = [signal as u8];
+    // SAFETY: write is async-signal-safe, the byte lives through it, and errno is put back for
+    // the code that was interrupted. A full pipe loses a signal that was noted often enough.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(SIGNAL_PIPE.load(Ordering::SeqCst), byte.as_ptr().cast(), 1);
+        *libc::__errno_location() = errno;
     }
 }
 
