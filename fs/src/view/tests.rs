@@ -279,7 +279,7 @@ fn a_file_just_written_is_counted_each_time() {
         File::options()
             .write(true)
             .open(images.path("middle"))
-            .and_then(|file| file.set_modified(now).and_then(|()| file.set_len(8 << 20)))
+            .and_then(|file| file.set_len(8 << 20).and_then(|()| file.set_modified(now)))
             .unwrap();
         assert_eq!(layer_allocated(&chain[1]).unwrap(), held << 20);
     }
