@@ -102,11 +102,22 @@ pub fn parse() -> Result<Action, Failure> {
 
 fn action(command: Command) -> Result<Action, Failure> {
     match command {
-        Command::Mount { foreground, options, sources, mountpoint } => {
+        Command::Mount {
+            foreground,
+            options,
+            sources,
+            mountpoint,
+        } => {
             let options = Options::parse(&options)?;
             let source = source::classify(&sources, options.format.clone())?;
             let source_text = sources.join(" ");
-            Ok(Action::Mount(Box::new(MountConfig { source, source_text, mountpoint, foreground, options })))
+            Ok(Action::Mount(Box::new(MountConfig {
+                source,
+                source_text,
+                mountpoint,
+                foreground,
+                options,
+            })))
         }
         Command::Umount { mountpoint } => Ok(Action::Umount(mountpoint)),
         Command::Completions { shell } => {
@@ -126,7 +137,8 @@ fn page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
         Some(name) => {
             let found = root.find_subcommand(name).cloned();
             found.ok_or_else(|| {
-                Failure::new(Errno::EINVAL, format!("there is no command '{name}'")).next("see `qmpfs help`")
+                Failure::new(Errno::EINVAL, format!("there is no command '{name}'"))
+                    .next("see `qmpfs help`")
             })?
         }
     };
@@ -159,9 +171,25 @@ mod tests {
         let image = directory.path().join("web1.qcow2");
         std::fs::write(&image, "").expect("a scratch file");
         let image = image.to_str().expect("a UTF-8 path");
-        let parsed = parse(&["qmpfs", "mount", "-f", "-o", "ro,no_delete", "-o", "name=x", image, "/mnt/x"]);
-        let Ok(Action::Mount(config)) = parsed else { panic!("{parsed:?}") };
-        assert!(config.foreground && config.options.verbs().read_only && config.options.verbs().no_delete);
+        let parsed = parse(&[
+            "qmpfs",
+            "mount",
+            "-f",
+            "-o",
+            "ro,no_delete",
+            "-o",
+            "name=x",
+            image,
+            "/mnt/x",
+        ]);
+        let Ok(Action::Mount(config)) = parsed else {
+            panic!("{parsed:?}")
+        };
+        assert!(
+            config.foreground
+                && config.options.verbs().read_only
+                && config.options.verbs().no_delete
+        );
         assert_eq!(config.options.vm_name.as_deref(), Some("x"));
         assert_eq!(config.mountpoint, std::path::Path::new("/mnt/x"));
         assert!(matches!(&config.source, Source::Images { paths, .. } if paths.len() == 1));
@@ -170,8 +198,14 @@ mod tests {
 
     #[test]
     fn pages_and_scripts_are_printed() {
-        for line in [&["qmpfs", "man"][..], &["qmpfs", "man", "mount"], &["qmpfs", "completions", "bash"]] {
-            let Ok(Action::Print(text)) = parse(line) else { panic!("{line:?}") };
+        for line in [
+            &["qmpfs", "man"][..],
+            &["qmpfs", "man", "mount"],
+            &["qmpfs", "completions", "bash"],
+        ] {
+            let Ok(Action::Print(text)) = parse(line) else {
+                panic!("{line:?}")
+            };
             assert!(String::from_utf8_lossy(&text).contains("qmpfs"), "{line:?}");
         }
         assert!(parse(&["qmpfs", "man", "nothing"]).is_err());

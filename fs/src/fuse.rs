@@ -5,22 +5,25 @@
 
 mod attr;
 mod caller;
+mod files;
 mod handles;
-mod requests;
+mod names;
 mod session;
 mod shared;
 mod sizes;
 mod sweeps;
+mod verbs;
 
 pub use attr::Owner;
-pub(crate) use requests::PID_XATTR;
+pub(crate) use names::PID_XATTR;
 pub use session::{Access, Mounted, Settings, mount};
 
 use crate::errno::{Errno, Failure};
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use shared::Shared;
 use std::ffi::OsStr;
@@ -51,7 +54,9 @@ impl Qmpfs {
     /// reply sends it), is written down, and leaves the mount alive.
     fn run(&self, what: &str, request: impl FnOnce(&Arc<Shared>)) {
         if catch_unwind(AssertUnwindSafe(|| request(&self.shared))).is_err() {
-            self.shared.log.note(&format!("bug: a {what} request panicked; it was answered EIO"));
+            self.shared.log.note(&format!(
+                "bug: a {what} request panicked; it was answered EIO"
+            ));
         }
     }
 }
@@ -66,7 +71,8 @@ fn failed(failure: &Failure) -> fuser::Errno {
 
 /// A name of the tree is UTF-8; another cannot be there.
 fn utf8(name: &OsStr) -> Result<&str, Failure> {
-    name.to_str().ok_or_else(|| Failure::new(Errno::ENOENT, "no such name"))
+    name.to_str()
+        .ok_or_else(|| Failure::new(Errno::ENOENT, "no such name"))
 }
 
 impl Filesystem for Qmpfs {
@@ -90,22 +96,42 @@ impl Filesystem for Qmpfs {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.run("lookup", |shared| requests::lookup(shared, req.pid(), parent, name, reply));
+        self.run("lookup", |shared| {
+            names::lookup(shared, req.pid(), parent, name, reply)
+        });
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run("getattr", |shared| requests::getattr(shared, req.pid(), ino, reply));
+        self.run("getattr", |shared| {
+            names::getattr(shared, req.pid(), ino, reply)
+        });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", |shared| requests::opendir(shared, ino, reply));
+        self.run("opendir", |shared| names::opendir(shared, ino, reply));
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.run("readdir", |shared| requests::readdir(shared, fh, offset, reply));
+    fn readdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.run("readdir", |shared| {
+            names::readdir(shared, fh, offset, reply)
+        });
     }
 
-    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.run("releasedir", |shared| {
             shared.handles.remove(fh);
             reply.ok();
@@ -117,7 +143,7 @@ impl Filesystem for Qmpfs {
         if writes {
             return reply.error(fuser::Errno::EROFS);
         }
-        self.run("open", |shared| requests::open(shared, req.pid(), ino, reply));
+        self.run("open", |shared| files::open(shared, req.pid(), ino, reply));
     }
 
     fn read(
@@ -131,11 +157,23 @@ impl Filesystem for Qmpfs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run("read", |shared| requests::read(shared, fh, offset, size, reply));
+        self.run("read", |shared| {
+            files::read(shared, fh, offset, size, reply)
+        });
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.run("lseek", |shared| requests::lseek(shared, fh, offset, whence, reply));
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.run("lseek", |shared| {
+            files::lseek(shared, fh, offset, whence, reply)
+        });
     }
 
     fn release(
@@ -154,35 +192,68 @@ impl Filesystem for Qmpfs {
         });
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.run("mkdir", |shared| requests::mkdir(shared, req.pid(), parent, name, reply));
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.run("mkdir", |shared| {
+            verbs::mkdir(shared, req.pid(), parent, name, reply)
+        });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run("rmdir", |shared| requests::rmdir(shared, req.pid(), parent, name, reply));
+        self.run("rmdir", |shared| {
+            verbs::rmdir(shared, req.pid(), parent, name, reply)
+        });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("unlink", |shared| {
-            requests::refused_unlink(shared, req.pid(), parent, name);
+            verbs::refused_unlink(shared, req.pid(), parent, name);
             reply.error(fuser::Errno::EPERM);
         });
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.run("statfs", |shared| requests::statfs(shared, reply));
+        self.run("statfs", |shared| names::statfs(shared, reply));
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 
     // Answered at once: the kernel holds the directory's lock meanwhile.
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 
@@ -206,7 +277,7 @@ impl Filesystem for Qmpfs {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(requests::no_write(&self.shared, ino));
+        reply.error(verbs::no_write(&self.shared, ino));
     }
 
     fn write(
@@ -263,11 +334,25 @@ impl Filesystem for Qmpfs {
         reply.error(fuser::Errno::EPERM);
     }
 
-    fn symlink(&self, _req: &Request, _parent: INodeNo, _link_name: &OsStr, _target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _link_name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
         reply.error(fuser::Errno::EPERM);
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
         reply.error(fuser::Errno::EPERM);
     }
 
@@ -294,15 +379,15 @@ impl Filesystem for Qmpfs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(requests::no_write(&self.shared, ino));
+        reply.error(verbs::no_write(&self.shared, ino));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(requests::no_write(&self.shared, ino));
+        reply.error(verbs::no_write(&self.shared, ino));
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.run("getxattr", |_| requests::getxattr(ino, name, size, reply));
+        self.run("getxattr", |_| names::getxattr(ino, name, size, reply));
     }
 
     fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {

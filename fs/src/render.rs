@@ -14,7 +14,9 @@ pub use time::{now, parse_rfc3339, rfc3339};
 use crate::intent::Verbs;
 use crate::model::{Layer, Model};
 use crate::report::Log;
-use crate::tree::{DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_point, layer_dir_name};
+use crate::tree::{
+    DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_point, layer_dir_name,
+};
 use serde::Serialize;
 use std::path::Path;
 use std::time::SystemTime;
@@ -60,7 +62,9 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
             let found = find_point(model, point)?;
             match file {
                 PointFile::DiskRaw => None,
-                PointFile::PointJson => Some(json(&point::point(model, point, &found, extra.sizes))),
+                PointFile::PointJson => {
+                    Some(json(&point::point(model, point, &found, extra.sizes)))
+                }
                 PointFile::Plan => Some((extra.plan)(point)),
             }
         }
@@ -92,7 +96,10 @@ pub fn instant(found: &Found<'_>) -> Option<SystemTime> {
 }
 
 fn layer_instant(layer: &Layer) -> Option<SystemTime> {
-    let recorded = layer.record.as_ref().and_then(|record| parse_rfc3339(&record.time));
+    let recorded = layer
+        .record
+        .as_ref()
+        .and_then(|record| parse_rfc3339(&record.time));
     recorded.or(layer.modified)
 }
 
@@ -102,8 +109,18 @@ pub fn estimated_sizes(found: &Found<'_>) -> Sizes {
         Found::Layer { layer, .. } => layer.virtual_size,
         Found::Internal { internal, .. } => internal.virtual_size,
     };
-    let files = found.layers().iter().fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size));
-    Sizes { virtual_size, allocated: if virtual_size == 0 { files } else { files.min(virtual_size) } }
+    let files = found
+        .layers()
+        .iter()
+        .fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size));
+    Sizes {
+        virtual_size,
+        allocated: if virtual_size == 0 {
+            files
+        } else {
+            files.min(virtual_size)
+        },
+    }
 }
 
 /// One object, pretty, with a newline at its end.
@@ -117,7 +134,12 @@ fn json(value: &impl Serialize) -> String {
 /// What a layer is called in texts: its directory's name, or the file's for the active one.
 fn layer_name(index: usize, layer: &Layer, active: bool) -> String {
     if active {
-        return layer.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return layer
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
     }
     layer_dir_name(index, layer)
 }

@@ -32,7 +32,14 @@ impl Log {
     }
 
     /// One verb and its outcome: time, verb, path, errno name, QEMU's own words, the next step.
-    pub fn record(&self, verb: &str, path: &str, pid: u32, outcome: &Result<(), Failure>, elapsed: Duration) {
+    pub fn record(
+        &self,
+        verb: &str,
+        path: &str,
+        pid: u32,
+        outcome: &Result<(), Failure>,
+        elapsed: Duration,
+    ) {
         let millis = elapsed.as_millis();
         match outcome {
             Ok(()) => {
@@ -41,8 +48,10 @@ impl Log {
             }
             Err(failure) => {
                 tracing::warn!(verb, path, pid, millis, errno = %failure.errno, "{failure}");
-                let mut line =
-                    format!("{verb} {path} {} ({millis} ms, pid {pid}): {}", failure.errno, failure.message);
+                let mut line = format!(
+                    "{verb} {path} {} ({millis} ms, pid {pid}): {}",
+                    failure.errno, failure.message
+                );
                 if !failure.next.is_empty() {
                     line.push_str("; next: ");
                     line.push_str(&failure.next);
@@ -96,9 +105,16 @@ impl Log {
 
 /// Text from QEMU and from guests cannot start a line of its own, nor send escapes to a terminal.
 fn one_line(text: &str) -> String {
-    let mut line: String = text.trim_end().chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+    let mut line: String = text
+        .trim_end()
+        .chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect();
     if line.len() > LINE_MAX {
-        let end = (0..=LINE_MAX).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=LINE_MAX)
+            .rev()
+            .find(|end| line.is_char_boundary(*end))
+            .unwrap_or(0);
         line.truncate(end);
         line.push_str(" ...");
     }
@@ -114,9 +130,22 @@ mod tests {
     #[test]
     fn a_line_says_all_the_contract_asks_for() {
         let log = Log::new();
-        let failure = Failure::new(Errno::EBUSY, "Node 'x' is busy:\n\x1b[31mstream").next("wait for the job");
-        log.record("rmdir", "disks/vda/snapshots/a", 7, &Err(failure), Duration::from_millis(12));
-        log.record("mkdir", "disks/vda/snapshots/b", 8, &Ok(()), Duration::from_millis(3));
+        let failure = Failure::new(Errno::EBUSY, "Node 'x' is busy:\n\x1b[31mstream")
+            .next("wait for the job");
+        log.record(
+            "rmdir",
+            "disks/vda/snapshots/a",
+            7,
+            &Err(failure),
+            Duration::from_millis(12),
+        );
+        log.record(
+            "mkdir",
+            "disks/vda/snapshots/b",
+            8,
+            &Ok(()),
+            Duration::from_millis(3),
+        );
         let text = log.text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
@@ -126,8 +155,14 @@ mod tests {
             ),
             "{text}"
         );
-        assert!(lines[0].as_bytes()[4] == b'-' && lines[0].contains("Z rmdir"), "{text}");
-        assert!(lines[1].ends_with(" mkdir disks/vda/snapshots/b ok (3 ms, pid 8)"), "{text}");
+        assert!(
+            lines[0].as_bytes()[4] == b'-' && lines[0].contains("Z rmdir"),
+            "{text}"
+        );
+        assert!(
+            lines[1].ends_with(" mkdir disks/vda/snapshots/b ok (3 ms, pid 8)"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -138,7 +173,11 @@ mod tests {
         }
         log.note(&"ä".repeat(LINE_MAX));
         let text = log.text();
-        assert!(text.starts_with("(6 older lines are gone)\n"), "{}", &text[..40]);
+        assert!(
+            text.starts_with("(6 older lines are gone)\n"),
+            "{}",
+            &text[..40]
+        );
         assert_eq!(text.lines().count(), LOG_LINES + 1);
         assert!(text.ends_with(" ...\n"));
     }

@@ -86,9 +86,16 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
     let (uid, gid) = sys::own_ids();
     let settings = Settings {
         mountpoint: mountpoint.to_owned(),
-        fs_name: options.fs_name.clone().unwrap_or_else(|| config.source_text.clone()),
+        fs_name: options
+            .fs_name
+            .clone()
+            .unwrap_or_else(|| config.source_text.clone()),
         access: options.access,
-        owner: Owner { uid: options.uid.unwrap_or(uid), gid: options.gid.unwrap_or(gid), umask: options.umask },
+        owner: Owner {
+            uid: options.uid.unwrap_or(uid),
+            gid: options.gid.unwrap_or(gid),
+            umask: options.umask,
+        },
         verbs: options.verbs(),
         auto_unmount: options.auto_unmount,
     };
@@ -100,8 +107,19 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
     let mounted = fuse::mount(settings, handle, Arc::clone(&log), on_end)?;
     let device = mountpoint::ours(mountpoint)?.map(|entry| entry.device);
     hear_signals(signals, sender)?;
-    log.note(&format!("mounted {} on {}", config.source_text, mountpoint.display()));
-    Ok(Running { mounted, engine, log, endings, mountpoint: mountpoint.to_owned(), device })
+    log.note(&format!(
+        "mounted {} on {}",
+        config.source_text,
+        mountpoint.display()
+    ));
+    Ok(Running {
+        mounted,
+        engine,
+        log,
+        endings,
+        mountpoint: mountpoint.to_owned(),
+        device,
+    })
 }
 
 fn hear_signals(mut signals: StopSignals, sender: SyncSender<Ending>) -> Result<(), Failure> {
@@ -112,8 +130,12 @@ fn hear_signals(mut signals: StopSignals, sender: SyncSender<Ending>) -> Result<
             }
         }
     };
-    let thread = std::thread::Builder::new().name("signals".into()).spawn(hear);
-    thread.map(drop).map_err(|error| Failure::io("start a thread", &error))
+    let thread = std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(hear);
+    thread
+        .map(drop)
+        .map_err(|error| Failure::io("start a thread", &error))
 }
 
 impl Running {
@@ -124,7 +146,9 @@ impl Running {
             match self.endings.recv() {
                 Ok(Ending::Unmounted) | Err(_) => break,
                 Ok(Ending::Signal(signal)) if asked_to_stop => {
-                    self.log.note(&format!("signal {signal} again: not waiting for the last reader"));
+                    self.log.note(&format!(
+                        "signal {signal} again: not waiting for the last reader"
+                    ));
                     self.engine.stop();
                     return Err(Failure::new(Errno::EBUSY, "ended while files were open"));
                 }
@@ -157,7 +181,8 @@ impl Running {
         }
         let outcome = match mountpoint::unmount(&self.mountpoint, Unmount::Plain) {
             Err(failure) if failure.errno == Errno::EBUSY => {
-                self.log.note("still in use: the mount is detached and ends with its last reader");
+                self.log
+                    .note("still in use: the mount is detached and ends with its last reader");
                 mountpoint::unmount(&self.mountpoint, Unmount::Lazy)
             }
             outcome => outcome,
@@ -184,15 +209,19 @@ pub fn umount(path: &Path) -> Result<(), Failure> {
         None => path.canonicalize().unwrap_or(path),
     };
     if mountpoint::ours(&path)?.is_none() {
-        return Err(Failure::new(Errno::EINVAL, format!("no qmpfs is mounted on {shown}"))
-            .next("see what is: findmnt -t fuse.qmpfs"));
+        return Err(
+            Failure::new(Errno::EINVAL, format!("no qmpfs is mounted on {shown}"))
+                .next("see what is: findmnt -t fuse.qmpfs"),
+        );
     }
     let daemon = daemon_of(&path);
     match mountpoint::unmount(&path, Unmount::Plain) {
         Ok(()) => {}
         Err(failure) if failure.errno == Errno::EBUSY => {
             mountpoint::unmount(&path, Unmount::Lazy)?;
-            eprintln!("qmpfs: {shown} is in use; waiting for its last reader (fuser -vm {shown} named it before)");
+            eprintln!(
+                "qmpfs: {shown} is in use; waiting for its last reader (fuser -vm {shown} named it before)"
+            );
         }
         Err(failure) => return Err(failure),
     }
@@ -200,8 +229,14 @@ pub fn umount(path: &Path) -> Result<(), Failure> {
         return Ok(());
     };
     let asked = Instant::now();
-    while !daemon.wait(PATIENCE).map_err(|error| Failure::io("wait for the daemon", &error))? {
-        tracing::debug!(seconds = asked.elapsed().as_secs(), "the daemon is still there");
+    while !daemon
+        .wait(PATIENCE)
+        .map_err(|error| Failure::io("wait for the daemon", &error))?
+    {
+        tracing::debug!(
+            seconds = asked.elapsed().as_secs(),
+            "the daemon is still there"
+        );
     }
     Ok(())
 }

@@ -66,7 +66,12 @@ pub enum Section {
 
 impl Section {
     /// All of them, as listed.
-    pub const ALL: [Section; 4] = [Section::Layers, Section::Snapshots, Section::Internal, Section::Jobs];
+    pub const ALL: [Section; 4] = [
+        Section::Layers,
+        Section::Snapshots,
+        Section::Internal,
+        Section::Jobs,
+    ];
 
     /// Its name in the disk's directory.
     pub fn name(self) -> &'static str {
@@ -114,7 +119,12 @@ pub enum JobFile {
 
 impl JobFile {
     /// All of them, as listed.
-    pub const ALL: [JobFile; 4] = [JobFile::State, JobFile::Progress, JobFile::Error, JobFile::Wait];
+    pub const ALL: [JobFile; 4] = [
+        JobFile::State,
+        JobFile::Progress,
+        JobFile::Error,
+        JobFile::Wait,
+    ];
 
     /// Its name in the job's directory.
     pub fn name(self) -> &'static str {

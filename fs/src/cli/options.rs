@@ -62,7 +62,11 @@ impl Options {
     /// Parses what came after each `-o`. A later option wins over an earlier one.
     pub fn parse(lists: &[String]) -> Result<Options, Failure> {
         let mut options = Options::default();
-        for option in lists.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
+        for option in lists
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter(|option| !option.is_empty())
+        {
             options.apply(option)?;
         }
         if options.auto_unmount && options.access == Access::Owner {
@@ -74,7 +78,10 @@ impl Options {
 
     /// Which verbs the mount has.
     pub fn verbs(&self) -> Verbs {
-        Verbs { read_only: self.read_only, no_delete: self.no_delete }
+        Verbs {
+            read_only: self.read_only,
+            no_delete: self.no_delete,
+        }
     }
 
     fn apply(&mut self, option: &str) -> Result<(), Failure> {
@@ -95,23 +102,32 @@ impl Options {
             ("format", _) => return Err(one_of(option, "format=raw or format=qcow2")),
             ("name", Some(value)) if !value.is_empty() => self.vm_name = Some(value.to_owned()),
             ("log", Some(value)) if !value.is_empty() => {
-                let path = std::path::absolute(value).map_err(|error| Failure::io(format_args!("use {option}"), &error))?;
+                let path = std::path::absolute(value)
+                    .map_err(|error| Failure::io(format_args!("use {option}"), &error))?;
                 self.log_file = Some(path);
             }
             ("allow_other", None) => self.access = Access::Everybody,
             ("allow_root", None) => self.access = Access::OwnerAndRoot,
-            ("uid", Some(value)) => self.uid = Some(value.parse().map_err(|_| one_of(option, "uid=NUMBER"))?),
-            ("gid", Some(value)) => self.gid = Some(value.parse().map_err(|_| one_of(option, "gid=NUMBER"))?),
+            ("uid", Some(value)) => {
+                self.uid = Some(value.parse().map_err(|_| one_of(option, "uid=NUMBER"))?)
+            }
+            ("gid", Some(value)) => {
+                self.gid = Some(value.parse().map_err(|_| one_of(option, "gid=NUMBER"))?)
+            }
             ("umask", Some(value)) => {
-                let umask = u16::from_str_radix(value, 8).ok().filter(|umask| *umask <= 0o777);
+                let umask = u16::from_str_radix(value, 8)
+                    .ok()
+                    .filter(|umask| *umask <= 0o777);
                 self.umask = umask.ok_or_else(|| one_of(option, "umask=OCTAL, like umask=022"))?;
             }
             ("fsname", Some(value)) if !value.is_empty() => self.fs_name = Some(value.to_owned()),
             ("auto_unmount", None) => self.auto_unmount = true,
             ("default_permissions" | "nosuid" | "nodev" | "noexec" | "noatime", None) => {}
             _ => {
-                return Err(Failure::new(Errno::EINVAL, format!("unknown option '{option}'"))
-                    .next("see `qmpfs mount --help` for the options of -o"));
+                return Err(
+                    Failure::new(Errno::EINVAL, format!("unknown option '{option}'"))
+                        .next("see `qmpfs mount --help` for the options of -o"),
+                );
             }
         }
         Ok(())
@@ -119,7 +135,11 @@ impl Options {
 }
 
 fn one_of(option: &str, expected: &str) -> Failure {
-    Failure::new(Errno::EINVAL, format!("option '{option}' has no such value")).next(format!("use {expected}"))
+    Failure::new(
+        Errno::EINVAL,
+        format!("option '{option}' has no such value"),
+    )
+    .next(format!("use {expected}"))
 }
 
 #[cfg(test)]
@@ -142,7 +162,10 @@ mod tests {
         assert!(options.verbs().read_only && options.verbs().no_delete && options.auto_unmount);
         assert_eq!(options.merge, MergePolicy::Stream);
         assert_eq!(options.format, Some(Format::Raw));
-        assert_eq!((options.uid, options.gid, options.umask), (Some(5), Some(6), 0o022));
+        assert_eq!(
+            (options.uid, options.gid, options.umask),
+            (Some(5), Some(6), 0o022)
+        );
         assert_eq!(options.access, Access::Everybody);
         assert!(parse("rw,default_permissions,nosuid,nodev,noexec,noatime,,").is_ok());
         assert!(!parse("ro,rw").expect("known").read_only);
@@ -151,8 +174,21 @@ mod tests {
 
     #[test]
     fn an_unknown_option_is_named() {
-        assert_eq!(parse("ro,sudi").expect_err("misspelt"), "unknown option 'sudi'");
-        for bad in ["ro=1", "uid=x", "uid", "umask=9", "umask=1777", "merge=fast", "format=vmdk", "name=", "suid"] {
+        assert_eq!(
+            parse("ro,sudi").expect_err("misspelt"),
+            "unknown option 'sudi'"
+        );
+        for bad in [
+            "ro=1",
+            "uid=x",
+            "uid",
+            "umask=9",
+            "umask=1777",
+            "merge=fast",
+            "format=vmdk",
+            "name=",
+            "suid",
+        ] {
             let message = parse(bad).expect_err(bad);
             assert!(message.contains(bad), "{message}");
         }

@@ -26,10 +26,16 @@ pub(super) fn classify(sources: &[String], format: Option<Format>) -> Result<Sou
     }
     match (monitors.pop(), monitors.is_empty(), paths.is_empty()) {
         (Some(monitor), true, true) => Ok(Source::Qmp(monitor)),
-        (Some(_), false, _) => Err(Failure::new(Errno::EINVAL, "more than one QMP socket was given")
-            .next("mount each VM on a directory of its own")),
-        (Some(_), true, false) => Err(Failure::new(Errno::EINVAL, "a QMP socket and image files were given together")
-            .next("give the socket alone while the VM runs, or the images alone when it is off")),
+        (Some(_), false, _) => Err(Failure::new(
+            Errno::EINVAL,
+            "more than one QMP socket was given",
+        )
+        .next("mount each VM on a directory of its own")),
+        (Some(_), true, false) => Err(Failure::new(
+            Errno::EINVAL,
+            "a QMP socket and image files were given together",
+        )
+        .next("give the socket alone while the VM runs, or the images alone when it is off")),
         (None, _, false) => Ok(Source::Images { paths, format }),
         (None, _, true) => Err(Failure::new(Errno::EINVAL, "no source was given")),
     }
@@ -41,35 +47,48 @@ fn kind(source: &str) -> Result<Kind, Failure> {
     }
     if source.starts_with("unix:") {
         let Address::Unix(path) = address(source)? else {
-            return Err(Failure::new(Errno::EINVAL, format!("not a socket's path: {source}")));
+            return Err(Failure::new(
+                Errno::EINVAL,
+                format!("not a socket's path: {source}"),
+            ));
         };
         let path = absolute(&path)?;
         let metadata = std::fs::metadata(&path).map_err(|error| absent(source, &path, &error))?;
         if !metadata.file_type().is_socket() {
-            return Err(Failure::new(Errno::EINVAL, format!("{} is not a socket", path.display()))
-                .next("leave `unix:` away if it is an image file"));
+            return Err(
+                Failure::new(Errno::EINVAL, format!("{} is not a socket", path.display()))
+                    .next("leave `unix:` away if it is an image file"),
+            );
         }
         return Ok(Kind::Monitor(Address::Unix(path)));
     }
     let path = absolute(Path::new(source))?;
-    let file_type = std::fs::metadata(&path).map_err(|error| absent(source, &path, &error))?.file_type();
+    let file_type = std::fs::metadata(&path)
+        .map_err(|error| absent(source, &path, &error))?
+        .file_type();
     if file_type.is_socket() {
         return Ok(Kind::Monitor(Address::Unix(path)));
     }
     if file_type.is_file() || file_type.is_block_device() {
         return Ok(Kind::Image(path));
     }
-    Err(Failure::new(Errno::EINVAL, format!("{source} is neither a QMP socket nor an image file"))
-        .next("give the socket of a running VM, or the image files of one that is off"))
+    Err(Failure::new(
+        Errno::EINVAL,
+        format!("{source} is neither a QMP socket nor an image file"),
+    )
+    .next("give the socket of a running VM, or the image files of one that is off"))
 }
 
 fn address(source: &str) -> Result<Address, Failure> {
-    source.parse().map_err(|error| Failure::new(Errno::EINVAL, format!("{error}")))
+    source
+        .parse()
+        .map_err(|error| Failure::new(Errno::EINVAL, format!("{error}")))
 }
 
 /// The daemon works in another directory than the one it was started in.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path).map_err(|error| Failure::io(format_args!("use {}", path.display()), &error))
+    std::path::absolute(path)
+        .map_err(|error| Failure::io(format_args!("use {}", path.display()), &error))
 }
 
 fn absent(source: &str, path: &Path, error: &std::io::Error) -> Failure {
@@ -93,20 +112,47 @@ mod tests {
     #[test]
     fn decided_by_what_it_is() {
         let directory = tempfile::tempdir().expect("a scratch directory");
-        let at = |name: &str| directory.path().join(name).to_str().expect("a UTF-8 path").to_owned();
+        let at = |name: &str| {
+            directory
+                .path()
+                .join(name)
+                .to_str()
+                .expect("a UTF-8 path")
+                .to_owned()
+        };
         let _listener = UnixListener::bind(at("vm.qcow2")).expect("a socket");
         std::fs::write(at("a.qmp"), "").expect("a file");
         std::fs::write(at("b.raw"), "").expect("a file");
         let given = |names: &[String]| classify(names, None).map_err(|failure| failure.errno);
 
-        assert!(matches!(given(&[at("vm.qcow2")]), Ok(Source::Qmp(Address::Unix(_)))));
-        assert!(matches!(given(&[format!("unix:{}", at("vm.qcow2"))]), Ok(Source::Qmp(Address::Unix(_)))));
-        assert!(matches!(given(&["tcp:localhost:4444".into()]), Ok(Source::Qmp(Address::Tcp(_)))));
-        assert!(matches!(given(&[at("a.qmp"), at("b.raw")]), Ok(Source::Images { paths, .. }) if paths.len() == 2));
+        assert!(matches!(
+            given(&[at("vm.qcow2")]),
+            Ok(Source::Qmp(Address::Unix(_)))
+        ));
+        assert!(matches!(
+            given(&[format!("unix:{}", at("vm.qcow2"))]),
+            Ok(Source::Qmp(Address::Unix(_)))
+        ));
+        assert!(matches!(
+            given(&["tcp:localhost:4444".into()]),
+            Ok(Source::Qmp(Address::Tcp(_)))
+        ));
+        assert!(
+            matches!(given(&[at("a.qmp"), at("b.raw")]), Ok(Source::Images { paths, .. }) if paths.len() == 2)
+        );
 
-        assert_eq!(given(&[at("vm.qcow2"), at("b.raw")]).err(), Some(Errno::EINVAL));
-        assert_eq!(given(&[at("vm.qcow2"), at("vm.qcow2")]).err(), Some(Errno::EINVAL));
-        assert_eq!(given(&[format!("unix:{}", at("b.raw"))]).err(), Some(Errno::EINVAL));
+        assert_eq!(
+            given(&[at("vm.qcow2"), at("b.raw")]).err(),
+            Some(Errno::EINVAL)
+        );
+        assert_eq!(
+            given(&[at("vm.qcow2"), at("vm.qcow2")]).err(),
+            Some(Errno::EINVAL)
+        );
+        assert_eq!(
+            given(&[format!("unix:{}", at("b.raw"))]).err(),
+            Some(Errno::EINVAL)
+        );
         assert_eq!(given(&[at("")]).err(), Some(Errno::EINVAL));
         assert_eq!(given(&["tcp:nowhere".into()]).err(), Some(Errno::EINVAL));
         assert_eq!(given(&[at("missing")]).err(), Some(Errno::ENOENT));

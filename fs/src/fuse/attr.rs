@@ -24,14 +24,28 @@ pub struct Owner {
 impl Owner {
     /// A directory with `subdirectories` entries that are directories.
     pub(super) fn directory(&self, ino: u64, subdirectories: usize, time: SystemTime) -> FileAttr {
-        let nlink = u32::try_from(subdirectories).unwrap_or(u32::MAX).saturating_add(2);
-        FileAttr { kind: FileType::Directory, perm: 0o777 & !self.umask, nlink, ..self.text(ino, 0, time) }
+        let nlink = u32::try_from(subdirectories)
+            .unwrap_or(u32::MAX)
+            .saturating_add(2);
+        FileAttr {
+            kind: FileType::Directory,
+            perm: 0o777 & !self.umask,
+            nlink,
+            ..self.text(ino, 0, time)
+        }
     }
 
     /// A text of `length` bytes.
     pub(super) fn text(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
         let length = length as u64;
-        self.view(ino, Sizes { virtual_size: length, allocated: length }, time)
+        self.view(
+            ino,
+            Sizes {
+                virtual_size: length,
+                allocated: length,
+            },
+            time,
+        )
     }
 
     /// A view.
@@ -64,12 +78,29 @@ mod tests {
 
     #[test]
     fn modes_sizes_and_links() {
-        let owner = Owner { uid: 7, gid: 8, umask: 0o077 };
+        let owner = Owner {
+            uid: 7,
+            gid: 8,
+            umask: 0o077,
+        };
         let directory = owner.directory(2, 3, UNIX_EPOCH);
         assert_eq!((directory.perm, directory.nlink), (0o700, 5));
-        let view = owner.view(3, Sizes { virtual_size: 1 << 40, allocated: 513 }, UNIX_EPOCH);
-        assert_eq!((view.perm, view.size, view.blocks, view.uid, view.gid), (0o400, 1 << 40, 2, 7, 8));
-        let open = Owner { umask: 0o022, ..owner };
+        let view = owner.view(
+            3,
+            Sizes {
+                virtual_size: 1 << 40,
+                allocated: 513,
+            },
+            UNIX_EPOCH,
+        );
+        assert_eq!(
+            (view.perm, view.size, view.blocks, view.uid, view.gid),
+            (0o400, 1 << 40, 2, 7, 8)
+        );
+        let open = Owner {
+            umask: 0o022,
+            ..owner
+        };
         assert_eq!(open.directory(2, 0, UNIX_EPOCH).perm, 0o755);
         assert_eq!(open.text(2, 9, UNIX_EPOCH).perm, 0o444);
     }

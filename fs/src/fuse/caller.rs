@@ -8,7 +8,12 @@ pub(super) fn process_of(pid: u32) -> u32 {
 }
 
 fn tgid(status: &str) -> Option<u32> {
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:"))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -20,7 +25,9 @@ mod tests {
         assert_eq!(tgid("Name:\tcat\nTgid:\t42\nNgid:\t0\n"), Some(42));
         assert_eq!(tgid("Name:\tTgid: 3\n"), None);
         // SAFETY: gettid takes no argument and cannot fail.
-        let thread = std::thread::spawn(|| unsafe { libc::gettid() }).join().expect("it returns");
+        let thread = std::thread::spawn(|| unsafe { libc::gettid() })
+            .join()
+            .expect("it returns");
         let thread = u32::try_from(thread).expect("thread ids are positive");
         // The thread may be gone by now; then its own number is all there is.
         assert!([std::process::id(), thread].contains(&process_of(thread)));

@@ -51,18 +51,29 @@ impl Handles {
     /// Takes a handle in.
     pub(super) fn insert(&self, handle: Handle) -> FileHandle {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(handle));
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, Arc::new(handle));
         FileHandle(number)
     }
 
     /// The handle, while it is open.
     pub(super) fn get(&self, number: FileHandle) -> Option<Arc<Handle>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).get(&number.0).cloned()
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&number.0)
+            .cloned()
     }
 
     /// Closes it. The last reader's reference drops the view, outside the table's lock.
     pub(super) fn remove(&self, number: FileHandle) {
-        let removed = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number.0);
+        let removed = self
+            .table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&number.0);
         drop(removed);
     }
 }

@@ -14,6 +14,7 @@ use crate::report::Log;
 use crate::tree::Ids;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -57,15 +58,30 @@ pub struct Mounted {
 }
 
 /// Mounts and starts the workers. `on_end` is called when the last of them has ended.
-pub fn mount(settings: Settings, engine: EngineHandle, log: Arc<Log>, on_end: OnEnd) -> Result<Mounted, Failure> {
+pub fn mount(
+    settings: Settings,
+    engine: EngineHandle,
+    log: Arc<Log>,
+    on_end: OnEnd,
+) -> Result<Mounted, Failure> {
     let at = settings.mountpoint.clone();
     let failed = |error: &std::io::Error| {
-        Failure::io(format_args!("mount on {}", at.display()), error)
-            .next("run `qmpfs doctor`, or see that /dev/fuse and fusermount3 are there and may be used")
+        Failure::io(format_args!("mount on {}", at.display()), error).next(match error.kind() {
+            ErrorKind::PermissionDenied => {
+                "let users open /dev/fuse (it is 0666 under udev), or mount as root"
+            }
+            ErrorKind::NotFound => {
+                "load the kernel module: modprobe fuse, and install the package fuse3"
+            }
+            _ => "see that /dev/fuse and fusermount3 are there and may be used",
+        })
     };
     let config = config(&settings);
+    let opener = engine.clone();
+    let sizes =
+        SizeCache::start(move |request| opener.send(request)).map_err(|error| failed(&error))?;
     let shared = Shared {
-        sizes: SizeCache::start(engine.clone()).map_err(|error| failed(&error))?,
+        sizes,
         engine,
         log,
         verbs: settings.verbs,
@@ -76,8 +92,13 @@ pub fn mount(settings: Settings, engine: EngineHandle, log: Arc<Log>, on_end: On
         handles: Handles::default(),
         sweeps: Sweeps::default(),
     };
-    let filesystem = Qmpfs { shared: Arc::new(shared), on_end: Some(on_end) };
-    let session = Session::new(filesystem, &at, &config).and_then(Session::spawn).map_err(|error| failed(&error))?;
+    let filesystem = Qmpfs {
+        shared: Arc::new(shared),
+        on_end: Some(on_end),
+    };
+    let session = Session::new(filesystem, &at, &config)
+        .and_then(Session::spawn)
+        .map_err(|error| failed(&error))?;
     Ok(Mounted { session })
 }
 
@@ -106,7 +127,11 @@ fn config(settings: &Settings) -> Config {
         MountOption::NoDev,
         MountOption::NoExec,
         MountOption::DefaultPermissions,
-        if settings.verbs.read_only { MountOption::RO } else { MountOption::RW },
+        if settings.verbs.read_only {
+            MountOption::RO
+        } else {
+            MountOption::RW
+        },
     ];
     if settings.auto_unmount {
         options.push(MountOption::AutoUnmount);

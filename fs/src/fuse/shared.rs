@@ -41,15 +41,22 @@ pub(super) struct Shared {
 impl Shared {
     /// What the inode stands for. One that we never gave out is a kernel's mistake or ours.
     pub(super) fn key(&self, ino: INodeNo) -> Result<NodeKey, Failure> {
-        self.ids.key(ino.0).ok_or_else(|| Failure::new(Errno::ESTALE, "no such inode"))
+        self.ids
+            .key(ino.0)
+            .ok_or_else(|| Failure::new(Errno::ESTALE, "no such inode"))
     }
 
     /// The text of a file, now.
     pub(super) fn text(&self, model: &Model, key: &NodeKey) -> Option<String> {
         let sizes = key.point().and_then(|point| self.sizes.known(point));
         let plan = |point: &_| self.engine.plan_text(point);
-        let extra =
-            Extra { log: &self.log, mountpoint: &self.mountpoint, verbs: self.verbs, plan: &plan, sizes };
+        let extra = Extra {
+            log: &self.log,
+            mountpoint: &self.mountpoint,
+            verbs: self.verbs,
+            plan: &plan,
+            sizes,
+        };
         text(model, key, &extra)
     }
 
@@ -71,7 +78,12 @@ impl Shared {
         let time = instant(&found).unwrap_or(self.mounted_at);
         let (ino, owner) = (self.ids.number(key), self.owner);
         let answer = Box::new(move |sizes| done(Some((owner.view(ino, sizes, time), VIEW_TTL))));
-        self.sizes.ask(point, caller::process_of(pid), estimated_sizes(&found), answer);
+        self.sizes.ask(
+            point,
+            caller::process_of(pid),
+            estimated_sizes(&found),
+            answer,
+        );
     }
 
     /// The attributes of anything but a view.
@@ -82,7 +94,9 @@ impl Shared {
         let ino = self.ids.number(key);
         let time = match key {
             NodeKey::Log => self.log.modified(),
-            NodeKey::Point(point) | NodeKey::PointFile(point, _) => find_point(model, point).as_ref().and_then(instant),
+            NodeKey::Point(point) | NodeKey::PointFile(point, _) => {
+                find_point(model, point).as_ref().and_then(instant)
+            }
             NodeKey::Root
             | NodeKey::VmJson
             | NodeKey::Readme
@@ -96,7 +110,10 @@ impl Shared {
         };
         let time = time.unwrap_or(self.mounted_at);
         if key.is_dir() {
-            let subdirectories = children(model, key).iter().filter(|(_, _, is_dir)| *is_dir).count();
+            let subdirectories = children(model, key)
+                .iter()
+                .filter(|(_, _, is_dir)| *is_dir)
+                .count();
             return Some(self.owner.directory(ino, subdirectories, time));
         }
         // A `wait` file has no text before it is read.
@@ -107,17 +124,36 @@ impl Shared {
     /// The names of a directory, `.` and `..` first.
     pub(super) fn entries(&self, model: &Model, directory: &NodeKey) -> Vec<Entry> {
         let entry = |name: String, key: &NodeKey| {
-            let kind = if key.is_dir() { FileType::Directory } else { FileType::RegularFile };
-            Entry { ino: self.ids.number(key), kind, name }
+            let kind = if key.is_dir() {
+                FileType::Directory
+            } else {
+                FileType::RegularFile
+            };
+            Entry {
+                ino: self.ids.number(key),
+                kind,
+                name,
+            }
         };
-        let dots = [entry(".".to_owned(), directory), entry("..".to_owned(), &parent(directory))];
-        let names = children(model, directory).into_iter().map(|(name, key, _)| entry(name, &key));
+        let dots = [
+            entry(".".to_owned(), directory),
+            entry("..".to_owned(), &parent(directory)),
+        ];
+        let names = children(model, directory)
+            .into_iter()
+            .map(|(name, key, _)| entry(name, &key));
         dots.into_iter().chain(names).collect()
     }
 
     /// Writes a refused verb down.
     pub(super) fn refused(&self, verb: &str, path: &str, pid: u32, failure: Failure) -> Failure {
-        self.log.record(verb, path, caller::process_of(pid), &Err(failure.clone()), Duration::ZERO);
+        self.log.record(
+            verb,
+            path,
+            caller::process_of(pid),
+            &Err(failure.clone()),
+            Duration::ZERO,
+        );
         failure
     }
 

@@ -4,7 +4,7 @@
 //! deadline with an estimate, whatever the disk and the engine are doing.
 
 use crate::errno::Failure;
-use crate::ops::{EngineHandle, Request};
+use crate::ops::Request;
 use crate::render::Sizes;
 use crate::tree::PointKey;
 use crate::view::View;
@@ -45,20 +45,31 @@ pub(super) struct SizeCache {
 }
 
 enum Message {
-    Ask { point: PointKey, pid: u32, estimate: Sizes, waiter: Waiter },
-    Opened { point: PointKey, view: Result<Arc<View>, Failure> },
-    Measured { point: PointKey, sizes: Option<Sizes> },
+    Ask {
+        point: PointKey,
+        pid: u32,
+        estimate: Sizes,
+        waiter: Waiter,
+    },
+    Opened {
+        point: PointKey,
+        view: Result<Arc<View>, Failure>,
+    },
+    Measured {
+        point: PointKey,
+        sizes: Option<Sizes>,
+    },
     Stop,
 }
 
 impl SizeCache {
-    /// Starts the thread. It ends when the cache is dropped.
-    pub(super) fn start(engine: EngineHandle) -> std::io::Result<SizeCache> {
+    /// Starts the thread, which asks the engine through `send`. It ends when the cache is dropped.
+    pub(super) fn start(send: impl Fn(Request) + Send + 'static) -> std::io::Result<SizeCache> {
         let (sender, receiver) = channel();
         let known = Arc::new(Mutex::new(HashMap::new()));
         let waiting = Arc::new(AtomicUsize::new(0));
         let mut keeper = Keeper {
-            engine,
+            send: Box::new(send),
             known: Arc::clone(&known),
             waiting: Arc::clone(&waiting),
             messages: sender.clone(),
@@ -66,13 +77,24 @@ impl SizeCache {
             queue: VecDeque::new(),
             at_work: 0,
         };
-        std::thread::Builder::new().name("sizes".into()).spawn(move || keeper.run(&receiver))?;
-        Ok(SizeCache { known, waiting, messages: Mutex::new(sender) })
+        std::thread::Builder::new()
+            .name("sizes".into())
+            .spawn(move || keeper.run(&receiver))?;
+        Ok(SizeCache {
+            known,
+            waiting,
+            messages: Mutex::new(sender),
+        })
     }
 
     /// The measured sizes of a point.
     pub(super) fn known(&self, point: &PointKey) -> Option<Sizes> {
-        match self.known.lock().unwrap_or_else(PoisonError::into_inner).get(point)? {
+        match self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(point)?
+        {
             Known::Measured(sizes) => Some(*sizes),
             Known::Failed(_) => None,
         }
@@ -80,7 +102,12 @@ impl SizeCache {
 
     /// Hands the sizes of `point` to `waiter`, measured if that can be done in time.
     pub(super) fn ask(&self, point: &PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(point).copied();
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(point)
+            .copied();
         match known {
             Some(Known::Measured(sizes)) => return waiter(sizes),
             Some(Known::Failed(at)) if at.elapsed() < RETRY_AFTER => return waiter(estimate),
@@ -90,12 +117,21 @@ impl SizeCache {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return waiter(estimate);
         }
-        let ask = Message::Ask { point: point.clone(), pid, estimate, waiter };
-        let sent = self.messages.lock().unwrap_or_else(PoisonError::into_inner).send(ask);
-        if let Err(error) = sent {
-            if let Message::Ask { waiter, .. } = error.0 {
-                waiter(estimate);
-            }
+        let ask = Message::Ask {
+            point: point.clone(),
+            pid,
+            estimate,
+            waiter,
+        };
+        let sent = self
+            .messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(ask);
+        if let Err(error) = sent
+            && let Message::Ask { waiter, .. } = error.0
+        {
+            waiter(estimate);
         }
     }
 }
@@ -103,7 +139,11 @@ impl SizeCache {
 impl Drop for SizeCache {
     fn drop(&mut self) {
         // An error says the thread has ended already.
-        let _ended = self.messages.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Stop);
+        let _ended = self
+            .messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(Message::Stop);
     }
 }
 
@@ -114,7 +154,7 @@ struct Pending {
 
 /// The thread's books.
 struct Keeper {
-    engine: EngineHandle,
+    send: Box<dyn Fn(Request) + Send>,
     known: Arc<Mutex<HashMap<PointKey, Known>>>,
     waiting: Arc<AtomicUsize>,
     messages: Sender<Message>,
@@ -128,10 +168,17 @@ impl Keeper {
         loop {
             let message = match self.next_deadline() {
                 None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(deadline) => messages.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+                Some(deadline) => {
+                    messages.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                }
             };
             match message {
-                Ok(Message::Ask { point, pid, estimate, waiter }) => self.asked(point, pid, estimate, waiter),
+                Ok(Message::Ask {
+                    point,
+                    pid,
+                    estimate,
+                    waiter,
+                }) => self.asked(point, pid, estimate, waiter),
                 Ok(Message::Opened { point, view }) => match view {
                     Ok(view) => self.measure(point, view),
                     Err(failure) => {
@@ -149,15 +196,24 @@ impl Keeper {
     }
 
     fn asked(&mut self, point: PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&point).copied();
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&point)
+            .copied();
         if let Some(Known::Measured(sizes)) = known {
             return self.answer(waiter, sizes);
         }
         if !self.pending.contains_key(&point) {
             self.queue.push_back((point.clone(), pid));
         }
-        let pending = self.pending.entry(point).or_insert(Pending { waiters: Vec::new() });
-        pending.waiters.push((Instant::now() + DEADLINE, estimate, waiter));
+        let pending = self.pending.entry(point).or_insert(Pending {
+            waiters: Vec::new(),
+        });
+        pending
+            .waiters
+            .push((Instant::now() + DEADLINE, estimate, waiter));
     }
 
     fn start_some(&mut self) {
@@ -171,7 +227,7 @@ impl Keeper {
                 // An error says that the mount has ended and nobody waits.
                 let _ended = messages.send(Message::Opened { point: key, view });
             });
-            self.engine.send(Request::Open { point, pid, answer });
+            (self.send)(Request::Open { point, pid, answer });
         }
     }
 
@@ -183,19 +239,30 @@ impl Keeper {
             drop(view);
             let _ended = messages.send(Message::Measured { point: key, sizes });
         };
-        if std::thread::Builder::new().name("measure".into()).spawn(measure).is_err() {
+        if std::thread::Builder::new()
+            .name("measure".into())
+            .spawn(measure)
+            .is_err()
+        {
             self.ended(point, None);
         }
     }
 
     fn ended(&mut self, point: PointKey, sizes: Option<Sizes>) {
         self.at_work = self.at_work.saturating_sub(1);
-        let waiters = self.pending.remove(&point).map(|pending| pending.waiters).unwrap_or_default();
+        let waiters = self
+            .pending
+            .remove(&point)
+            .map(|pending| pending.waiters)
+            .unwrap_or_default();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(point, sizes.map_or_else(|| Known::Failed(Instant::now()), Known::Measured));
+        known.insert(
+            point,
+            sizes.map_or_else(|| Known::Failed(Instant::now()), Known::Measured),
+        );
         drop(known);
         for (_, estimate, waiter) in waiters {
             self.answer(waiter, sizes.unwrap_or(estimate));
@@ -205,7 +272,11 @@ impl Keeper {
     fn answer_the_late(&mut self, now: Instant) {
         let mut late = Vec::new();
         for pending in self.pending.values_mut() {
-            late.extend(pending.waiters.extract_if(.., |(deadline, _, _)| *deadline <= now));
+            late.extend(
+                pending
+                    .waiters
+                    .extract_if(.., |(deadline, _, _)| *deadline <= now),
+            );
         }
         for (_, estimate, waiter) in late {
             self.answer(waiter, estimate);
@@ -218,16 +289,84 @@ impl Keeper {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.pending.values().flat_map(|pending| &pending.waiters).map(|(deadline, _, _)| *deadline).min()
+        self.pending
+            .values()
+            .flat_map(|pending| &pending.waiters)
+            .map(|(deadline, _, _)| *deadline)
+            .min()
     }
 }
 
 fn measured(view: &View) -> Option<Sizes> {
     match view.allocated_bytes() {
-        Ok(allocated) => Some(Sizes { virtual_size: view.virtual_size(), allocated }),
+        Ok(allocated) => Some(Sizes {
+            virtual_size: view.virtual_size(),
+            allocated,
+        }),
         Err(failure) => {
             tracing::warn!("a view could not be measured: {failure}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEADLINE, SizeCache};
+    use crate::errno::{Errno, Failure};
+    use crate::ops::Request;
+    use crate::render::Sizes;
+    use crate::tree::{PointKey, PointKind};
+    use std::sync::mpsc::{channel, sync_channel};
+    use std::time::{Duration, Instant};
+
+    const ESTIMATE: Sizes = Sizes {
+        virtual_size: 100,
+        allocated: 50,
+    };
+
+    fn point(identity: &str) -> PointKey {
+        PointKey {
+            disk: "vda".into(),
+            kind: PointKind::External,
+            identity: identity.into(),
+        }
+    }
+
+    fn asked(cache: &SizeCache, identity: &str) -> Sizes {
+        let (sender, answer) = sync_channel(1);
+        let waiter = Box::new(move |sizes| sender.send(sizes).expect("the test waits"));
+        cache.ask(&point(identity), 1, ESTIMATE, waiter);
+        let patience = DEADLINE + Duration::from_secs(20);
+        answer.recv_timeout(patience).expect("it is answered")
+    }
+
+    #[test]
+    fn an_engine_that_never_answers_holds_nobody_up() {
+        let (sender, asks) = channel();
+        let cache =
+            SizeCache::start(move |request| sender.send(request).expect("kept")).expect("a thread");
+        let start = Instant::now();
+        assert_eq!(asked(&cache, "a"), ESTIMATE);
+        assert!(start.elapsed() >= DEADLINE);
+        assert_eq!(cache.known(&point("a")), None);
+        assert_eq!(asks.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_opened_is_not_tried_at_each_stat() {
+        let (sender, asks) = channel();
+        let refuse = move |request| {
+            let Request::Open { answer, .. } = request else {
+                panic!("only views are opened");
+            };
+            sender.send(()).expect("counted");
+            answer(Err(Failure::new(Errno::EBUSY, "a job is at work")));
+        };
+        let cache = SizeCache::start(refuse).expect("a thread");
+        for _ in 0..3 {
+            assert_eq!(asked(&cache, "a"), ESTIMATE);
+        }
+        assert_eq!(asks.try_iter().count(), 1);
     }
 }

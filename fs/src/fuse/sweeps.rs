@@ -30,24 +30,35 @@ impl Sweeps {
     /// Remembers a refused unlink in `directory`. True when it is the first of this process there.
     pub(super) fn remember(&self, process: u32, directory: &NodeKey, now: Instant) -> bool {
         let mut tried = self.current(now);
-        let known = tried.iter().position(|one| one.process == process && one.directory == *directory);
+        let known = tried
+            .iter()
+            .position(|one| one.process == process && one.directory == *directory);
         if let Some(known) = known {
             tried.remove(known);
         } else if tried.len() == SWEEPS_MAX {
             tried.pop_front();
         }
-        tried.push_back(Tried { at: now, process, directory: directory.clone() });
+        tried.push_back(Tried {
+            at: now,
+            process,
+            directory: directory.clone(),
+        });
         known.is_none()
     }
 
     /// Whether this process tried to remove something inside `directory` a short while ago.
     pub(super) fn tried(&self, process: u32, directory: &NodeKey, now: Instant) -> bool {
-        self.current(now).iter().any(|one| one.process == process && one.directory == *directory)
+        self.current(now)
+            .iter()
+            .any(|one| one.process == process && one.directory == *directory)
     }
 
     fn current(&self, now: Instant) -> MutexGuard<'_, VecDeque<Tried>> {
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        while tried.front().is_some_and(|oldest| now.saturating_duration_since(oldest.at) >= REMEMBERED) {
+        while tried
+            .front()
+            .is_some_and(|oldest| now.saturating_duration_since(oldest.at) >= REMEMBERED)
+        {
             tried.pop_front();
         }
         tried

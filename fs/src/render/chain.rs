@@ -10,11 +10,20 @@ pub(super) fn text(model: &Model, disk: &Disk) -> String {
         .iter()
         .enumerate()
         .map(|(index, layer)| match index == last {
-            true => disk.active_path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            true => disk
+                .active_path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             false => layer_name(index, layer, false),
         })
         .collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let width = names
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
 
     let mut text = format!(
         "{}: {} of {}, {} layer{}\n\n",
@@ -25,7 +34,11 @@ pub(super) fn text(model: &Model, disk: &Disk) -> String {
         if layers.len() == 1 { "" } else { "s" }
     );
     for (index, (layer, name)) in layers.iter().zip(&names).enumerate() {
-        let (bullet, rail) = if index == last { ("●", "") } else { ("○", "  ↑\n") };
+        let (bullet, rail) = if index == last {
+            ("●", "")
+        } else {
+            ("○", "  ↑\n")
+        };
         let line = format!(
             "  {bullet} {name:<width$}  {:>10}  {:<6}  {}",
             human(layer.allocated_size),
@@ -36,14 +49,20 @@ pub(super) fn text(model: &Model, disk: &Disk) -> String {
         text.push('\n');
         text.push_str(rail);
     }
-    text.push_str("\n  base at the top, each layer stands on the one above it (base ← ... ← active)\n");
+    text.push_str(
+        "\n  base at the top, each layer stands on the one above it (base ← ... ← active)\n",
+    );
 
     if !disk.internals.is_empty() {
         text.push_str("\ninternal snapshots\n");
         for internal in &disk.internals {
             let holder = internal.layer.unwrap_or(last);
             let holder = names.get(holder).map_or("?", String::as_str);
-            text.push_str(&format!("  ◦ {}  {}  in {holder}\n", internal.name, rfc3339(internal.time)));
+            text.push_str(&format!(
+                "  ◦ {}  {}  in {holder}\n",
+                internal.name,
+                rfc3339(internal.time)
+            ));
         }
     }
     for job in disk.jobs.iter() {
@@ -66,9 +85,13 @@ fn marks(model: &Model, disk: &Disk, layer: &Layer, active: bool) -> Vec<String>
     let mut marks = Vec::new();
     match (&layer.record, active) {
         (_, true) => marks.push("active, written by the guest".to_owned()),
-        (Some(record), false) => marks.push(format!("point {}, sealed {}", record.name, record.time)),
+        (Some(record), false) => {
+            marks.push(format!("point {}, sealed {}", record.name, record.time))
+        }
         (None, false) => {
-            let since = layer_instant(layer).map(|at| format!(", last written {}", rfc3339(at))).unwrap_or_default();
+            let since = layer_instant(layer)
+                .map(|at| format!(", last written {}", rfc3339(at)))
+                .unwrap_or_default();
             marks.push(format!("foreign: never written, never unlinked{since}"));
         }
     }
@@ -88,7 +111,13 @@ fn marks(model: &Model, disk: &Disk, layer: &Layer, active: bool) -> Vec<String>
 fn sharers<'a>(model: &'a Model, disk: &Disk, file: FileId) -> Vec<&'a str> {
     let others = model.disks.iter().filter(|other| other.name != disk.name);
     others
-        .filter(|other| other.layers.iter().chain([&other.active]).any(|layer| layer.file == Some(file)))
+        .filter(|other| {
+            other
+                .layers
+                .iter()
+                .chain([&other.active])
+                .any(|layer| layer.file == Some(file))
+        })
         .map(|other| other.name.as_str())
         .collect()
 }

@@ -34,7 +34,11 @@ struct LayerJson<'a> {
 }
 
 pub(super) fn disk(disk: &Disk) -> DiskJson<'_> {
-    let sealed = disk.layers.iter().enumerate().map(|(index, layer)| one(index, layer, false));
+    let sealed = disk
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(index, layer)| one(index, layer, false));
     DiskJson {
         disk: &disk.name,
         node_name: disk.root.as_ref().map(|node| node.as_str()),
@@ -44,12 +48,19 @@ pub(super) fn disk(disk: &Disk) -> DiskJson<'_> {
         snapshots_possible: disk.no_snapshots.is_none(),
         why_not: disk.no_snapshots.as_deref(),
         assumed: &disk.assumed,
-        layers: sealed.chain([LayerJson {
-            // The name that stays, not the alias under which QEMU may have it open.
-            file: disk.active_path.to_string_lossy().into_owned(),
-            name: disk.active_path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            ..one(disk.layers.len(), &disk.active, true)
-        }]).collect(),
+        layers: sealed
+            .chain([LayerJson {
+                // The name that stays, not the alias under which QEMU may have it open.
+                file: disk.active_path.to_string_lossy().into_owned(),
+                name: disk
+                    .active_path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                ..one(disk.layers.len(), &disk.active, true)
+            }])
+            .collect(),
     }
 }
 

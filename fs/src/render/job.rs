@@ -17,12 +17,23 @@ pub(super) fn state(job: &Job) -> String {
 
 /// Empty while nothing went wrong.
 pub(super) fn error(job: &Job) -> String {
-    job.error.as_ref().map(|error| format!("{}\n", error.trim_end())).unwrap_or_default()
+    job.error
+        .as_ref()
+        .map(|error| format!("{}\n", error.trim_end()))
+        .unwrap_or_default()
 }
 
 pub(super) fn progress(job: &Job) -> Progress {
     let (current, total) = job.progress;
-    let share = if total == 0 { 0.0 } else { current as f64 / total as f64 };
+    let share = if total == 0 {
+        0.0
+    } else {
+        current as f64 / total as f64
+    };
     // One decimal is what a progress bar can show.
-    Progress { current, total, percent: (share.min(1.0) * 1000.0).round() / 10.0 }
+    Progress {
+        current,
+        total,
+        percent: (share.min(1.0) * 1000.0).round() / 10.0,
+    }
 }

@@ -20,7 +20,12 @@ pub(super) struct PointJson {
     missing: Vec<String>,
 }
 
-pub(super) fn point(model: &Model, key: &PointKey, found: &Found<'_>, sizes: Option<Sizes>) -> PointJson {
+pub(super) fn point(
+    model: &Model,
+    key: &PointKey,
+    found: &Found<'_>,
+    sizes: Option<Sizes>,
+) -> PointJson {
     let sizes = sizes.unwrap_or_else(|| estimated_sizes(found));
     PointJson {
         kind: match key.kind {
@@ -28,7 +33,9 @@ pub(super) fn point(model: &Model, key: &PointKey, found: &Found<'_>, sizes: Opt
             PointKind::External => "external",
             PointKind::Internal => "internal",
         },
-        name: point_place(model, key).map(|(_, _, name)| name).unwrap_or_default(),
+        name: point_place(model, key)
+            .map(|(_, _, name)| name)
+            .unwrap_or_default(),
         disk: found.disk().name.clone(),
         time: instant(found).map(rfc3339),
         virtual_size: sizes.virtual_size,
@@ -42,11 +49,17 @@ pub(super) fn point(model: &Model, key: &PointKey, found: &Found<'_>, sizes: Opt
 /// By the names that stay: QEMU may have the active layer open under an alias.
 fn files(found: &Found<'_>) -> Vec<String> {
     let disk = found.disk();
-    let paths = found.layers().into_iter().map(|layer| match std::ptr::eq(layer, &raw const disk.active) {
-        true => &disk.active_path,
-        false => &layer.path,
-    });
-    paths.map(|path| path.to_string_lossy().into_owned()).collect()
+    let paths =
+        found
+            .layers()
+            .into_iter()
+            .map(|layer| match std::ptr::eq(layer, &raw const disk.active) {
+                true => &disk.active_path,
+                false => &layer.path,
+            });
+    paths
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
 }
 
 fn consistency(found: &Found<'_>) -> String {
@@ -75,8 +88,12 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
         missing.push("tpm".to_owned());
     }
     let own = &found.disk().name;
-    let others: Vec<&str> =
-        model.disks.iter().map(|disk| disk.name.as_str()).filter(|name| *name != own.as_str()).collect();
+    let others: Vec<&str> = model
+        .disks
+        .iter()
+        .map(|disk| disk.name.as_str())
+        .filter(|name| *name != own.as_str())
+        .collect();
     if !others.is_empty() {
         missing.push(format!("other disks: {}", others.join(", ")));
     }

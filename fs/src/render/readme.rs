@@ -15,41 +15,94 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         text.push_str("  none\n");
     }
     for disk in &model.disks {
-        text.push_str(&format!("  {:<16} {}{}\n", disk.name, disk.active_path.display(), limits(disk)));
+        text.push_str(&format!(
+            "  {:<16} {}{}\n",
+            disk.name,
+            disk.active_path.display(),
+            limits(disk)
+        ));
     }
-    let disk = model.disks.iter().find(|disk| disk.no_snapshots.is_none()).or(model.disks.first());
+    let disk = model
+        .disks
+        .iter()
+        .find(|disk| disk.no_snapshots.is_none())
+        .or(model.disks.first());
     let name = disk.map_or("DISK", |disk| disk.name.as_str());
     let dir = format!("{mnt}/disks/{name}");
     let point = disk.and_then(newest_point).unwrap_or("NAME");
 
     text.push_str("\nlook\n");
-    command(&mut text, &format!("cat {dir}/chain.txt"), "the chain, drawn");
-    command(&mut text, &format!("ls -l {dir}/snapshots {dir}/internal"), "the points");
-    command(&mut text, &format!("cp --sparse=always {dir}/snapshots/{point}/disk.raw /backup/"), "copy one out");
-    command(&mut text, &format!("cat {mnt}/log"), "what each verb did, and why one failed");
+    command(
+        &mut text,
+        &format!("cat {dir}/chain.txt"),
+        "the chain, drawn",
+    );
+    command(
+        &mut text,
+        &format!("ls -l {dir}/snapshots {dir}/internal"),
+        "the points",
+    );
+    command(
+        &mut text,
+        &format!("cp --sparse=always {dir}/snapshots/{point}/disk.raw /backup/"),
+        "copy one out",
+    );
+    command(
+        &mut text,
+        &format!("cat {mnt}/log"),
+        "what each verb did, and why one failed",
+    );
     if extra.verbs.read_only {
         text.push_str("\nThis mount is read-only (-o ro): it has no verbs.\n");
         return text;
     }
     text.push_str("\nmake a point\n");
-    command(&mut text, &format!("mkdir {dir}/snapshots/NAME"), "external: a new layer");
-    command(&mut text, &format!("mkdir {dir}/internal/NAME"), "internal: inside the image file");
+    command(
+        &mut text,
+        &format!("mkdir {dir}/snapshots/NAME"),
+        "external: a new layer",
+    );
+    command(
+        &mut text,
+        &format!("mkdir {dir}/internal/NAME"),
+        "internal: inside the image file",
+    );
     if extra.verbs.no_delete {
         text.push_str("\nThis mount removes nothing (-o no_delete).\n");
         return text;
     }
     text.push_str("\nremove a point\n");
-    command(&mut text, &format!("cat {dir}/snapshots/{point}/plan"), "what it would do");
-    command(&mut text, &format!("rmdir {dir}/snapshots/{point}"), "start the merge; returns at once");
-    command(&mut text, &format!("cat {dir}/wait"), "return when the work on this disk has ended");
-    command(&mut text, &format!("cat {dir}/jobs/*/progress"), "how far it is");
+    command(
+        &mut text,
+        &format!("cat {dir}/snapshots/{point}/plan"),
+        "what it would do",
+    );
+    command(
+        &mut text,
+        &format!("rmdir {dir}/snapshots/{point}"),
+        "start the merge; returns at once",
+    );
+    command(
+        &mut text,
+        &format!("cat {dir}/wait"),
+        "return when the work on this disk has ended",
+    );
+    command(
+        &mut text,
+        &format!("cat {dir}/jobs/*/progress"),
+        "how far it is",
+    );
     command(&mut text, &format!("rmdir {dir}/jobs/ID"), "cancel it");
     text.push_str("\nFiles inside a point cannot be removed: rm -rf here destroys nothing, only rmdir of a point does.\n");
     text
 }
 
 fn title(model: &Model) -> String {
-    let name = if model.vm.name.is_empty() { &model.vm.source } else { &model.vm.name };
+    let name = if model.vm.name.is_empty() {
+        &model.vm.source
+    } else {
+        &model.vm.name
+    };
     match &model.vm.connection {
         ConnectionState::Up => name.clone(),
         ConnectionState::Down(_) => format!("{name} (QEMU does not answer)"),
@@ -58,11 +111,18 @@ fn title(model: &Model) -> String {
 }
 
 fn limits(disk: &Disk) -> String {
-    disk.no_snapshots.as_ref().map(|why| format!("  (no snapshots: {why})")).unwrap_or_default()
+    disk.no_snapshots
+        .as_ref()
+        .map(|why| format!("  (no snapshots: {why})"))
+        .unwrap_or_default()
 }
 
 fn newest_point(disk: &Disk) -> Option<&str> {
-    let layer = disk.layers.iter().rev().find(|layer| layer.shown() && layer.record.is_some())?;
+    let layer = disk
+        .layers
+        .iter()
+        .rev()
+        .find(|layer| layer.shown() && layer.record.is_some())?;
     layer.record.as_ref().map(|record| record.name.as_str())
 }
 

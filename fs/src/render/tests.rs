@@ -8,13 +8,22 @@ use crate::tree::{DiskFile, JobFile, NodeKey, PointFile, PointKey, Section, look
 use serde_json::Value;
 use std::path::Path;
 
-const VERBS: Verbs = Verbs { read_only: false, no_delete: false };
+const VERBS: Verbs = Verbs {
+    read_only: false,
+    no_delete: false,
+};
 
 /// The text with verbs `verbs` and measured sizes `sizes`.
 fn shown_with(model: &Model, key: &NodeKey, verbs: Verbs, sizes: Option<Sizes>) -> String {
     let log = Log::new();
     let plan = |point: &PointKey| format!("plan for {}\n", point.identity);
-    let extra = Extra { log: &log, mountpoint: Path::new("/mnt/vm"), verbs, plan: &plan, sizes };
+    let extra = Extra {
+        log: &log,
+        mountpoint: Path::new("/mnt/vm"),
+        verbs,
+        plan: &plan,
+        sizes,
+    };
     text(model, key, &extra).expect("it is a text file that exists")
 }
 
@@ -29,7 +38,8 @@ fn object(model: &Model, key: &NodeKey) -> Value {
 }
 
 fn point_file(model: &Model, section: Section, name: &str, file: PointFile) -> NodeKey {
-    let key = lookup(model, &NodeKey::Section("vda".into(), section), name).expect("the point exists");
+    let key =
+        lookup(model, &NodeKey::Section("vda".into(), section), name).expect("the point exists");
     NodeKey::PointFile(key.point().expect("a point").clone(), file)
 }
 
@@ -49,7 +59,10 @@ fn disk_json_lists_base_first_and_the_active_layer_last() {
     assert_eq!(disk["disk"], "vda");
     assert_eq!(disk["snapshots_possible"], true);
     let layers = disk["layers"].as_array().expect("a list");
-    let names: Vec<_> = layers.iter().map(|layer| layer["name"].as_str().unwrap_or_default()).collect();
+    let names: Vec<_> = layers
+        .iter()
+        .map(|layer| layer["name"].as_str().unwrap_or_default())
+        .collect();
     assert_eq!(names, ["0-base", "1-web1.before", "web1.qcow2"]);
     assert_eq!(layers[1]["point"], "before");
     assert_eq!(layers[1]["sealed_by_qmpfs"], true);
@@ -64,18 +77,33 @@ fn disk_json_lists_base_first_and_the_active_layer_last() {
 #[test]
 fn point_json_says_what_is_missing() {
     let model = sample::two_disks();
-    let point = object(&model, &point_file(&model, Section::Snapshots, "before", PointFile::PointJson));
+    let point = object(
+        &model,
+        &point_file(&model, Section::Snapshots, "before", PointFile::PointJson),
+    );
     assert_eq!(point["kind"], "external");
     assert_eq!(point["time"], "2026-01-02T03:04:05Z");
-    assert_eq!(point["files"], serde_json::json!(["/vm/base.qcow2", "/vm/web1.before.qcow2"]));
+    assert_eq!(
+        point["files"],
+        serde_json::json!(["/vm/base.qcow2", "/vm/web1.before.qcow2"])
+    );
     assert_eq!(point["allocated_size"], 200u64 << 20);
     assert_eq!(point["consistency"], "crash");
-    assert_eq!(point["missing"], serde_json::json!(["ram", "firmware variables", "tpm", "other disks: vdb"]));
+    assert_eq!(
+        point["missing"],
+        serde_json::json!(["ram", "firmware variables", "tpm", "other disks: vdb"])
+    );
 
-    let internal = object(&model, &point_file(&model, Section::Internal, "clean", PointFile::PointJson));
+    let internal = object(
+        &model,
+        &point_file(&model, Section::Internal, "clean", PointFile::PointJson),
+    );
     assert_eq!(internal["kind"], "internal");
     assert_eq!(internal["time"], "2023-11-14T22:13:20Z");
-    let layer = object(&model, &point_file(&model, Section::Layers, "0-base", PointFile::PointJson));
+    let layer = object(
+        &model,
+        &point_file(&model, Section::Layers, "0-base", PointFile::PointJson),
+    );
     assert_eq!(layer["consistency"], "unknown");
 }
 
@@ -83,8 +111,19 @@ fn point_json_says_what_is_missing() {
 fn measured_sizes_win_over_estimates() {
     let model = sample::two_disks();
     let key = point_file(&model, Section::Snapshots, "before", PointFile::PointJson);
-    let text = shown_with(&model, &key, VERBS, Some(Sizes { virtual_size: 7, allocated: 5 }));
-    assert!(text.contains("\"virtual_size\": 7") && text.contains("\"allocated_size\": 5"), "{text}");
+    let text = shown_with(
+        &model,
+        &key,
+        VERBS,
+        Some(Sizes {
+            virtual_size: 7,
+            allocated: 5,
+        }),
+    );
+    assert!(
+        text.contains("\"virtual_size\": 7") && text.contains("\"allocated_size\": 5"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -99,13 +138,29 @@ fn the_chain_is_drawn() {
     let mut model = sample::two_disks();
     model.disks[1].active.file = model.disks[0].layers[0].file;
     let chain = shown(&model, &NodeKey::DiskFile("vda".into(), DiskFile::ChainTxt));
-    assert!(chain.starts_with("vda: 10.0 GiB of qcow2, 3 layers\n"), "{chain}");
+    assert!(
+        chain.starts_with("vda: 10.0 GiB of qcow2, 3 layers\n"),
+        "{chain}"
+    );
     let lines: Vec<&str> = chain.lines().collect();
-    assert!(lines[2].contains("0-base") && lines[2].contains("foreign") && lines[2].contains("shared with vdb"));
+    assert!(
+        lines[2].contains("0-base")
+            && lines[2].contains("foreign")
+            && lines[2].contains("shared with vdb")
+    );
     assert!(lines[4].contains("point before"), "{chain}");
-    assert!(lines[6].contains("● web1.qcow2") && lines[6].contains("active"), "{chain}");
-    assert!(chain.contains("clean  2023-11-14T22:13:20Z  in web1.qcow2"), "{chain}");
-    assert!(chain.contains("job qmpfs-stream-1: stream to remove old, running, 25 B of 100 B"), "{chain}");
+    assert!(
+        lines[6].contains("● web1.qcow2") && lines[6].contains("active"),
+        "{chain}"
+    );
+    assert!(
+        chain.contains("clean  2023-11-14T22:13:20Z  in web1.qcow2"),
+        "{chain}"
+    );
+    assert!(
+        chain.contains("job qmpfs-stream-1: stream to remove old, running, 25 B of 100 B"),
+        "{chain}"
+    );
 }
 
 #[test]
@@ -115,10 +170,16 @@ fn a_jobs_files() {
     assert_eq!(shown(&model, &file(JobFile::State)), "running\n");
     assert_eq!(shown(&model, &file(JobFile::Error)), "");
     let progress = object(&model, &file(JobFile::Progress));
-    assert_eq!(progress, serde_json::json!({"current": 25, "total": 100, "percent": 25.0}));
+    assert_eq!(
+        progress,
+        serde_json::json!({"current": 25, "total": 100, "percent": 25.0})
+    );
     model.disks[0].jobs[0].error = Some("No space left on device".into());
     model.disks[0].jobs[0].progress = (0, 0);
-    assert_eq!(shown(&model, &file(JobFile::Error)), "No space left on device\n");
+    assert_eq!(
+        shown(&model, &file(JobFile::Error)),
+        "No space left on device\n"
+    );
     assert_eq!(object(&model, &file(JobFile::Progress))["percent"], 0.0);
 }
 
@@ -126,9 +187,23 @@ fn a_jobs_files() {
 fn the_readme_uses_the_mounts_own_names() {
     let model = sample::two_disks();
     let readme = shown(&model, &NodeKey::Readme);
-    assert!(readme.contains("rmdir /mnt/vm/disks/vda/snapshots/before"), "{readme}");
-    assert!(readme.contains("vdb") && readme.contains("no snapshots: the active layer is raw"), "{readme}");
-    let readme = shown_with(&model, &NodeKey::Readme, Verbs { read_only: true, no_delete: false }, None);
+    assert!(
+        readme.contains("rmdir /mnt/vm/disks/vda/snapshots/before"),
+        "{readme}"
+    );
+    assert!(
+        readme.contains("vdb") && readme.contains("no snapshots: the active layer is raw"),
+        "{readme}"
+    );
+    let readme = shown_with(
+        &model,
+        &NodeKey::Readme,
+        Verbs {
+            read_only: true,
+            no_delete: false,
+        },
+        None,
+    );
     assert!(!readme.contains("mkdir"), "{readme}");
 }
 

@@ -7,7 +7,9 @@ pub fn rfc3339(instant: SystemTime) -> String {
     // Milliseconds are what QEMU and filesystems agree on; more would be noise.
     let millis = match instant.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).ok(),
-        Err(before) => i64::try_from(before.duration().as_millis()).ok().map(|millis| -millis),
+        Err(before) => i64::try_from(before.duration().as_millis())
+            .ok()
+            .map(|millis| -millis),
     };
     match millis.and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok()) {
         Some(timestamp) => timestamp.to_string(),
@@ -26,7 +28,11 @@ pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     let timestamp: jiff::Timestamp = text.parse().ok()?;
     let millis = timestamp.as_millisecond();
     let distance = Duration::from_millis(millis.unsigned_abs());
-    if millis < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
+    if millis < 0 {
+        UNIX_EPOCH.checked_sub(distance)
+    } else {
+        UNIX_EPOCH.checked_add(distance)
+    }
 }
 
 #[cfg(test)]
@@ -43,7 +49,10 @@ mod tests {
         let millis = instant + Duration::from_millis(70);
         assert_eq!(rfc3339(millis), "2026-01-02T03:04:05.07Z");
         assert_eq!(parse_rfc3339(&rfc3339(millis)), Some(millis));
-        assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(1)), "1969-12-31T23:59:59Z");
+        assert_eq!(
+            rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
+            "1969-12-31T23:59:59Z"
+        );
         assert_eq!(parse_rfc3339("yesterday"), None);
     }
 }

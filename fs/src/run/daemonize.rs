@@ -53,7 +53,9 @@ impl Word {
     /// Waits until the daemon is ready or has failed.
     pub(super) fn wait(mut self) -> Result<(), Failure> {
         let mut said = Vec::new();
-        self.pipe.read_to_end(&mut said).map_err(|error| Failure::io("hear from the daemon", &error))?;
+        self.pipe
+            .read_to_end(&mut said)
+            .map_err(|error| Failure::io("hear from the daemon", &error))?;
         heard(&said)
     }
 }
@@ -93,7 +95,9 @@ impl Ready {
     pub(super) fn failed(self, failure: &Failure) -> ! {
         if let Some(mut pipe) = self.pipe {
             let text = format!("{}\0{}", failure.message, failure.next);
-            let _gone = pipe.write_all(&[FAILED]).and_then(|()| pipe.write_all(text.as_bytes()));
+            let _gone = pipe
+                .write_all(&[FAILED])
+                .and_then(|()| pipe.write_all(text.as_bytes()));
         }
         std::process::exit(1)
     }
@@ -114,7 +118,8 @@ pub(super) fn notify_systemd(state: &str) {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(&socket),
     };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         tracing::warn!("systemd was not told: {error}");
     }
@@ -128,7 +133,10 @@ mod tests {
     fn the_words_of_a_daemon() {
         assert!(heard(b"R").is_ok());
         let failure = heard(b"Fno such VM\0start it").expect_err("it failed");
-        assert_eq!((failure.message.as_str(), failure.next.as_str()), ("no such VM", "start it"));
+        assert_eq!(
+            (failure.message.as_str(), failure.next.as_str()),
+            ("no such VM", "start it")
+        );
         assert!(heard(b"").expect_err("silence").message.contains("died"));
     }
 }

@@ -14,12 +14,19 @@ const LEVEL: &str = "QMPFS_LOG";
 /// Starts the log of this process.
 pub(super) fn start(file: Option<&Path>, in_background: bool) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_env(LEVEL).unwrap_or_else(|_| EnvFilter::new("info"));
-    let format = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false);
     match file {
         Some(path) => {
             // Paths and snapshot names are the mounting user's own business.
-            let file = File::options().append(true).create(true).mode(0o600).open(path);
-            let file = file.map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
+            let file = File::options()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path);
+            let file =
+                file.map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
             format.with_writer(Mutex::new(file)).init();
         }
         None if in_background => {}
@@ -33,7 +40,10 @@ pub(super) fn keep_panics(log: &Arc<Log>) {
     let log = Arc::clone(log);
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        log.note(&format!("bug: thread {}: {panic}", std::thread::current().name().unwrap_or("?")));
+        log.note(&format!(
+            "bug: thread {}: {panic}",
+            std::thread::current().name().unwrap_or("?")
+        ));
         before(panic);
     }));
 }

@@ -24,54 +24,79 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
     let shown = path.display().to_string();
     let found = std::fs::metadata(path);
     // A killed daemon leaves a mount that answers nothing; canonicalize would fail on it too.
-    if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
+    if found
+        .as_ref()
+        .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    {
         let path = resolved_without_looking(path)?;
         match topmost(&path)? {
             Some(entry) if entry.fs_type == FS_TYPE => {
                 unmount(&path, Unmount::Lazy).map_err(|failure| {
-                    failure.next(format!("clear the stale mount by hand: fusermount3 -uz {shown}"))
+                    failure.next(format!(
+                        "clear the stale mount by hand: fusermount3 -uz {shown}"
+                    ))
                 })?;
                 return prepare(&path);
             }
             Some(entry) => {
-                return Err(Failure::new(Errno::EBUSY, format!("a dead {} mount is on {shown}", entry.fs_type))
-                    .next(format!("clear it by hand: fusermount3 -uz {shown}")));
+                return Err(Failure::new(
+                    Errno::EBUSY,
+                    format!("a dead {} mount is on {shown}", entry.fs_type),
+                )
+                .next(format!("clear it by hand: fusermount3 -uz {shown}")));
             }
             None => {}
         }
     }
     let metadata = found.map_err(|error| {
-        Failure::io(format_args!("use {shown}"), &error).next(format!("make the directory: mkdir -p {shown}"))
+        Failure::io(format_args!("use {shown}"), &error)
+            .next(format!("make the directory: mkdir -p {shown}"))
     })?;
     if !metadata.is_dir() {
-        return Err(Failure::new(Errno::ENOTDIR, format!("{shown} is not a directory")));
+        return Err(Failure::new(
+            Errno::ENOTDIR,
+            format!("{shown} is not a directory"),
+        ));
     }
-    let path = path.canonicalize().map_err(|error| Failure::io(format_args!("use {shown}"), &error))?;
+    let path = path
+        .canonicalize()
+        .map_err(|error| Failure::io(format_args!("use {shown}"), &error))?;
     if let Some(entry) = topmost(&path)?.filter(|entry| entry.fs_type == FS_TYPE) {
-        return Err(Failure::new(Errno::EBUSY, format!("{shown} is mounted already ({})", entry.fs_type))
-            .next(format!("unmount it first: qmpfs umount {shown}")));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("{shown} is mounted already ({})", entry.fs_type),
+        )
+        .next(format!("unmount it first: qmpfs umount {shown}")));
     }
-    let mut entries = std::fs::read_dir(&path).map_err(|error| Failure::io(format_args!("read {shown}"), &error))?;
+    let mut entries = std::fs::read_dir(&path)
+        .map_err(|error| Failure::io(format_args!("read {shown}"), &error))?;
     if entries.next().is_some() {
-        return Err(Failure::new(Errno::ENOTEMPTY, format!("{shown} is not empty"))
-            .next("mount on an empty directory, so that nothing is hidden"));
+        return Err(
+            Failure::new(Errno::ENOTEMPTY, format!("{shown} is not empty"))
+                .next("mount on an empty directory, so that nothing is hidden"),
+        );
     }
     Ok(path)
 }
 
 /// The absolute path, its parent resolved, the mount point itself not touched.
 pub(super) fn resolved_without_looking(path: &Path) -> Result<PathBuf, Failure> {
-    let failed = |error: &std::io::Error| Failure::io(format_args!("use {}", path.display()), error);
+    let failed =
+        |error: &std::io::Error| Failure::io(format_args!("use {}", path.display()), error);
     let path = std::path::absolute(path).map_err(|error| failed(&error))?;
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(|error| failed(&error))?.join(name)),
+        (Some(parent), Some(name)) => Ok(parent
+            .canonicalize()
+            .map_err(|error| failed(&error))?
+            .join(name)),
         _ => Ok(path),
     }
 }
 
 /// The mount that is seen at `path`, if one is.
 pub(super) fn topmost(path: &Path) -> Result<Option<Entry>, Failure> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(|error| Failure::io("read /proc/self/mountinfo", &error))?;
+    let table = std::fs::read("/proc/self/mountinfo")
+        .map_err(|error| Failure::io("read /proc/self/mountinfo", &error))?;
     Ok(entries(&table).filter(|entry| entry.path == path).last())
 }
 
@@ -86,7 +111,11 @@ fn entries(table: &[u8]) -> impl Iterator<Item = Entry> {
         let device = String::from_utf8(words.nth(2)?.to_vec()).ok()?;
         let path = unescaped(words.nth(1)?);
         let fs_type = words.skip_while(|word| *word != b"-").nth(1)?;
-        Some(Entry { device, fs_type: String::from_utf8_lossy(fs_type).into_owned(), path })
+        Some(Entry {
+            device,
+            fs_type: String::from_utf8_lossy(fs_type).into_owned(),
+            path,
+        })
     })
 }
 
@@ -96,7 +125,8 @@ fn unescaped(word: &[u8]) -> PathBuf {
     let mut rest = word;
     while let Some((first, after)) = rest.split_first() {
         let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
-        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let value =
+            octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match value {
             Some(value) => {
                 bytes.push(value);
@@ -115,7 +145,10 @@ fn unescaped(word: &[u8]) -> PathBuf {
 pub(super) fn unmount(path: &Path, how: Unmount) -> Result<(), Failure> {
     match sys::unmount(path, how) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => by_fusermount(path, how),
-        Err(error) => Err(Failure::io(format_args!("unmount {}", path.display()), &error)),
+        Err(error) => Err(Failure::io(
+            format_args!("unmount {}", path.display()),
+            &error,
+        )),
         Ok(()) => Ok(()),
     }
 }
@@ -125,7 +158,11 @@ fn by_fusermount(path: &Path, how: Unmount) -> Result<(), Failure> {
         Unmount::Plain => "-u",
         Unmount::Lazy => "-uz",
     };
-    let output = Command::new("fusermount3").arg(flags).arg("--").arg(path).output();
+    let output = Command::new("fusermount3")
+        .arg(flags)
+        .arg("--")
+        .arg(path)
+        .output();
     let output = output.map_err(|error| {
         Failure::io("run fusermount3", &error).next("install the package fuse3, or unmount as root")
     })?;
@@ -134,8 +171,15 @@ fn by_fusermount(path: &Path, how: Unmount) -> Result<(), Failure> {
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // fusermount3 has one exit code for all; its words follow strerror.
-    let errno = if words.contains("busy") { Errno::EBUSY } else { Errno::EIO };
-    Err(Failure::new(errno, format!("cannot unmount {}: {words}", path.display())))
+    let errno = if words.contains("busy") {
+        Errno::EBUSY
+    } else {
+        Errno::EIO
+    };
+    Err(Failure::new(
+        errno,
+        format!("cannot unmount {}: {words}", path.display()),
+    ))
 }
 
 #[cfg(test)]
@@ -172,8 +216,16 @@ mod tests {
         assert!(usable.is_absolute());
         assert!(topmost(&usable).expect("mountinfo can be read").is_none());
         std::fs::write(directory.path().join("x"), "").expect("a file");
-        assert_eq!(prepare(directory.path()).expect_err("not empty").errno, Errno::ENOTEMPTY);
-        assert_eq!(prepare(&directory.path().join("x")).expect_err("a file").errno, Errno::ENOTDIR);
+        assert_eq!(
+            prepare(directory.path()).expect_err("not empty").errno,
+            Errno::ENOTEMPTY
+        );
+        assert_eq!(
+            prepare(&directory.path().join("x"))
+                .expect_err("a file")
+                .errno,
+            Errno::ENOTDIR
+        );
         let missing = prepare(&directory.path().join("y")).expect_err("missing");
         assert_eq!(missing.errno, Errno::ENOENT);
         assert!(missing.next.contains("mkdir"), "{missing}");

@@ -123,9 +123,8 @@ impl Process {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel just gave us this descriptor; nobody else has it.
-        Ok(Process {
-            descriptor: unsafe { OwnedFd::from_raw_fd(descriptor) },
-        })
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        Ok(Process { descriptor })
     }
 
     /// Waits for its end. False when it is still there after `patience`.

@@ -31,15 +31,26 @@ impl Default for Ids {
 impl Ids {
     /// A table that knows the root.
     pub fn new() -> Self {
-        let ids = Ids { table: RwLock::default() };
+        let ids = Ids {
+            table: RwLock::default(),
+        };
         let root = ids.number(&NodeKey::Root);
-        assert_eq!(root, ROOT, "the first key of an empty table gets the first number");
+        assert_eq!(
+            root, ROOT,
+            "the first key of an empty table gets the first number"
+        );
         ids
     }
 
     /// The number of `key`, given now if it has none yet.
     pub fn number(&self, key: &NodeKey) -> u64 {
-        if let Some(number) = self.table.read().unwrap_or_else(PoisonError::into_inner).numbers.get(key) {
+        if let Some(number) = self
+            .table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .numbers
+            .get(key)
+        {
             return *number;
         }
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +66,12 @@ impl Ids {
     /// What the number stands for.
     pub fn key(&self, number: u64) -> Option<NodeKey> {
         let index = usize::try_from(number.checked_sub(ROOT)?).ok()?;
-        self.table.read().unwrap_or_else(PoisonError::into_inner).keys.get(index).cloned()
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys
+            .get(index)
+            .cloned()
     }
 }
 

@@ -1,8 +1,8 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_point, internal_key, layer_dir_name, layer_key,
-    point_place,
+    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_point, internal_key,
+    layer_dir_name, layer_key, point_place,
 };
 use crate::model::{Disk, Model};
 
@@ -18,23 +18,34 @@ const ROOT_FILES: [(&str, NodeKey); 4] = [
 pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
     match parent {
         NodeKey::Root => {
-            let file = ROOT_FILES.iter().find(|(file, _)| *file == name).map(|(_, key)| key.clone());
+            let file = ROOT_FILES
+                .iter()
+                .find(|(file, _)| *file == name)
+                .map(|(_, key)| key.clone());
             file.or_else(|| (name == "disks").then_some(NodeKey::Disks))
         }
-        NodeKey::Disks => model.disk(name).map(|disk| NodeKey::Disk(disk.name.clone())),
+        NodeKey::Disks => model
+            .disk(name)
+            .map(|disk| NodeKey::Disk(disk.name.clone())),
         NodeKey::Disk(disk) => {
             let disk = model.disk(disk)?.name.clone();
             let file = DiskFile::ALL.into_iter().find(|file| file.name() == name);
             if let Some(file) = file {
                 return Some(NodeKey::DiskFile(disk, file));
             }
-            let section = Section::ALL.into_iter().find(|section| section.name() == name)?;
+            let section = Section::ALL
+                .into_iter()
+                .find(|section| section.name() == name)?;
             Some(NodeKey::Section(disk, section))
         }
-        NodeKey::Section(disk, section) => in_section(model.disk(disk)?, *section, Some(name)).pop().map(|(_, key)| key),
+        NodeKey::Section(disk, section) => in_section(model.disk(disk)?, *section, Some(name))
+            .pop()
+            .map(|(_, key)| key),
         NodeKey::Point(point) => {
             find_point(model, point)?;
-            let file = PointFile::ALL.into_iter().find(|file| file.name() == name)?;
+            let file = PointFile::ALL
+                .into_iter()
+                .find(|file| file.name() == name)?;
             Some(NodeKey::PointFile(point.clone(), file))
         }
         NodeKey::Job(disk, id) => {
@@ -56,27 +67,53 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
 pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)> {
     let entries: Vec<(String, NodeKey)> = match parent {
         NodeKey::Root => {
-            let files = ROOT_FILES.iter().map(|(name, key)| ((*name).to_owned(), key.clone()));
-            files.chain([("disks".to_owned(), NodeKey::Disks)]).collect()
+            let files = ROOT_FILES
+                .iter()
+                .map(|(name, key)| ((*name).to_owned(), key.clone()));
+            files
+                .chain([("disks".to_owned(), NodeKey::Disks)])
+                .collect()
         }
-        NodeKey::Disks => {
-            model.disks.iter().map(|disk| (disk.name.clone(), NodeKey::Disk(disk.name.clone()))).collect()
-        }
+        NodeKey::Disks => model
+            .disks
+            .iter()
+            .map(|disk| (disk.name.clone(), NodeKey::Disk(disk.name.clone())))
+            .collect(),
         NodeKey::Disk(disk) if model.disk(disk).is_some() => {
-            let files = DiskFile::ALL.map(|file| (file.name().to_owned(), NodeKey::DiskFile(disk.clone(), file)));
-            let sections =
-                Section::ALL.map(|section| (section.name().to_owned(), NodeKey::Section(disk.clone(), section)));
+            let files = DiskFile::ALL.map(|file| {
+                (
+                    file.name().to_owned(),
+                    NodeKey::DiskFile(disk.clone(), file),
+                )
+            });
+            let sections = Section::ALL.map(|section| {
+                (
+                    section.name().to_owned(),
+                    NodeKey::Section(disk.clone(), section),
+                )
+            });
             files.into_iter().chain(sections).collect()
         }
-        NodeKey::Section(disk, section) => {
-            model.disk(disk).map(|disk| in_section(disk, *section, None)).unwrap_or_default()
-        }
+        NodeKey::Section(disk, section) => model
+            .disk(disk)
+            .map(|disk| in_section(disk, *section, None))
+            .unwrap_or_default(),
         NodeKey::Point(point) if find_point(model, point).is_some() => PointFile::ALL
-            .map(|file| (file.name().to_owned(), NodeKey::PointFile(point.clone(), file)))
+            .map(|file| {
+                (
+                    file.name().to_owned(),
+                    NodeKey::PointFile(point.clone(), file),
+                )
+            })
             .into_iter()
             .collect(),
         NodeKey::Job(disk, id) if exists(model, parent) => JobFile::ALL
-            .map(|file| (file.name().to_owned(), NodeKey::JobFile(disk.clone(), id.clone(), file)))
+            .map(|file| {
+                (
+                    file.name().to_owned(),
+                    NodeKey::JobFile(disk.clone(), id.clone(), file),
+                )
+            })
             .into_iter()
             .collect(),
         NodeKey::Disk(_)
@@ -104,7 +141,11 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
     let fits = |name: &str| wanted.is_none_or(|wanted| wanted == name);
     match section {
         Section::Layers => {
-            let layers = disk.layers.iter().enumerate().filter(|(_, layer)| layer.shown());
+            let layers = disk
+                .layers
+                .iter()
+                .enumerate()
+                .filter(|(_, layer)| layer.shown());
             layers
                 .map(|(index, layer)| (layer_dir_name(index, layer), layer))
                 .filter(|(name, _)| fits(name))
@@ -115,7 +156,12 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
             .layers
             .iter()
             .filter(|layer| layer.shown())
-            .filter_map(|layer| Some((layer.record.as_ref()?.name.as_str(), external_key(disk, layer)?)))
+            .filter_map(|layer| {
+                Some((
+                    layer.record.as_ref()?.name.as_str(),
+                    external_key(disk, layer)?,
+                ))
+            })
             .filter(|(name, _)| fits(name))
             .map(|(name, key)| (name.to_owned(), key))
             .collect(),
@@ -129,7 +175,12 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
             .jobs
             .iter()
             .filter(|job| fits(&job.id))
-            .map(|job| (job.id.clone(), NodeKey::Job(disk.name.clone(), job.id.clone())))
+            .map(|job| {
+                (
+                    job.id.clone(),
+                    NodeKey::Job(disk.name.clone(), job.id.clone()),
+                )
+            })
             .collect(),
     }
 }
@@ -137,21 +188,31 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
 /// Whether what `key` means is there in this model.
 pub fn exists(model: &Model, key: &NodeKey) -> bool {
     match key {
-        NodeKey::Root | NodeKey::VmJson | NodeKey::Log | NodeKey::Readme | NodeKey::Wait | NodeKey::Disks => true,
-        NodeKey::Disk(disk) | NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => model.disk(disk).is_some(),
-        NodeKey::Point(point) | NodeKey::PointFile(point, _) => find_point(model, point).is_some(),
-        NodeKey::Job(disk, id) | NodeKey::JobFile(disk, id, _) => {
-            model.disk(disk).is_some_and(|disk| disk.jobs.iter().any(|job| job.id == *id))
+        NodeKey::Root
+        | NodeKey::VmJson
+        | NodeKey::Log
+        | NodeKey::Readme
+        | NodeKey::Wait
+        | NodeKey::Disks => true,
+        NodeKey::Disk(disk) | NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => {
+            model.disk(disk).is_some()
         }
+        NodeKey::Point(point) | NodeKey::PointFile(point, _) => find_point(model, point).is_some(),
+        NodeKey::Job(disk, id) | NodeKey::JobFile(disk, id, _) => model
+            .disk(disk)
+            .is_some_and(|disk| disk.jobs.iter().any(|job| job.id == *id)),
     }
 }
 
 /// The directory it stands in; the root is its own.
 pub fn parent(key: &NodeKey) -> NodeKey {
     match key {
-        NodeKey::Root | NodeKey::VmJson | NodeKey::Log | NodeKey::Readme | NodeKey::Wait | NodeKey::Disks => {
-            NodeKey::Root
-        }
+        NodeKey::Root
+        | NodeKey::VmJson
+        | NodeKey::Log
+        | NodeKey::Readme
+        | NodeKey::Wait
+        | NodeKey::Disks => NodeKey::Root,
         NodeKey::Disk(_) => NodeKey::Disks,
         NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => NodeKey::Disk(disk.clone()),
         NodeKey::Point(point) => NodeKey::Section(point.disk.clone(), point.kind.section()),
@@ -168,7 +229,9 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         NodeKey::Root => return "/".to_owned(),
         NodeKey::VmJson | NodeKey::Log | NodeKey::Readme | NodeKey::Wait => {
             let entry = ROOT_FILES.iter().find(|(_, file)| file == key);
-            return entry.map(|(name, _)| format!("/{name}")).unwrap_or_default();
+            return entry
+                .map(|(name, _)| format!("/{name}"))
+                .unwrap_or_default();
         }
         NodeKey::Disks => return "/disks".to_owned(),
         NodeKey::Disk(disk) => disk.clone(),
@@ -192,7 +255,10 @@ mod tests {
     use crate::tree::{NodeKey, Section, sample};
 
     fn names(model: &Model, key: &NodeKey) -> Vec<String> {
-        children(model, key).into_iter().map(|(name, _, _)| name).collect()
+        children(model, key)
+            .into_iter()
+            .map(|(name, _, _)| name)
+            .collect()
     }
 
     fn section(section: Section) -> NodeKey {
@@ -202,9 +268,15 @@ mod tests {
     #[test]
     fn the_sections_list_what_the_contract_says() {
         let model = sample::two_disks();
-        assert_eq!(names(&model, &NodeKey::Root), ["vm.json", "log", "README.txt", "wait", "disks"]);
+        assert_eq!(
+            names(&model, &NodeKey::Root),
+            ["vm.json", "log", "README.txt", "wait", "disks"]
+        );
         assert_eq!(names(&model, &NodeKey::Disks), ["vda", "vdb"]);
-        assert_eq!(names(&model, &section(Section::Layers)), ["0-base", "1-web1.before"]);
+        assert_eq!(
+            names(&model, &section(Section::Layers)),
+            ["0-base", "1-web1.before"]
+        );
         assert_eq!(names(&model, &section(Section::Snapshots)), ["before"]);
         assert_eq!(names(&model, &section(Section::Internal)), ["clean"]);
         assert_eq!(names(&model, &section(Section::Jobs)), ["qmpfs-stream-1"]);
@@ -226,7 +298,11 @@ mod tests {
         let mut seen = 0;
         while let Some(directory) = waiting.pop() {
             for (name, key, is_dir) in children(&model, &directory) {
-                assert_eq!(lookup(&model, &directory, &name).as_ref(), Some(&key), "{name}");
+                assert_eq!(
+                    lookup(&model, &directory, &name).as_ref(),
+                    Some(&key),
+                    "{name}"
+                );
                 assert_eq!(parent(&key), directory);
                 assert!(exists(&model, &key));
                 assert_eq!(key.is_dir(), is_dir);
@@ -247,7 +323,10 @@ mod tests {
         let model = sample::two_disks();
         assert_eq!(lookup(&model, &NodeKey::Root, "nothing"), None);
         assert_eq!(lookup(&model, &NodeKey::Disks, "vdz"), None);
-        assert_eq!(lookup(&model, &NodeKey::Disk("vdz".into()), "disk.json"), None);
+        assert_eq!(
+            lookup(&model, &NodeKey::Disk("vdz".into()), "disk.json"),
+            None
+        );
         assert_eq!(lookup(&model, &NodeKey::VmJson, "x"), None);
         assert!(!exists(&model, &NodeKey::Job("vda".into(), "gone".into())));
         assert!(children(&model, &NodeKey::Disk("vdz".into())).is_empty());

@@ -13,8 +13,13 @@ const STEM_MAX: usize = 200;
 /// Whether a point may be called so: letters, digits, `.`, `_`, `-`; not first `.` or `-`.
 pub fn valid_name(name: &str) -> bool {
     name.len() <= POINT_NAME_MAX
-        && name.bytes().next().is_some_and(|first| first != b'.' && first != b'-')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|first| first != b'.' && first != b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 /// The name under layers/: the index in the chain and the file's stem.
@@ -27,7 +32,11 @@ fn stem(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let mut text = String::new();
     for letter in stem.chars() {
-        let letter = if letter.is_control() || letter == '/' { '_' } else { letter };
+        let letter = if letter.is_control() || letter == '/' {
+            '_'
+        } else {
+            letter
+        };
         if text.len() + letter.len_utf8() > STEM_MAX {
             break;
         }
@@ -46,7 +55,10 @@ pub fn layer_identity(layer: &Layer) -> String {
 
 /// What makes an internal snapshot this one: the file that holds it, its id there and its time.
 pub fn internal_identity(holder: &Layer, internal: &Internal) -> String {
-    let seconds = internal.time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = internal
+        .time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     format!("{}-{}-{seconds}", file_identity(holder), internal.id)
 }
 
@@ -65,10 +77,29 @@ mod tests {
 
     #[test]
     fn names_of_the_contract() {
-        for good in ["a", "before-upgrade", "2026.01_x", "_x", "A", &"x".repeat(POINT_NAME_MAX)] {
+        for good in [
+            "a",
+            "before-upgrade",
+            "2026.01_x",
+            "_x",
+            "A",
+            &"x".repeat(POINT_NAME_MAX),
+        ] {
             assert!(valid_name(good), "{good}");
         }
-        for bad in ["", ".", "..", ".x", "-x", "a b", "a/b", "ä", "a\n", "a,b", &"x".repeat(POINT_NAME_MAX + 1)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".x",
+            "-x",
+            "a b",
+            "a/b",
+            "ä",
+            "a\n",
+            "a,b",
+            &"x".repeat(POINT_NAME_MAX + 1),
+        ] {
             assert!(!valid_name(bad), "{bad}");
         }
     }

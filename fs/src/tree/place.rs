@@ -1,7 +1,9 @@
 //! Points by identity: from a [`PointKey`] to the layer or internal snapshot it means in this
 //! model, and back. Pure.
 
-use super::{NodeKey, PointKey, PointKind, Section, internal_identity, layer_dir_name, layer_identity};
+use super::{
+    NodeKey, PointKey, PointKind, Section, internal_identity, layer_dir_name, layer_identity,
+};
 use crate::model::{Disk, Internal, Layer, Model};
 
 /// What a point's key means in a model.
@@ -39,7 +41,11 @@ impl<'a> Found<'a> {
     pub fn layers(&self) -> Vec<&'a Layer> {
         match self {
             Found::Layer { disk, index, .. } => disk.layers.iter().take(index + 1).collect(),
-            Found::Internal { disk, holder, internal } => {
+            Found::Internal {
+                disk,
+                holder,
+                internal,
+            } => {
                 let below = internal.layer.unwrap_or(disk.layers.len());
                 disk.layers.iter().take(below).chain([*holder]).collect()
             }
@@ -52,13 +58,19 @@ pub fn find_point<'a>(model: &'a Model, point: &PointKey) -> Option<Found<'a>> {
     let disk = model.disk(&point.disk)?;
     match point.kind {
         PointKind::Layer => found_layer(disk, |layer| layer_identity(layer) == point.identity),
-        PointKind::External => {
-            found_layer(disk, |layer| layer.record.as_ref().is_some_and(|record| record.id == point.identity))
-        }
+        PointKind::External => found_layer(disk, |layer| {
+            layer
+                .record
+                .as_ref()
+                .is_some_and(|record| record.id == point.identity)
+        }),
         PointKind::Internal => disk.internals.iter().find_map(|internal| {
             let holder = holder(disk, internal)?;
-            (internal_identity(holder, internal) == point.identity)
-                .then_some(Found::Internal { disk, holder, internal })
+            (internal_identity(holder, internal) == point.identity).then_some(Found::Internal {
+                disk,
+                holder,
+                internal,
+            })
         }),
     }
 }
@@ -82,20 +94,36 @@ pub fn layer_key(disk: &Disk, layer: &Layer) -> NodeKey {
 
 /// The key of an external snapshot; None for a layer that is not one.
 pub fn external_key(disk: &Disk, layer: &Layer) -> Option<NodeKey> {
-    Some(key(disk, PointKind::External, layer.record.as_ref()?.id.clone()))
+    Some(key(
+        disk,
+        PointKind::External,
+        layer.record.as_ref()?.id.clone(),
+    ))
 }
 
 /// The key of an internal snapshot; None when the layer that holds it is being removed.
 pub fn internal_key(disk: &Disk, internal: &Internal) -> Option<NodeKey> {
-    Some(key(disk, PointKind::Internal, internal_identity(holder(disk, internal)?, internal)))
+    Some(key(
+        disk,
+        PointKind::Internal,
+        internal_identity(holder(disk, internal)?, internal),
+    ))
 }
 
 fn key(disk: &Disk, kind: PointKind, identity: String) -> NodeKey {
-    NodeKey::Point(PointKey { disk: disk.name.clone(), kind, identity })
+    NodeKey::Point(PointKey {
+        disk: disk.name.clone(),
+        kind,
+        identity,
+    })
 }
 
 fn found_layer(disk: &Disk, wanted: impl Fn(&Layer) -> bool) -> Option<Found<'_>> {
-    let (index, layer) = disk.layers.iter().enumerate().find(|(_, layer)| layer.shown() && wanted(layer))?;
+    let (index, layer) = disk
+        .layers
+        .iter()
+        .enumerate()
+        .find(|(_, layer)| layer.shown() && wanted(layer))?;
     Some(Found::Layer { disk, index, layer })
 }
 
@@ -118,17 +146,29 @@ mod tests {
         let disk = model.disk("vda").expect("the sample has vda");
         let before = external_key(disk, &disk.layers[1]).expect("it has a record");
         let point = before.point().expect("a point");
-        assert_eq!(point_place(&model, point), Some(("vda".into(), Section::Snapshots, "before".into())));
-        assert_eq!(find_point(&model, point).map(|found| found.layers().len()), Some(2));
+        assert_eq!(
+            point_place(&model, point),
+            Some(("vda".into(), Section::Snapshots, "before".into()))
+        );
+        assert_eq!(
+            find_point(&model, point).map(|found| found.layers().len()),
+            Some(2)
+        );
 
         let layer = layer_key(disk, &disk.layers[1]);
         let layer = layer.point().expect("a point");
-        assert_eq!(point_place(&model, layer), Some(("vda".into(), Section::Layers, "1-web1.before".into())));
+        assert_eq!(
+            point_place(&model, layer),
+            Some(("vda".into(), Section::Layers, "1-web1.before".into()))
+        );
         assert_eq!(layer.identity, point.identity);
 
         assert!(external_key(disk, &disk.layers[0]).is_none());
         let base = layer_key(disk, &disk.layers[0]);
-        assert_eq!(base.point().map(|point| point.identity.as_str()), Some("fe01-b"));
+        assert_eq!(
+            base.point().map(|point| point.identity.as_str()),
+            Some("fe01-b")
+        );
     }
 
     #[test]
@@ -146,10 +186,15 @@ mod tests {
     #[test]
     fn what_is_leaving_is_not_found() {
         let mut model = sample::two_disks();
-        let key = external_key(&model.disks[0], &model.disks[0].layers[1]).expect("it has a record");
+        let key =
+            external_key(&model.disks[0], &model.disks[0].layers[1]).expect("it has a record");
         model.disks[0].layers[1].leaving = true;
         assert!(find_point(&model, key.point().expect("a point")).is_none());
-        let unknown = PointKey { disk: "vdz".into(), kind: PointKind::Layer, identity: "x".into() };
+        let unknown = PointKey {
+            disk: "vdz".into(),
+            kind: PointKind::Layer,
+            identity: "x".into(),
+        };
         assert!(point_place(&model, &unknown).is_none());
     }
 }

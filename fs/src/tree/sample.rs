@@ -46,7 +46,10 @@ pub(crate) fn two_disks() -> Model {
     let mut vda = disk(
         "vda",
         layer("/vm/web1.qcow2", 0xd, None),
-        vec![layer("/vm/base.qcow2", 0xb, None), layer("/vm/web1.before.qcow2", 0xc, Some("before"))],
+        vec![
+            layer("/vm/base.qcow2", 0xb, None),
+            layer("/vm/web1.before.qcow2", 0xc, Some("before")),
+        ],
     );
     vda.internals.push(Internal {
         id: "1".into(),
@@ -76,5 +79,8 @@ pub(crate) fn two_disks() -> Model {
         capabilities: vec!["snapshots".into(), "internal".into()],
         ..Vm::default()
     };
-    Model { vm, disks: vec![vda, vdb] }
+    Model {
+        vm,
+        disks: vec![vda, vdb],
+    }
 }

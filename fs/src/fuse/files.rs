@@ -1,0 +1,200 @@
+//! Open files: texts and waits and views, read and sought.
+//! A view is read in the worker; opening one and waiting are the engine's.
+
+use super::handles::Handle;
+use super::shared::Shared;
+use super::{TEXT_FLAGS, VIEW_FLAGS, caller, failed};
+use crate::errno::Failure;
+use crate::ops::{Request, WaitScope};
+use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
+use crate::view::View;
+use fuser::{FileHandle, INodeNo, ReplyData, ReplyLseek, ReplyOpen};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
+    let key = match shared.key(ino) {
+        Ok(key) => key,
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    let model = shared.engine.model();
+    if !tree::exists(&model, &key) {
+        return reply.error(fuser::Errno::ESTALE);
+    }
+    let scope = match &key {
+        NodeKey::Wait => Some(WaitScope::Mount),
+        NodeKey::DiskFile(disk, DiskFile::Wait) => Some(WaitScope::Disk(disk.clone())),
+        NodeKey::JobFile(disk, id, JobFile::Wait) => Some(WaitScope::Job(disk.clone(), id.clone())),
+        _ => None,
+    };
+    if let Some(scope) = scope {
+        let handle = shared.handles.insert(Handle::Wait {
+            scope,
+            text: OnceLock::new(),
+        });
+        return reply.opened(handle, TEXT_FLAGS);
+    }
+    let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
+        return match shared.text(&model, &key) {
+            Some(text) => reply.opened(
+                shared.handles.insert(Handle::Text(text.into_bytes())),
+                TEXT_FLAGS,
+            ),
+            None => reply.error(fuser::Errno::EISDIR),
+        };
+    };
+    let path = tree::path_of(
+        &model,
+        &NodeKey::PointFile(point.clone(), PointFile::DiskRaw),
+    );
+    let (process, key, in_answer) = (caller::process_of(pid), point.clone(), Arc::clone(shared));
+    let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
+        Ok(view) => {
+            let handle = Handle::View {
+                view,
+                point: key,
+                complained: AtomicBool::new(false),
+            };
+            reply.opened(in_answer.handles.insert(handle), VIEW_FLAGS);
+        }
+        Err(failure) => reply.error(failed(&in_answer.refused("open", &path, process, failure))),
+    });
+    shared.engine.send(Request::Open {
+        point,
+        pid: process,
+        answer,
+    });
+}
+
+thread_local! {
+    /// The bytes on their way from the view to the kernel; each worker keeps its own.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(super) fn read(shared: &Arc<Shared>, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+    let Some(handle) = shared.handles.get(fh) else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    match &*handle {
+        Handle::Directory(_) => reply.error(fuser::Errno::EISDIR),
+        Handle::Text(text) => reply.data(part(text, offset, size)),
+        Handle::Wait { scope, text } => {
+            if let Some(text) = text.get() {
+                return reply.data(part(text.as_bytes(), offset, size));
+            }
+            let (scope, handle) = (scope.clone(), Arc::clone(&handle));
+            let answer = Box::new(
+                move |ended: Result<String, Failure>| match (ended, &*handle) {
+                    // Two readers of one descriptor: the first answer stays.
+                    (Ok(answer), Handle::Wait { text, .. }) => {
+                        reply.data(part(text.get_or_init(|| answer).as_bytes(), offset, size));
+                    }
+                    (Ok(answer), _) => reply.data(part(answer.as_bytes(), offset, size)),
+                    (Err(failure), _) => reply.error(failed(&failure)),
+                },
+            );
+            shared.engine.send(Request::Wait { scope, answer });
+        }
+        Handle::View {
+            view,
+            point,
+            complained,
+        } => BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            match view.read_at(&mut buffer[..size], offset) {
+                Ok(count) => reply.data(&buffer[..count]),
+                Err(failure) => {
+                    reply.error(failed(&failure));
+                    if !complained.swap(true, Ordering::Relaxed) {
+                        let model = shared.engine.model();
+                        let path = tree::path_of(
+                            &model,
+                            &NodeKey::PointFile(point.clone(), PointFile::DiskRaw),
+                        );
+                        shared.log.note(&format!(
+                            "read {path} at {offset} {}: {failure}",
+                            failure.errno
+                        ));
+                    }
+                }
+            }
+        }),
+    }
+}
+
+/// The bytes of a text that a read asks for.
+fn part(text: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(text.len());
+    let end = start.saturating_add(size as usize).min(text.len());
+    &text[start..end]
+}
+
+pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    let handle = shared.handles.get(fh);
+    let found = match (handle.as_deref(), u64::try_from(offset)) {
+        (None, _) => return reply.error(fuser::Errno::EBADF),
+        (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
+        (Some(Handle::View { view, .. }), Ok(offset)) => seek_view(view, offset, whence),
+        // A text is all data.
+        (Some(Handle::Text(text)), Ok(offset)) => Ok(seek_text(text.len() as u64, offset, whence)),
+        (Some(Handle::Wait { .. } | Handle::Directory(_)), Ok(offset)) => {
+            Ok(seek_text(0, offset, whence))
+        }
+    };
+    match found.map(|found| found.map(i64::try_from)) {
+        Ok(Some(Ok(offset))) => reply.offset(offset),
+        Ok(Some(Err(_))) => reply.error(fuser::Errno::EOVERFLOW),
+        Ok(None) if matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) => {
+            reply.error(fuser::Errno::ENXIO)
+        }
+        Ok(None) => reply.error(fuser::Errno::EINVAL),
+        Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+fn seek_view(view: &View, offset: u64, whence: i32) -> Result<Option<u64>, Failure> {
+    if offset >= view.virtual_size() {
+        return Ok(None);
+    }
+    match whence {
+        libc::SEEK_DATA => view.seek_data(offset),
+        libc::SEEK_HOLE => view.seek_hole(offset).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn seek_text(length: u64, offset: u64, whence: i32) -> Option<u64> {
+    match whence {
+        libc::SEEK_DATA if offset < length => Some(offset),
+        libc::SEEK_HOLE if offset < length => Some(length),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{part, seek_text};
+
+    #[test]
+    fn parts_of_a_text() {
+        assert_eq!(part(b"hello", 0, 3), b"hel");
+        assert_eq!(part(b"hello", 3, 100), b"lo");
+        assert_eq!(part(b"hello", 5, 1), b"");
+        assert_eq!(part(b"hello", u64::MAX, u32::MAX), b"");
+    }
+
+    #[test]
+    fn a_text_is_all_data() {
+        assert_eq!(seek_text(5, 2, libc::SEEK_DATA), Some(2));
+        assert_eq!(seek_text(5, 2, libc::SEEK_HOLE), Some(5));
+        assert_eq!(seek_text(5, 5, libc::SEEK_DATA), None);
+        assert_eq!(seek_text(5, 5, libc::SEEK_HOLE), None);
+        assert_eq!(seek_text(5, 0, libc::SEEK_SET), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! Names and attributes: lookup, stat, listings, and what is asked of the mount as a whole.
+//! Whatever may take a moment gets the reply along and answers from another thread.
+
+use super::handles::Handle;
+use super::shared::{Attributes, Shared};
+use super::{GENERATION, NO_TTL, failed, utf8};
+use crate::errno::Failure;
+use crate::ops::Request;
+use crate::tree::{self, NodeKey, Section};
+use fuser::{
+    FileHandle, INodeNo, ReplyAttr, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+};
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+/// Unit of statfs.
+const STATFS_BLOCK: u32 = 4096;
+/// Longest directory entry, as on other filesystems.
+const NAME_MAX: u32 = 255;
+/// On the root: the daemon's process id, by which `qmpfs umount` knows when it is gone.
+pub(crate) const PID_XATTR: &str = "user.qmpfs.pid";
+
+/// An entry the kernel may use once, and its attributes.
+pub(super) fn reply_entry(reply: ReplyEntry, attributes: Attributes) {
+    match attributes {
+        Some((attr, ttl)) => reply.entry_with_ttls(&ttl, &NO_TTL, &attr, GENERATION),
+        None => reply.error(fuser::Errno::ENOENT),
+    }
+}
+
+pub(super) fn lookup(
+    shared: &Arc<Shared>,
+    pid: u32,
+    parent: INodeNo,
+    name: &OsStr,
+    reply: ReplyEntry,
+) {
+    let model = shared.engine.model();
+    let found = shared
+        .key(parent)
+        .and_then(|parent| Ok(tree::lookup(&model, &parent, utf8(name)?)));
+    match found {
+        Ok(Some(key)) => {
+            shared.attributes(pid, &model, &key, move |attributes| {
+                reply_entry(reply, attributes)
+            });
+        }
+        Ok(None) => reply.error(fuser::Errno::ENOENT),
+        Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+pub(super) fn getattr(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyAttr) {
+    let model = shared.engine.model();
+    match shared.key(ino) {
+        Ok(key) => shared.attributes(pid, &model, &key, move |attributes| match attributes {
+            Some((attr, ttl)) => reply.attr(&ttl, &attr),
+            None => reply.error(fuser::Errno::ESTALE),
+        }),
+        Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
+    let key = match shared.key(ino) {
+        Ok(key) => key,
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    if !matches!(key, NodeKey::Disks | NodeKey::Section(..)) {
+        return opened_directory(shared, &key, reply);
+    }
+    let shared_in_answer = Arc::clone(shared);
+    // A failed refresh leaves the model as it was last seen, which is what can be listed.
+    let answer = Box::new(move |_refreshed: Result<_, Failure>| {
+        opened_directory(&shared_in_answer, &key, reply)
+    });
+    shared.engine.send(Request::Refresh { answer });
+}
+
+fn opened_directory(shared: &Shared, key: &NodeKey, reply: ReplyOpen) {
+    let model = shared.engine.model();
+    if !tree::exists(&model, key) {
+        return reply.error(fuser::Errno::ENOENT);
+    }
+    let handle = shared
+        .handles
+        .insert(Handle::Directory(shared.entries(&model, key)));
+    reply.opened(handle, fuser::FopenFlags::empty());
+}
+
+pub(super) fn readdir(shared: &Shared, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    let handle = shared.handles.get(fh);
+    let Some(Handle::Directory(entries)) = handle.as_deref() else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (index, entry) in entries.iter().enumerate().skip(first) {
+        if reply.add(
+            INodeNo(entry.ino),
+            index as u64 + 1,
+            entry.kind,
+            &entry.name,
+        ) {
+            break;
+        }
+    }
+    reply.ok();
+}
+
+pub(super) fn getxattr(ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    if ino != INodeNo::ROOT || name != PID_XATTR {
+        return reply.error(fuser::Errno::ENOTSUP);
+    }
+    let pid = std::process::id().to_string();
+    let length = u32::try_from(pid.len()).expect("ten digits at most");
+    if size == 0 {
+        reply.size(length);
+    } else if size < length {
+        reply.error(fuser::Errno::ERANGE);
+    } else {
+        reply.data(pid.as_bytes());
+    }
+}
+
+/// As full as a read-only filesystem is: what the layers take, and nothing free.
+pub(super) fn statfs(shared: &Shared, reply: ReplyStatfs) {
+    let model = shared.engine.model();
+    let layers = model
+        .disks
+        .iter()
+        .flat_map(|disk| disk.layers.iter().chain([&disk.active]));
+    let bytes = layers.fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size));
+    let points = model.disks.iter().map(|disk| {
+        Section::ALL
+            .into_iter()
+            .map(|section| {
+                tree::children(&model, &NodeKey::Section(disk.name.clone(), section)).len() as u64
+            })
+            .sum::<u64>()
+    });
+    let blocks = bytes.div_ceil(u64::from(STATFS_BLOCK));
+    reply.statfs(
+        blocks,
+        0,
+        0,
+        points.sum(),
+        0,
+        STATFS_BLOCK,
+        NAME_MAX,
+        STATFS_BLOCK,
+    );
+}

@@ -1,0 +1,141 @@
+//! mkdir and rmdir, and what is refused. `intent` says what a verb means; the engine does it and
+//! answers; refusals are written down here.
+
+use super::names::reply_entry;
+use super::shared::Shared;
+use super::{caller, errno, failed, utf8};
+use crate::errno::{Errno, Failure};
+use crate::intent;
+use crate::ops::Request;
+use crate::tree::{self, NodeKey};
+use fuser::{INodeNo, ReplyEmpty, ReplyEntry};
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(super) fn mkdir(
+    shared: &Arc<Shared>,
+    pid: u32,
+    parent: INodeNo,
+    name: &OsStr,
+    reply: ReplyEntry,
+) {
+    let model = shared.engine.model();
+    let wanted = shared.key(parent).and_then(|parent| {
+        let name = name
+            .to_str()
+            .ok_or_else(|| Failure::new(Errno::EINVAL, "a name must be UTF-8"))?;
+        match intent::mkdir(&model, shared.verbs, &parent, name) {
+            Ok(intent) => Ok((intent, parent, name.to_owned())),
+            Err(failure) => {
+                Err(shared.refused("mkdir", &shared.path(&model, &parent, name), pid, failure))
+            }
+        }
+    });
+    let (intent, parent, name) = match wanted {
+        Ok(wanted) => wanted,
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    let in_answer = Arc::clone(shared);
+    let answer = Box::new(move |done: Result<(), Failure>| {
+        if let Err(failure) = done {
+            return reply.error(failed(&failure));
+        }
+        // The engine has published the model that has the new point before it answers.
+        let model = in_answer.engine.model();
+        match tree::lookup(&model, &parent, &name) {
+            Some(key) => {
+                in_answer.attributes(pid, &model, &key, move |attributes| {
+                    reply_entry(reply, attributes)
+                });
+            }
+            None => {
+                let path = in_answer.path(&model, &parent, &name);
+                in_answer
+                    .log
+                    .note(&format!("bug: {path} was made and is not in the tree"));
+                reply.error(errno(Errno::EIO));
+            }
+        }
+    });
+    shared.engine.send(Request::Do {
+        intent,
+        pid: caller::process_of(pid),
+        answer,
+    });
+}
+
+pub(super) fn rmdir(
+    shared: &Arc<Shared>,
+    pid: u32,
+    parent: INodeNo,
+    name: &OsStr,
+    reply: ReplyEmpty,
+) {
+    let model = shared.engine.model();
+    let process = caller::process_of(pid);
+    let wanted = shared.key(parent).and_then(|parent| {
+        let name = utf8(name)?;
+        let key = tree::lookup(&model, &parent, name)
+            .ok_or_else(|| Failure::new(Errno::ENOENT, "no such name"))?;
+        let intent = if shared.sweeps.tried(process, &key, Instant::now()) {
+            Err(Failure::new(
+                Errno::ENOTEMPTY,
+                "the same process tried to remove files inside: taken for a recursive delete",
+            )
+            .next("use rmdir on the point itself, from a process of its own"))
+        } else {
+            intent::rmdir(&model, shared.verbs, &key)
+        };
+        intent.map_err(|failure| {
+            shared.refused("rmdir", &shared.path(&model, &parent, name), pid, failure)
+        })
+    });
+    match wanted {
+        Ok(intent) => {
+            let answer = Box::new(move |done: Result<(), Failure>| match done {
+                Ok(()) => reply.ok(),
+                Err(failure) => reply.error(failed(&failure)),
+            });
+            shared.engine.send(Request::Do {
+                intent,
+                pid: process,
+                answer,
+            });
+        }
+        Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+/// A file cannot be removed. Inside a point or a job it is held against a later rmdir.
+pub(super) fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr) {
+    let Ok(directory) = shared.key(parent) else {
+        return;
+    };
+    if !matches!(directory, NodeKey::Point(_) | NodeKey::Job(..)) {
+        return;
+    }
+    let first = shared
+        .sweeps
+        .remember(caller::process_of(pid), &directory, Instant::now());
+    if first {
+        let model = shared.engine.model();
+        let failure = Failure::new(Errno::EPERM, "no file inside a point can be removed")
+            .next("use rmdir on the point itself");
+        shared.refused(
+            "unlink",
+            &shared.path(&model, &directory, &name.to_string_lossy()),
+            pid,
+            failure,
+        );
+    }
+}
+
+/// What a change of attributes is answered with: a file is a view, a directory has no such verb.
+pub(super) fn no_write(shared: &Shared, ino: INodeNo) -> fuser::Errno {
+    match shared.key(ino) {
+        Ok(key) if key.is_dir() => fuser::Errno::EPERM,
+        Ok(_) => fuser::Errno::EROFS,
+        Err(failure) => failed(&failure),
+    }
+}

@@ -1,0 +1,175 @@
+//! The table, line by line, on a hand-made model.
+
+use super::{Intent, Verbs, mkdir, rmdir};
+use crate::errno::Errno;
+use crate::model::{ConnectionState, Model};
+use crate::tree::{NodeKey, Section, lookup, sample};
+
+const ALL: Verbs = Verbs {
+    read_only: false,
+    no_delete: false,
+};
+
+fn place(section: Section) -> NodeKey {
+    NodeKey::Section("vda".into(), section)
+}
+
+fn made(model: &Model, verbs: Verbs, section: Section, name: &str) -> Result<Intent, Errno> {
+    mkdir(model, verbs, &place(section), name).map_err(|failure| failure.errno)
+}
+
+fn removed(model: &Model, verbs: Verbs, section: Section, name: &str) -> Result<Intent, Errno> {
+    let key = lookup(model, &place(section), name).expect("the entry exists");
+    rmdir(model, verbs, &key).map_err(|failure| failure.errno)
+}
+
+#[test]
+fn mkdir_takes_points() {
+    let model = sample::two_disks();
+    let (disk, name) = ("vda".to_owned(), "new".to_owned());
+    let external = Intent::TakeExternal {
+        disk: disk.clone(),
+        name: name.clone(),
+    };
+    assert_eq!(made(&model, ALL, Section::Snapshots, "new"), Ok(external));
+    assert_eq!(
+        made(&model, ALL, Section::Internal, "new"),
+        Ok(Intent::TakeInternal { disk, name })
+    );
+}
+
+#[test]
+fn mkdir_is_refused_with_the_errno_of_the_contract() {
+    let mut model = sample::two_disks();
+    assert_eq!(
+        made(&model, ALL, Section::Snapshots, "before"),
+        Err(Errno::EEXIST)
+    );
+    assert_eq!(
+        made(&model, ALL, Section::Internal, "clean"),
+        Err(Errno::EEXIST)
+    );
+    assert_eq!(
+        made(&model, ALL, Section::Snapshots, ".x"),
+        Err(Errno::EINVAL)
+    );
+    assert_eq!(made(&model, ALL, Section::Layers, "x"), Err(Errno::EPERM));
+    assert_eq!(made(&model, ALL, Section::Jobs, "x"), Err(Errno::EPERM));
+    assert_eq!(
+        mkdir(&model, ALL, &NodeKey::Root, "x").map_err(|f| f.errno),
+        Err(Errno::EPERM)
+    );
+    let read_only = Verbs {
+        read_only: true,
+        ..ALL
+    };
+    assert_eq!(
+        made(&model, read_only, Section::Snapshots, "x"),
+        Err(Errno::EROFS)
+    );
+    let no_delete = Verbs {
+        no_delete: true,
+        ..ALL
+    };
+    assert!(made(&model, no_delete, Section::Snapshots, "x").is_ok());
+
+    let raw = NodeKey::Section("vdb".into(), Section::Snapshots);
+    let refused = mkdir(&model, ALL, &raw, "x").expect_err("a raw disk has no snapshots");
+    assert_eq!(refused.errno, Errno::EOPNOTSUPP);
+    assert!(
+        refused.message.contains("the active layer is raw"),
+        "{refused}"
+    );
+
+    model.vm.connection = ConnectionState::Down("the monitor closed".into());
+    assert_eq!(
+        made(&model, ALL, Section::Snapshots, "x"),
+        Err(Errno::ENOTCONN)
+    );
+    model.vm.connection = ConnectionState::Offline;
+    assert_eq!(
+        made(&model, ALL, Section::Snapshots, "x"),
+        Err(Errno::EROFS)
+    );
+}
+
+#[test]
+fn a_name_that_is_leaving_is_still_taken() {
+    let mut model = sample::two_disks();
+    model.disks[0].layers[1].leaving = true;
+    assert_eq!(
+        made(&model, ALL, Section::Snapshots, "before"),
+        Err(Errno::EEXIST)
+    );
+}
+
+#[test]
+fn rmdir_removes_what_is_ours_only() {
+    let model = sample::two_disks();
+    let (disk, name) = ("vda".to_owned(), "before".to_owned());
+    let external = Intent::DeleteExternal {
+        disk: disk.clone(),
+        name,
+    };
+    assert_eq!(
+        removed(&model, ALL, Section::Snapshots, "before"),
+        Ok(external.clone())
+    );
+    assert_eq!(
+        removed(&model, ALL, Section::Layers, "1-web1.before"),
+        Ok(external)
+    );
+    assert_eq!(
+        removed(&model, ALL, Section::Layers, "0-base"),
+        Err(Errno::EPERM)
+    );
+    let internal = Intent::DeleteInternal {
+        disk: disk.clone(),
+        name: "clean".into(),
+    };
+    assert_eq!(
+        removed(&model, ALL, Section::Internal, "clean"),
+        Ok(internal)
+    );
+    let cancel = Intent::CancelJob {
+        disk,
+        id: "qmpfs-stream-1".into(),
+    };
+    assert_eq!(
+        removed(&model, ALL, Section::Jobs, "qmpfs-stream-1"),
+        Ok(cancel)
+    );
+}
+
+#[test]
+fn rmdir_is_refused_everywhere_else() {
+    let model = sample::two_disks();
+    for key in [
+        NodeKey::Root,
+        NodeKey::Disks,
+        NodeKey::Disk("vda".into()),
+        place(Section::Snapshots),
+    ] {
+        assert_eq!(
+            rmdir(&model, ALL, &key).map_err(|f| f.errno),
+            Err(Errno::EPERM),
+            "{key:?}"
+        );
+    }
+    let no_delete = Verbs {
+        no_delete: true,
+        ..ALL
+    };
+    assert_eq!(
+        removed(&model, no_delete, Section::Snapshots, "before"),
+        Err(Errno::EPERM)
+    );
+    let read_only = Verbs {
+        read_only: true,
+        ..ALL
+    };
+    assert_eq!(
+        removed(&model, read_only, Section::Internal, "clean"),
+        Err(Errno::EROFS)
+    );
+}
