@@ -306,14 +306,26 @@ fn remove_strays(active: &Path, in_use: &[PathBuf], chain: &[FileId], report: &d
     Ok(())
 }
 
+/// Whether an overlay that D does not name yet holds anything. What cannot be read may hold data.
+fn overlay_was_written(overlay: &Path) -> Result<bool, Failure> {
+    match overlay.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Failure::io(format!("look at {}", overlay.display()), &error)),
+        Ok(metadata) if metadata.len() == 0 => Ok(false),
+        Ok(_) => {
+            let spec = LayerSpec { path: overlay.to_owned(), file: None, format: Format::Qcow2 };
+            layer_allocated(&spec).map(|bytes| bytes > 0)
+        }
+    }
+}
+
 /// The files of a disk whose QEMU is gone, before our own daemon opens them.
 pub fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
     let Ok(file) = sys::file_id(active) else {
         return Ok(());
     };
     if let Some(marker) = layer_file::read_seal(active)? {
-        let spec = LayerSpec { path: marker.overlay.clone(), file: None, format: Format::Qcow2 };
-        if layer_allocated(&spec).is_ok_and(|bytes| bytes > 0) {
+        if overlay_was_written(&marker.overlay)? {
             // the guest wrote into the overlay before D could name it
             layer_file::replace(&marker.overlay, active)?;
             layer_file::clear_seal(&marker.sealed)?;
