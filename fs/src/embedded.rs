@@ -39,11 +39,17 @@ impl StorageDaemon {
         for image in images {
             let mut chain = offline::resolve_chain(image, format.clone())?;
             let Some(top) = chain.last() else {
-                return Err(Failure::new(Errno::EINVAL, format!("{} has no layer", image.display())));
+                return Err(Failure::new(
+                    Errno::EINVAL,
+                    format!("{} has no layer", image.display()),
+                ));
             };
             let active = top.path.clone();
             refuse_if_in_use(&active)?;
-            let files: Vec<FileId> = chain.iter().filter_map(|layer| sys::file_id(&layer.path).ok()).collect();
+            let files: Vec<FileId> = chain
+                .iter()
+                .filter_map(|layer| sys::file_id(&layer.path).ok())
+                .collect();
             recover::offline(&active, &files)?;
             // settling a power cut may have changed what D is
             chain = offline::resolve_chain(&active, format.clone())?;
@@ -61,18 +67,39 @@ impl StorageDaemon {
         drop(socket);
         let mut disks: Vec<(PathBuf, String)> = Vec::new();
         for (active, _) in &chains {
-            let stem = active.file_stem().map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
+            let stem = active
+                .file_stem()
+                .map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
             let name = crate::ops::fit(&stem);
             let taken = |name: &str| disks.iter().any(|(_, other)| other == name);
-            let name = (1..).map(|n| if n == 1 { name.clone() } else { format!("{name}-{n}") }).find(|name| !taken(name)).unwrap_or(name);
+            let name = (1..)
+                .map(|n| {
+                    if n == 1 {
+                        name.clone()
+                    } else {
+                        format!("{name}-{n}")
+                    }
+                })
+                .find(|name| !taken(name))
+                .unwrap_or(name);
             disks.push((active.clone(), name));
         }
-        let mut daemon = StorageDaemon { child, bridge, disks };
+        let mut daemon = StorageDaemon {
+            child,
+            bridge,
+            disks,
+        };
         for (active, chain) in &chains {
-            let layers: Vec<(PathBuf, Format)> = chain.iter().map(|layer| (layer.path.clone(), layer.format.clone())).collect();
+            let layers: Vec<(PathBuf, Format)> = chain
+                .iter()
+                .map(|layer| (layer.path.clone(), layer.format.clone()))
+                .collect();
             if let Err(failure) = add_chain(&daemon.bridge, &layers).await {
                 end_now(&mut daemon.child);
-                return Err(Failure { message: format!("cannot open {}: {}", active.display(), failure.message), ..failure });
+                return Err(Failure {
+                    message: format!("cannot open {}: {}", active.display(), failure.message),
+                    ..failure
+                });
             }
         }
         Ok(daemon)
@@ -120,8 +147,14 @@ fn end_now(child: &mut Child) {
 
 fn refuse_if_in_use(image: &Path) -> Result<(), Failure> {
     if crate::view::written_by_someone(image)? {
-        return Err(Failure::new(Errno::EBUSY, format!("{} is in use: a running VM (or another tool) writes it", image.display()))
-            .next("mount the QMP socket of that VM instead of its image; two writers ruin an image"));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} is in use: a running VM (or another tool) writes it",
+                image.display()
+            ),
+        )
+        .next("mount the QMP socket of that VM instead of its image; two writers ruin an image"));
     }
     Ok(())
 }
@@ -131,10 +164,16 @@ struct SocketDirectory(PathBuf);
 
 impl SocketDirectory {
     fn new() -> Result<Self, Failure> {
-        let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir()).unwrap_or_else(std::env::temp_dir);
+        let parent = std::env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|path| path.is_dir())
+            .unwrap_or_else(std::env::temp_dir);
         let path = parent.join(format!("qmpfs-{}", crate::layer_file::random_hex()));
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| Failure::io(format!("create {}", path.display()), &error))?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| Failure::io(format!("create {}", path.display()), &error))?;
         Ok(SocketDirectory(path))
     }
 
@@ -155,7 +194,10 @@ fn spawn() -> Result<(Child, SocketDirectory), Failure> {
     let mut command = Command::new(PROGRAM);
     command
         .arg("--chardev")
-        .arg(format!("socket,id=qmpfs,path={},server=on,wait=off", directory.socket().display()))
+        .arg(format!(
+            "socket,id=qmpfs,path={},server=on,wait=off",
+            directory.socket().display()
+        ))
         .args(["--monitor", "chardev=qmpfs"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -178,7 +220,8 @@ async fn connect(child: &mut Child, directory: &SocketDirectory) -> Result<Bridg
     loop {
         match Bridge::connect(Address::Unix(directory.socket())).await {
             Ok(bridge) => return Ok(bridge),
-            Err(qmpbridge::Error::NoSocket { .. } | qmpbridge::Error::NobodyListens { .. }) if Instant::now() < deadline => {}
+            Err(qmpbridge::Error::NoSocket { .. } | qmpbridge::Error::NobodyListens { .. })
+                if Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
         if let Ok(Some(status)) = child.try_wait() {
@@ -186,7 +229,10 @@ async fn connect(child: &mut Child, directory: &SocketDirectory) -> Result<Bridg
             if let Some(mut stderr) = child.stderr.take() {
                 let _ = stderr.read_to_string(&mut words);
             }
-            return Err(Failure::new(Errno::EIO, format!("{PROGRAM} ended ({status}): {}", words.trim())));
+            return Err(Failure::new(
+                Errno::EIO,
+                format!("{PROGRAM} ended ({status}): {}", words.trim()),
+            ));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -77,7 +77,11 @@ pub struct Failure {
 impl Failure {
     /// A failure without a next step.
     pub fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Failure { errno, message: message.into(), next: String::new() }
+        Failure {
+            errno,
+            message: message.into(),
+            next: String::new(),
+        }
     }
 
     /// The same failure with what to do about it.
@@ -133,15 +137,30 @@ impl From<qmpbridge::Error> for Failure {
             Error::TooOld { .. } => Errno::EOPNOTSUPP,
             Error::Io(source) => io_errno(source),
             // QEMU's words are for people; what can be told beforehand, our own checks have told
-            Error::Refused { .. } | Error::JobFailed { .. } | Error::JobVanished { .. } | Error::Protocol(_) => Errno::EIO,
+            Error::Refused { .. }
+            | Error::JobFailed { .. }
+            | Error::JobVanished { .. }
+            | Error::Protocol(_) => Errno::EIO,
         };
         let next = match &error {
-            Error::MonitorTaken => "give QEMU one more monitor for qmpfs: -qmp unix:PATH,server=on,wait=off",
-            Error::NobodyListens { .. } => "start the VM; if it is switched off, mount its image files instead of its socket",
-            Error::NoSocket { .. } => "start QEMU with -qmp unix:PATH,server=on,wait=off and mount that PATH",
-            Error::NotASocket { .. } | Error::NotQmp { .. } => "name the socket of -qmp or --monitor",
-            Error::Disconnected => "sealed points stay readable; verbs work again when the VM is back on the same socket",
-            Error::TimedOut { .. } => "look whether QEMU hangs; the outcome is settled as soon as it answers",
+            Error::MonitorTaken => {
+                "give QEMU one more monitor for qmpfs: -qmp unix:PATH,server=on,wait=off"
+            }
+            Error::NobodyListens { .. } => {
+                "start the VM; if it is switched off, mount its image files instead of its socket"
+            }
+            Error::NoSocket { .. } => {
+                "start QEMU with -qmp unix:PATH,server=on,wait=off and mount that PATH"
+            }
+            Error::NotASocket { .. } | Error::NotQmp { .. } => {
+                "name the socket of -qmp or --monitor"
+            }
+            Error::Disconnected => {
+                "sealed points stay readable; verbs work again when the VM is back on the same socket"
+            }
+            Error::TimedOut { .. } => {
+                "look whether QEMU hangs; the outcome is settled as soon as it answers"
+            }
             Error::TooOld { .. }
             | Error::Io(_)
             | Error::Refused { .. }

@@ -95,16 +95,14 @@ impl Filesystem for Qmpfs {
         }
     }
 
-    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run("lookup", |shared| {
-            names::lookup(shared, req.pid(), parent, name, reply)
+            names::lookup(shared, parent, name, reply)
         });
     }
 
-    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run("getattr", |shared| {
-            names::getattr(shared, req.pid(), ino, reply)
-        });
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.run("getattr", |shared| names::getattr(shared, ino, reply));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -43,6 +43,9 @@ pub struct Lease {
     leases: Leases,
 }
 
+/// Stands for us where a view is only measured: it holds its files, but keeps no point.
+pub const MEASURING: u32 = 0;
+
 impl Leases {
     /// Holds a point for a process. A point may be held many times.
     pub fn hold(&self, key: LeaseKey, pid: u32) -> Lease {
@@ -72,6 +75,13 @@ impl Leases {
                 internal: key.internal.clone(),
             })
             .collect()
+    }
+
+    /// The same without our own measuring.
+    pub fn readers(&self, file: FileId) -> Vec<Holder> {
+        let mut holders = self.holders(file);
+        holders.retain(|holder| holder.pid != MEASURING);
+        holders
     }
 
     /// Whether anybody holds anything of the file.

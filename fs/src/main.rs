@@ -10,9 +10,9 @@ fn main() -> ExitCode {
     let done = cli::parse().and_then(|action| match action {
         Action::Mount(config) => run::mount(*config),
         Action::Umount(mountpoint) => run::umount(&mountpoint),
-        Action::Print(text) => {
-            std::io::stdout().write_all(&text).map_err(|error| Failure::io("write to standard output", &error))
-        }
+        Action::Print(text) => std::io::stdout()
+            .write_all(&text)
+            .map_err(|error| Failure::io("write to standard output", &error)),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

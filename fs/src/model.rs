@@ -104,7 +104,9 @@ pub struct Tuning {
 impl Disk {
     /// The layer that holds external snapshot `name`.
     pub fn external(&self, name: &str) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.shown() && layer.record.as_ref().is_some_and(|r| r.name == name))
+        self.layers
+            .iter()
+            .find(|layer| layer.shown() && layer.record.as_ref().is_some_and(|r| r.name == name))
     }
 
     /// The internal snapshot of that name.

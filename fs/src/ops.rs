@@ -18,12 +18,12 @@ mod watch;
 use crate::embedded::StorageDaemon;
 use crate::errno::{Errno, Failure};
 use crate::intent::{Intent, Verbs};
+pub use crate::model::MergePolicy;
 use crate::model::{Format, Model};
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::View;
 use engine::{Engine, Work};
-pub use crate::model::MergePolicy;
 pub use nodes::add_chain;
 pub use observe::fit;
 use qmpbridge::{Address, Bridge};
@@ -120,8 +120,12 @@ impl EngineHandle {
     pub fn send(&self, request: Request) {
         if let Err(error) = self.requests.try_send(request) {
             let failure = match &error {
-                mpsc::error::TrySendError::Full(_) => Failure::new(Errno::EBUSY, "too many requests at once"),
-                mpsc::error::TrySendError::Closed(_) => Failure::new(Errno::ENOTCONN, "qmpfs is stopping"),
+                mpsc::error::TrySendError::Full(_) => {
+                    Failure::new(Errno::EBUSY, "too many requests at once")
+                }
+                mpsc::error::TrySendError::Closed(_) => {
+                    Failure::new(Errno::ENOTCONN, "qmpfs is stopping")
+                }
             };
             error.into_inner().fail(failure);
         }
@@ -207,13 +211,20 @@ impl Drop for EngineThread {
 pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failure> {
     let model = Arc::new(RwLock::new(Arc::new(Model::default())));
     let (requests, queue) = mpsc::channel(REQUESTS);
-    let handle = EngineHandle { requests, model: Arc::clone(&model), log: Arc::clone(&config.log) };
+    let handle = EngineHandle {
+        requests,
+        model: Arc::clone(&model),
+        log: Arc::clone(&config.log),
+    };
     let (stop, stopped) = oneshot::channel();
     let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()
         .name("qmp".into())
         .spawn(move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
                 Ok(runtime) => runtime,
                 Err(error) => {
                     let _ = ready.send(Err(Failure::io("start the runtime", &error)));
@@ -224,7 +235,10 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
             tasks.block_on(&runtime, serve(config, model, queue, stopped, ready));
         })
         .map_err(|error| Failure::io("start a thread", &error))?;
-    let thread = EngineThread { stop: Some(stop), thread: Some(thread) };
+    let thread = EngineThread {
+        stop: Some(stop),
+        thread: Some(thread),
+    };
     match is_ready.recv() {
         Ok(Ok(())) => Ok((handle, thread)),
         Ok(Err(failure)) => Err(failure),
@@ -263,7 +277,10 @@ async fn serve(
     }
 }
 
-async fn begin(config: &mut EngineConfig, model: Arc<RwLock<Arc<Model>>>) -> Result<(Rc<Engine>, Option<StorageDaemon>), Failure> {
+async fn begin(
+    config: &mut EngineConfig,
+    model: Arc<RwLock<Arc<Model>>>,
+) -> Result<(Rc<Engine>, Option<StorageDaemon>), Failure> {
     let mut daemon = None;
     let bridge = match &config.source {
         Source::Qmp(address) => Some(Bridge::connect(address.clone()).await?),
@@ -297,10 +314,15 @@ async fn begin(config: &mut EngineConfig, model: Arc<RwLock<Arc<Model>>>) -> Res
 
 async fn serve_one(engine: Rc<Engine>, request: Request) {
     match request {
-        Request::Do { intent, pid, answer } => verb(engine, intent, pid, answer).await,
+        Request::Do {
+            intent,
+            pid,
+            answer,
+        } => verb(engine, intent, pid, answer).await,
         Request::Refresh { answer } => {
             // what is known is better than an `ls` that hangs
-            let looked = tokio::time::timeout(REFRESH_DEADLINE, engine.refresh_if_older(FRESH)).await;
+            let looked =
+                tokio::time::timeout(REFRESH_DEADLINE, engine.refresh_if_older(FRESH)).await;
             if !matches!(looked, Ok(Ok(()))) {
                 tracing::debug!("answering with the last look");
             }
@@ -376,7 +398,10 @@ async fn wait(engine: &Engine, scope: &WaitScope, answer: Answer<String>) {
             Work::Failed(error) => return answer(Err(Failure::new(Errno::EIO, error))),
             Work::UnderWay => {}
         }
-        if !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+        if !matches!(
+            tokio::time::timeout_at(deadline, changes.changed()).await,
+            Ok(Ok(()))
+        ) {
             return answer(Err(Failure::new(Errno::EINTR, "still at work")));
         }
     }

@@ -68,6 +68,9 @@ struct Running {
 fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result<Running, Failure> {
     logging::start(config.options.log_file.as_deref(), in_background)?;
     let signals = StopSignals::catch().map_err(|error| Failure::io("catch signals", &error))?;
+    if let Err(error) = sys::raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let log = Arc::new(Log::new());
     logging::keep_panics(&log);
     let (sender, endings) = sync_channel(ENDINGS);

@@ -273,7 +273,7 @@ fn a_commit_under_a_pin_changes_no_other_view() {
     let (old_one, old_three) = (open(&cache, &chain[..2], None), open(&cache, &chain, None));
     assert!(layer_allocated(&chain[3]).unwrap() > 0);
 
-    let pin = cache.pin(&chain).unwrap();
+    let pin = cache.pin(&chain, None).unwrap();
     cache.unlock(chain[3].file.unwrap());
     let readers: Vec<_> = (0..4)
         .map(|_| {
@@ -307,7 +307,7 @@ fn a_stream_under_a_pin_changes_no_view() {
     );
     let (old_two, old_three) = (open(&cache, &chain[..3], None), open(&cache, &chain, None));
 
-    let pin = cache.pin(&chain).unwrap();
+    let pin = cache.pin(&chain, None).unwrap();
     lab.run(
         "qemu-img",
         &[

@@ -28,20 +28,14 @@ pub(super) fn reply_entry(reply: ReplyEntry, attributes: Attributes) {
     }
 }
 
-pub(super) fn lookup(
-    shared: &Arc<Shared>,
-    pid: u32,
-    parent: INodeNo,
-    name: &OsStr,
-    reply: ReplyEntry,
-) {
+pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
     let model = shared.engine.model();
     let found = shared
         .key(parent)
         .and_then(|parent| Ok(tree::lookup(&model, &parent, utf8(name)?)));
     match found {
         Ok(Some(key)) => {
-            shared.attributes(pid, &model, &key, move |attributes| {
+            shared.attributes(&model, &key, move |attributes| {
                 reply_entry(reply, attributes)
             });
         }
@@ -50,10 +44,10 @@ pub(super) fn lookup(
     }
 }
 
-pub(super) fn getattr(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyAttr) {
+pub(super) fn getattr(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyAttr) {
     let model = shared.engine.model();
     match shared.key(ino) {
-        Ok(key) => shared.attributes(pid, &model, &key, move |attributes| match attributes {
+        Ok(key) => shared.attributes(&model, &key, move |attributes| match attributes {
             Some((attr, ttl)) => reply.attr(&ttl, &attr),
             None => reply.error(fuser::Errno::ESTALE),
         }),

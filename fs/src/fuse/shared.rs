@@ -64,7 +64,6 @@ impl Shared {
     /// was never measured, a little later and from another thread.
     pub(super) fn attributes(
         self: &Arc<Self>,
-        pid: u32,
         model: &Model,
         key: &NodeKey,
         done: impl FnOnce(Attributes) + Send + 'static,
@@ -78,12 +77,7 @@ impl Shared {
         let time = instant(&found).unwrap_or(self.mounted_at);
         let (ino, owner) = (self.ids.number(key), self.owner);
         let answer = Box::new(move |sizes| done(Some((owner.view(ino, sizes, time), VIEW_TTL))));
-        self.sizes.ask(
-            point,
-            caller::process_of(pid),
-            estimated_sizes(&found),
-            answer,
-        );
+        self.sizes.ask(point, estimated_sizes(&found), answer);
     }
 
     /// The attributes of anything but a view.

@@ -4,6 +4,7 @@
 //! deadline with an estimate, whatever the disk and the engine are doing.
 
 use crate::errno::Failure;
+use crate::leases::MEASURING;
 use crate::ops::Request;
 use crate::render::Sizes;
 use crate::tree::PointKey;
@@ -47,7 +48,6 @@ pub(super) struct SizeCache {
 enum Message {
     Ask {
         point: PointKey,
-        pid: u32,
         estimate: Sizes,
         waiter: Waiter,
     },
@@ -101,7 +101,7 @@ impl SizeCache {
     }
 
     /// Hands the sizes of `point` to `waiter`, measured if that can be done in time.
-    pub(super) fn ask(&self, point: &PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
+    pub(super) fn ask(&self, point: &PointKey, estimate: Sizes, waiter: Waiter) {
         let known = self
             .known
             .lock()
@@ -119,7 +119,6 @@ impl SizeCache {
         }
         let ask = Message::Ask {
             point: point.clone(),
-            pid,
             estimate,
             waiter,
         };
@@ -159,7 +158,7 @@ struct Keeper {
     waiting: Arc<AtomicUsize>,
     messages: Sender<Message>,
     pending: HashMap<PointKey, Pending>,
-    queue: VecDeque<(PointKey, u32)>,
+    queue: VecDeque<PointKey>,
     at_work: usize,
 }
 
@@ -175,10 +174,9 @@ impl Keeper {
             match message {
                 Ok(Message::Ask {
                     point,
-                    pid,
                     estimate,
                     waiter,
-                }) => self.asked(point, pid, estimate, waiter),
+                }) => self.asked(point, estimate, waiter),
                 Ok(Message::Opened { point, view }) => match view {
                     Ok(view) => self.measure(point, view),
                     Err(failure) => {
@@ -195,7 +193,7 @@ impl Keeper {
         }
     }
 
-    fn asked(&mut self, point: PointKey, pid: u32, estimate: Sizes, waiter: Waiter) {
+    fn asked(&mut self, point: PointKey, estimate: Sizes, waiter: Waiter) {
         let known = self
             .known
             .lock()
@@ -206,7 +204,7 @@ impl Keeper {
             return self.answer(waiter, sizes);
         }
         if !self.pending.contains_key(&point) {
-            self.queue.push_back((point.clone(), pid));
+            self.queue.push_back(point.clone());
         }
         let pending = self.pending.entry(point).or_insert(Pending {
             waiters: Vec::new(),
@@ -218,7 +216,7 @@ impl Keeper {
 
     fn start_some(&mut self) {
         while self.at_work < AT_ONCE {
-            let Some((point, pid)) = self.queue.pop_front() else {
+            let Some(point) = self.queue.pop_front() else {
                 return;
             };
             self.at_work += 1;
@@ -227,7 +225,11 @@ impl Keeper {
                 // An error says that the mount has ended and nobody waits.
                 let _ended = messages.send(Message::Opened { point: key, view });
             });
-            (self.send)(Request::Open { point, pid, answer });
+            (self.send)(Request::Open {
+                point,
+                pid: MEASURING,
+                answer,
+            });
         }
     }
 
@@ -336,7 +338,7 @@ mod tests {
     fn asked(cache: &SizeCache, identity: &str) -> Sizes {
         let (sender, answer) = sync_channel(1);
         let waiter = Box::new(move |sizes| sender.send(sizes).expect("the test waits"));
-        cache.ask(&point(identity), 1, ESTIMATE, waiter);
+        cache.ask(&point(identity), ESTIMATE, waiter);
         let patience = DEADLINE + Duration::from_secs(20);
         answer.recv_timeout(patience).expect("it is answered")
     }

@@ -45,7 +45,7 @@ pub(super) fn mkdir(
         let model = in_answer.engine.model();
         match tree::lookup(&model, &parent, &name) {
             Some(key) => {
-                in_answer.attributes(pid, &model, &key, move |attributes| {
+                in_answer.attributes(&model, &key, move |attributes| {
                     reply_entry(reply, attributes)
                 });
             }

@@ -8,37 +8,63 @@ use qmpbridge::command::CacheOptions;
 use std::path::Path;
 
 /// The options to carry over for a disk of the QEMU with this process id, and what had to be assumed.
-pub fn for_disk(disk: &Disk, pid: Option<i32>) -> (Carried, Vec<String>) {
+pub(super) fn for_disk(disk: &Disk, pid: Option<i32>) -> (Carried, Vec<String>) {
     let node = disk.root.as_ref().map_or("", |root| root.as_str());
     let line = pid.and_then(command_line);
     let mut assumed = Vec::new();
-    let mut from_line = |option: &str, default: &str| match line.as_deref().map(|line| find_option(line, &disk.active_path, node, option)) {
+    let mut from_line = |option: &str, default: &str| match line
+        .as_deref()
+        .map(|line| find_option(line, &disk.active_path, node, option))
+    {
         Some(Some(value)) => Some(value),
         Some(None) => {
             assumed.push(format!("{option}={default} (not on QEMU's command line)"));
             None
         }
         None => {
-            assumed.push(format!("{option}={default} (QEMU's command line cannot be read)"));
+            assumed.push(format!(
+                "{option}={default} (QEMU's command line cannot be read)"
+            ));
             None
         }
     };
-    let mut discard = from_line("discard", "ignore").map(|value| if value == "on" { "unmap".to_owned() } else { value });
+    let mut discard = from_line("discard", "ignore").map(|value| {
+        if value == "on" {
+            "unmap".to_owned()
+        } else {
+            value
+        }
+    });
     let aio = from_line("aio", "threads");
     let detect_zeroes = disk.tuning.detect_zeroes.clone();
     if detect_zeroes.as_deref() == Some("unmap") {
         // QEMU accepts the one only with the other
         discard = Some("unmap".into());
     }
-    let Tuning { direct, no_flush, .. } = disk.tuning;
+    let Tuning {
+        direct, no_flush, ..
+    } = disk.tuning;
     let cache = (direct || no_flush).then_some(CacheOptions { direct, no_flush });
-    (Carried { cache, detect_zeroes, discard, aio }, assumed)
+    (
+        Carried {
+            cache,
+            detect_zeroes,
+            discard,
+            aio,
+        },
+        assumed,
+    )
 }
 
 /// The arguments of a running process.
-pub fn command_line(pid: i32) -> Option<Vec<String>> {
+pub(super) fn command_line(pid: i32) -> Option<Vec<String>> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    Some(bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect())
+    Some(
+        bytes
+            .split(|byte| *byte == 0)
+            .map(|part| String::from_utf8_lossy(part).into_owned())
+            .collect(),
+    )
 }
 
 /// `option` of the argument that speaks of this file or node: `key=value,...` or JSON.
@@ -47,7 +73,10 @@ fn find_option(arguments: &[String], active: &Path, node: &str, option: &str) ->
     arguments
         .iter()
         .filter(|argument| {
-            argument.split([',', '"', '=', '/']).any(|word| word == name || word == node) && argument.contains(option)
+            argument
+                .split([',', '"', '=', '/'])
+                .any(|word| word == name || word == node)
+                && argument.contains(option)
         })
         .find_map(|argument| value_of(argument, option))
 }
@@ -55,7 +84,9 @@ fn find_option(arguments: &[String], active: &Path, node: &str, option: &str) ->
 fn value_of(argument: &str, option: &str) -> Option<String> {
     if argument.trim_start().starts_with('{') {
         let json: serde_json::Value = serde_json::from_str(argument).ok()?;
-        let value = json.get(option).or_else(|| json.get("file").and_then(|file| file.get(option)))?;
+        let value = json
+            .get(option)
+            .or_else(|| json.get("file").and_then(|file| file.get(option)))?;
         return value.as_str().map(str::to_owned);
     }
     argument.split(',').find_map(|pair| {
@@ -75,11 +106,42 @@ mod tests {
 
     #[test]
     fn options_are_found_in_every_spelling() {
-        assert_eq!(find("file=/vm/web1.qcow2,if=virtio,discard=unmap,aio=native", "discard").as_deref(), Some("unmap"));
-        assert_eq!(find("file=web1.qcow2,aio=native", "aio").as_deref(), Some("native"));
-        assert_eq!(find("driver=qcow2,node-name=disk0,file=f,discard=unmap", "discard").as_deref(), Some("unmap"));
-        assert_eq!(find(r#"{"driver":"file","filename":"/vm/web1.qcow2","aio":"io_uring"}"#, "aio").as_deref(), Some("io_uring"));
-        assert_eq!(find("driver=qcow2,file.filename=/vm/web1.qcow2,file.aio=native", "aio").as_deref(), Some("native"));
+        assert_eq!(
+            find(
+                "file=/vm/web1.qcow2,if=virtio,discard=unmap,aio=native",
+                "discard"
+            )
+            .as_deref(),
+            Some("unmap")
+        );
+        assert_eq!(
+            find("file=web1.qcow2,aio=native", "aio").as_deref(),
+            Some("native")
+        );
+        assert_eq!(
+            find(
+                "driver=qcow2,node-name=disk0,file=f,discard=unmap",
+                "discard"
+            )
+            .as_deref(),
+            Some("unmap")
+        );
+        assert_eq!(
+            find(
+                r#"{"driver":"file","filename":"/vm/web1.qcow2","aio":"io_uring"}"#,
+                "aio"
+            )
+            .as_deref(),
+            Some("io_uring")
+        );
+        assert_eq!(
+            find(
+                "driver=qcow2,file.filename=/vm/web1.qcow2,file.aio=native",
+                "aio"
+            )
+            .as_deref(),
+            Some("native")
+        );
     }
 
     #[test]

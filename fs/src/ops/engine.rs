@@ -75,7 +75,11 @@ impl Drop for DiskGuard {
 }
 
 impl Engine {
-    pub(super) fn new(bridge: Option<Bridge>, config: EngineConfig, model: Arc<RwLock<Arc<Model>>>) -> Self {
+    pub(super) fn new(
+        bridge: Option<Bridge>,
+        config: EngineConfig,
+        model: Arc<RwLock<Arc<Model>>>,
+    ) -> Self {
         Engine {
             bridge,
             cache: Arc::new(LayerCache::default()),
@@ -93,7 +97,9 @@ impl Engine {
 
     /// QEMU, when there is one.
     pub fn bridge(&self) -> Result<&Bridge, Failure> {
-        self.bridge.as_ref().ok_or_else(|| Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)"))
+        self.bridge
+            .as_ref()
+            .ok_or_else(|| Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)"))
     }
 
     pub(super) fn merge_policy(&self) -> MergePolicy {
@@ -110,9 +116,15 @@ impl Engine {
         if state.merging.get() {
             return Err(busy());
         }
-        let lock = tokio::time::timeout(DISK_DEADLINE, Arc::clone(&state.lock).lock_owned()).await.map_err(|_| busy())?;
+        let lock = tokio::time::timeout(DISK_DEADLINE, Arc::clone(&state.lock).lock_owned())
+            .await
+            .map_err(|_| busy())?;
         state.held.set(true);
-        let guard = DiskGuard { name: disk.to_owned(), state, _lock: lock };
+        let guard = DiskGuard {
+            name: disk.to_owned(),
+            state,
+            _lock: lock,
+        };
         if self.unsettled.borrow().contains(disk) {
             recover::files_and_graph(self, &guard).await?;
             self.unsettled.borrow_mut().remove(disk);
@@ -131,7 +143,12 @@ impl Engine {
 
     pub(super) async fn observe_again(&self, name: &str) -> Result<Disk, Failure> {
         let disks = self.observe().await?;
-        disks.into_iter().find(|disk| disk.name == name).ok_or_else(|| Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more")))
+        disks
+            .into_iter()
+            .find(|disk| disk.name == name)
+            .ok_or_else(|| {
+                Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more"))
+            })
     }
 
     async fn observe(&self) -> Result<Vec<Disk>, Failure> {
@@ -141,7 +158,11 @@ impl Engine {
     }
 
     pub(super) fn sight(&self, bridge: &Bridge) -> observe::Sight {
-        observe::Sight::of(bridge.peer_pid(), &self.config.embedded_disks, self.config.verbs.read_only)
+        observe::Sight::of(
+            bridge.peer_pid(),
+            &self.config.embedded_disks,
+            self.config.verbs.read_only,
+        )
     }
 
     /// Looks at QEMU and publishes what it sees. Disks that somebody is changing stay as they are
@@ -155,7 +176,11 @@ impl Engine {
             return Err(qmpbridge::Error::Disconnected.into());
         }
         let mut disks = self.observe().await?;
-        let run_state = if bridge.supports("query-status") { Some(bridge.run(QueryStatus).await?.status) } else { None };
+        let run_state = if bridge.supports("query-status") {
+            Some(bridge.run(QueryStatus).await?.status)
+        } else {
+            None
+        };
         let name = match &self.config.vm_name {
             Some(name) => Some(name.clone()),
             None if bridge.supports("query-name") => bridge.run(QueryName).await?.name,
@@ -165,7 +190,11 @@ impl Engine {
         for disk in &mut disks {
             let state = self.state(&disk.name);
             if state.held.get() && own != Some(disk.name.as_str()) {
-                let shown = state.frozen.borrow().clone().or_else(|| old.disk(&disk.name).cloned());
+                let shown = state
+                    .frozen
+                    .borrow()
+                    .clone()
+                    .or_else(|| old.disk(&disk.name).cloned());
                 if let Some(shown) = shown {
                     *disk = shown;
                 }
@@ -174,7 +203,12 @@ impl Engine {
         }
         for (name, state) in self.disks.borrow().iter() {
             // a disk that is out of sight in the middle of a merge is not gone
-            if let Some(frozen) = state.frozen.borrow().as_ref().filter(|_| !disks.iter().any(|disk| &disk.name == name)) {
+            if let Some(frozen) = state
+                .frozen
+                .borrow()
+                .as_ref()
+                .filter(|_| !disks.iter().any(|disk| &disk.name == name))
+            {
                 disks.push(frozen.clone());
             }
         }
@@ -207,7 +241,8 @@ impl Engine {
 
     pub(super) fn publish(&self, model: Model) {
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
-        self.work.send_modify(|count| *count = count.wrapping_add(1));
+        self.work
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     pub(super) fn publish_connection(&self, connection: ConnectionState) {
@@ -272,9 +307,19 @@ impl Engine {
     /// Brings a job's progress up to date.
     pub(super) async fn show_progress(&self, guard: &DiskGuard, id: &str) {
         let Ok(bridge) = self.bridge() else { return };
-        let Ok(jobs) = bridge.jobs().await else { return };
-        let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else { return };
-        if let Some(job) = guard.state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
+        let Ok(jobs) = bridge.jobs().await else {
+            return;
+        };
+        let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else {
+            return;
+        };
+        if let Some(job) = guard
+            .state
+            .jobs
+            .borrow_mut()
+            .iter_mut()
+            .find(|job| job.id == id)
+        {
             job.state = format!("{:?}", seen.status).to_lowercase();
             job.progress = (seen.current_progress, seen.total_progress);
         }
@@ -309,18 +354,25 @@ impl Engine {
     pub(super) async fn cancel(&self, disk: &str, id: &str) -> Result<(), Failure> {
         let state = self.state(disk);
         let job = state.jobs.borrow().iter().find(|job| job.id == id).cloned();
-        let job = job.ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no job '{id}'")))?;
+        let job =
+            job.ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no job '{id}'")))?;
         if job.ended() {
             state.jobs.borrow_mut().retain(|job| job.id != id);
             self.publish_jobs(disk);
             return Ok(());
         }
         if job.verb != "stream" {
-            return Err(Failure::new(Errno::EPERM, "a commit has begun to change the layer below and cannot be taken back")
-                .next(format!("let it end: cat disks/{disk}/wait")));
+            return Err(Failure::new(
+                Errno::EPERM,
+                "a commit has begun to change the layer below and cannot be taken back",
+            )
+            .next(format!("let it end: cat disks/{disk}/wait")));
         }
-        let id = qmpbridge::JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-        self.bridge()?.cancel_job(&id, qmpbridge::Cancel::Force).await?;
+        let id = qmpbridge::JobId::new(id)
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        self.bridge()?
+            .cancel_job(&id, qmpbridge::Cancel::Force)
+            .await?;
         state.cancelled.set(true);
         Ok(())
     }
@@ -350,7 +402,9 @@ impl Engine {
     /// A verb ended without knowing what QEMU did: finds out as soon as QEMU (or its files) can tell.
     pub(super) fn settle_later(&self, disk: &str) {
         if self.unsettled.borrow_mut().insert(disk.to_owned()) {
-            self.log.note(&format!("disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"));
+            self.log.note(&format!(
+                "disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"
+            ));
         }
     }
 
@@ -393,7 +447,9 @@ pub(super) async fn keep_settling(engine: Rc<Engine>) {
                         tracing::debug!(%failure, "refresh");
                     }
                 }
-                Err(failure) => engine.report_once(&format!("disk '{disk}': not settled yet: {failure}")),
+                Err(failure) => {
+                    engine.report_once(&format!("disk '{disk}': not settled yet: {failure}"))
+                }
             }
         }
     }

@@ -6,28 +6,44 @@ use crate::model::Disk;
 use qmpbridge::command::{BlockdevSnapshotDeleteInternalSync, BlockdevSnapshotInternalSync};
 
 /// Takes an internal snapshot.
-pub async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
     let disk = engine.observe_disk(guard).await?;
     if let Some(why) = &disk.no_snapshots {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
     }
-    let command = BlockdevSnapshotInternalSync { device: device(&disk)?, name: name.to_owned() };
+    let command = BlockdevSnapshotInternalSync {
+        device: device(&disk)?,
+        name: name.to_owned(),
+    };
     engine.bridge()?.run(command).await?;
     Ok(())
 }
 
 /// Deletes an internal snapshot. Its clusters are used again at once, so nobody may be reading it.
-pub async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
     let disk = engine.observe_disk(guard).await?;
-    let internal = disk.internal(name).ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no internal snapshot '{name}'")))?;
+    let internal = disk.internal(name).ok_or_else(|| {
+        Failure::new(
+            Errno::ENOENT,
+            format!("there is no internal snapshot '{name}'"),
+        )
+    })?;
     if let Some(layer) = internal.layer {
         return Err(Failure::new(Errno::EOPNOTSUPP, format!("'{name}' lies inside the sealed {}, which nobody may write", disk.layers[layer].path.display()))
             .next("it can be removed again once the layer was committed into the active one, or goes with its file"));
     }
     if let Some(file) = disk.active.file
-        && let Some(reader) = engine.leases.holders(file).iter().find(|reader| reader.internal.as_ref() == Some(&internal.id))
+        && let Some(reader) = engine
+            .leases
+            .readers(file)
+            .iter()
+            .find(|reader| reader.internal.as_ref() == Some(&internal.id))
     {
-        return Err(Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {}", reader.pid)).next(format!("close it (ps -p {})", reader.pid)));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("'{name}' is open: pid {}", reader.pid),
+        )
+        .next(format!("close it (ps -p {})", reader.pid)));
     }
     let command = BlockdevSnapshotDeleteInternalSync {
         device: device(&disk)?,
@@ -40,6 +56,9 @@ pub async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<()
 }
 
 fn device(disk: &Disk) -> Result<String, Failure> {
-    let root = disk.root.as_ref().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let root = disk
+        .root
+        .as_ref()
+        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
     Ok(root.as_str().to_owned())
 }

@@ -7,8 +7,8 @@ pub mod plan;
 pub(super) mod steps;
 mod text;
 
-pub use text::plan_text;
 pub(super) use text::layer_index;
+pub use text::plan_text;
 
 use super::Answer;
 use super::engine::{DiskGuard, Engine};
@@ -44,7 +44,9 @@ impl Merge {
     }
 
     pub(super) fn below(&self) -> Option<&Layer> {
-        self.index.checked_sub(1).map(|below| &self.disk.layers[below])
+        self.index
+            .checked_sub(1)
+            .map(|below| &self.disk.layers[below])
     }
 
     /// S of the point that goes.
@@ -63,66 +65,135 @@ pub async fn delete_external(engine: Rc<Engine>, guard: DiskGuard, name: &str, a
 
 async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, Failure> {
     let disk = engine.observe_disk(guard).await?;
-    let index = text::index_of(&disk, name).ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
+    let index = text::index_of(&disk, name)
+        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
     let here = &disk.layers[index];
-    let file = here.file.ok_or_else(|| Failure::new(Errno::EOPNOTSUPP, format!("{} cannot be seen from here", here.path.display())))?;
-    let readers = engine.leases.holders(file);
+    let file = here.file.ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} cannot be seen from here", here.path.display()),
+        )
+    })?;
+    let readers = engine.leases.readers(file);
     if let Some(reader) = readers.first() {
-        return Err(Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {}{}", reader.pid, more(readers.len())))
-            .next(format!("close it (ps -p {}), then rmdir again", reader.pid)));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "'{name}' is open: pid {}{}",
+                reader.pid,
+                more(readers.len())
+            ),
+        )
+        .next(format!("close it (ps -p {}), then rmdir again", reader.pid)));
     }
     let facts_of = disk.clone();
     let facts = super::snapshot::blocking(move || text::facts(&facts_of, index)).await?;
     let Plan { verb, because, .. } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
-    let point = here.record.clone().ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
-    let job = JobId::fresh(verb.word()).map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
-    tracing::info!(disk = disk.name, point = name, verb = verb.word(), because, "merge");
+    let point = here
+        .record
+        .clone()
+        .ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
+    let job =
+        JobId::fresh(verb.word()).map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    tracing::info!(
+        disk = disk.name,
+        point = name,
+        verb = verb.word(),
+        because,
+        "merge"
+    );
     let up = above(&disk, index);
     let journal = MergeJournal {
         version: 1,
         verb: verb.word().into(),
         job: job.as_str().into(),
         point,
-        upper: if index + 1 == disk.layers.len() { disk.active_path.clone() } else { up.path.clone() },
+        upper: if index + 1 == disk.layers.len() {
+            disk.active_path.clone()
+        } else {
+            up.path.clone()
+        },
         upper_record: up.record.clone(),
-        below: index.checked_sub(1).map(|below| disk.layers[below].path.clone()),
+        below: index
+            .checked_sub(1)
+            .map(|below| disk.layers[below].path.clone()),
         resume: false,
         inode: file.ino,
     };
-    Ok(Merge { disk, index, verb, job, journal })
+    Ok(Merge {
+        disk,
+        index,
+        verb,
+        job,
+        journal,
+    })
 }
 
 fn more(readers: usize) -> String {
-    if readers > 1 { format!(" and {} more", readers - 1) } else { String::new() }
+    if readers > 1 {
+        format!(" and {} more", readers - 1)
+    } else {
+        String::new()
+    }
 }
 
 /// Runs a merge from its first step to its last. Also how recovery takes one up again: every step
 /// looks first whether it was done.
-pub(super) async fn run(engine: Rc<Engine>, guard: DiskGuard, mut merge: Merge, answer: Option<Answer<()>>) {
+pub(super) async fn run(
+    engine: Rc<Engine>,
+    guard: DiskGuard,
+    mut merge: Merge,
+    answer: Option<Answer<()>>,
+) {
     let point = merge.journal.point.name.clone();
     let mut answer = Once(answer);
     let started = std::time::Instant::now();
     engine.freeze(&guard, &merge.disk, merge.index, entry(&merge, "created"));
     let outcome = work(&engine, &guard, &mut merge, &mut answer).await;
     let failed = outcome.as_ref().err().cloned();
-    engine.log.record("merge", &format!("/disks/{}/snapshots/{point}", merge.disk.name), 0, &outcome, started.elapsed());
+    engine.log.record(
+        "merge",
+        &format!("/disks/{}/snapshots/{point}", merge.disk.name),
+        0,
+        &outcome,
+        started.elapsed(),
+    );
     let accepted = answer.used();
     if let Some(failure) = &failed {
         answer.give(Err(failure.clone()));
     }
-    let unsettled = failed.as_ref().is_some_and(|failure| matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT));
-    engine.thaw(&guard, merge.job.as_str(), failed.filter(|_| accepted)).await;
+    let unsettled = failed
+        .as_ref()
+        .is_some_and(|failure| matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT));
+    engine
+        .thaw(&guard, merge.job.as_str(), failed.filter(|_| accepted))
+        .await;
     if unsettled {
         engine.settle_later(guard.name());
     }
 }
 
-async fn work(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, answer: &mut Once) -> Result<(), Failure> {
+async fn work(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    merge: &mut Merge,
+    answer: &mut Once,
+) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
-    let chain: Vec<LayerSpec> = merge.disk.layers.iter().filter(|layer| layer.file.is_some()).map(LayerSpec::from).collect();
+    let chain: Vec<LayerSpec> = merge
+        .disk
+        .layers
+        .iter()
+        .filter(|layer| layer.file.is_some())
+        .map(LayerSpec::from)
+        .collect();
     let cache = engine.cache.clone();
+    let runs = bridge.jobs().await?.iter().any(|job| job.id == merge.job);
+    let source = (runs && merge.verb == Verb::Commit)
+        .then(|| merge.up().file)
+        .flatten();
     // held to the end: what is opened meanwhile reads the chain as it was
-    let _pin = super::snapshot::blocking(move || cache.pin(&chain)).await?;
+    let _pin = super::snapshot::blocking(move || cache.pin(&chain, source)).await?;
     let carried = engine.carried(&merge.disk);
     let path = merge.here().path.clone();
     layer_file::write_merge(&path, &merge.journal)?;
@@ -160,7 +231,12 @@ async fn work(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, answer:
 }
 
 /// Waits for the job, showing its progress; brings an active commit over its READY.
-async fn follow(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, mut job: JobHandle) -> Result<(), Failure> {
+async fn follow(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    merge: &mut Merge,
+    mut job: JobHandle,
+) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     loop {
         let stage = tokio::select! {
@@ -190,7 +266,12 @@ async fn follow(engine: &Rc<Engine>, guard: &DiskGuard, merge: &mut Merge, mut j
 fn entry(merge: &Merge, state: &str) -> Job {
     Job {
         id: merge.job.as_str().into(),
-        verb: if merge.verb == Verb::Stream { "stream" } else { "commit" }.into(),
+        verb: if merge.verb == Verb::Stream {
+            "stream"
+        } else {
+            "commit"
+        }
+        .into(),
         point: merge.journal.point.name.clone(),
         state: state.into(),
         progress: (0, 0),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Options of the VM's own node that the nodes in its place must have too.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Carried {
+pub(super) struct Carried {
     /// Cache mode, as QEMU tells it.
     pub cache: Option<CacheOptions>,
     /// detect-zeroes, as QEMU tells it; only on the active layer.
@@ -23,7 +23,7 @@ pub struct Carried {
 
 /// Whether a format node is written by the guest or sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// The guest writes it.
     Active,
     /// Nobody does, but for a merge.
@@ -31,7 +31,11 @@ pub enum Role {
 }
 
 /// The protocol node of a file. Never `read-only`: commit and stream would refuse it later.
-pub async fn add_protocol(bridge: &Bridge, path: &Path, carried: &Carried) -> Result<NodeName, Failure> {
+pub(super) async fn add_protocol(
+    bridge: &Bridge,
+    path: &Path,
+    carried: &Carried,
+) -> Result<NodeName, Failure> {
     let name = NodeName::fresh();
     let mut options = BlockdevOptions::file(name.clone(), path);
     options.auto_read_only = Some(true);
@@ -42,7 +46,14 @@ pub async fn add_protocol(bridge: &Bridge, path: &Path, carried: &Carried) -> Re
     Ok(name)
 }
 
-fn format_options(driver: &str, node: NodeName, file: NodeName, backing: Option<NodeName>, role: Role, carried: &Carried) -> BlockdevOptions {
+fn format_options(
+    driver: &str,
+    node: NodeName,
+    file: NodeName,
+    backing: Option<NodeName>,
+    role: Role,
+    carried: &Carried,
+) -> BlockdevOptions {
     let mut options = BlockdevOptions::over(driver, node, file);
     if driver == "qcow2" {
         options.backing = backing.into();
@@ -59,7 +70,7 @@ fn format_options(driver: &str, node: NodeName, file: NodeName, backing: Option<
 }
 
 /// A format node over a protocol node that is there already.
-pub async fn add_format(
+pub(super) async fn add_format(
     bridge: &Bridge,
     driver: &str,
     file: NodeName,
@@ -68,12 +79,21 @@ pub async fn add_format(
     carried: &Carried,
 ) -> Result<NodeName, Failure> {
     let name = NodeName::fresh();
-    bridge.run(BlockdevAdd(format_options(driver, name.clone(), file, backing, role, carried))).await?;
+    bridge
+        .run(BlockdevAdd(format_options(
+            driver,
+            name.clone(),
+            file,
+            backing,
+            role,
+            carried,
+        )))
+        .await?;
     Ok(name)
 }
 
 /// A fresh node on a sealed file: the only way a file comes to be known under another name.
-pub async fn add_sealed(
+pub(super) async fn add_sealed(
     bridge: &Bridge,
     path: &Path,
     driver: &str,
@@ -81,7 +101,16 @@ pub async fn add_sealed(
     carried: &Carried,
 ) -> Result<NodeName, Failure> {
     let protocol = add_protocol(bridge, path, carried).await?;
-    match add_format(bridge, driver, protocol.clone(), backing, Role::Sealed, carried).await {
+    match add_format(
+        bridge,
+        driver,
+        protocol.clone(),
+        backing,
+        Role::Sealed,
+        carried,
+    )
+    .await
+    {
         Ok(node) => Ok(node),
         Err(failure) => {
             discard_node(bridge, &protocol).await;
@@ -91,7 +120,7 @@ pub async fn add_sealed(
 }
 
 /// Puts another node below `node`, which must be one of ours.
-pub async fn set_backing(
+pub(super) async fn set_backing(
     bridge: &Bridge,
     graph: &BlockGraph,
     node: &NodeName,
@@ -99,20 +128,32 @@ pub async fn set_backing(
     role: Role,
     carried: &Carried,
 ) -> Result<(), Failure> {
-    let file = file_of(graph, node)
-        .ok_or_else(|| Failure::new(Errno::EIO, format!("node {node} has no file in QEMU's graph")))?;
+    let file = file_of(graph, node).ok_or_else(|| {
+        Failure::new(
+            Errno::EIO,
+            format!("node {node} has no file in QEMU's graph"),
+        )
+    })?;
     let options = format_options("qcow2", node.clone(), file, backing, role, carried);
-    bridge.run(BlockdevReopen { options: vec![options] }).await?;
+    bridge
+        .run(BlockdevReopen {
+            options: vec![options],
+        })
+        .await?;
     Ok(())
 }
 
 /// The protocol node below a format node.
-pub fn file_of(graph: &BlockGraph, node: &NodeName) -> Option<NodeName> {
+pub(super) fn file_of(graph: &BlockGraph, node: &NodeName) -> Option<NodeName> {
     graph.node(node)?.file.clone()
 }
 
 /// Lets go of a layer's nodes. Nodes that QEMU made itself go when nobody uses them.
-pub async fn drop_layer(bridge: &Bridge, graph: &BlockGraph, node: &NodeName) -> Result<(), Failure> {
+pub(super) async fn drop_layer(
+    bridge: &Bridge,
+    graph: &BlockGraph,
+    node: &NodeName,
+) -> Result<(), Failure> {
     let file = file_of(graph, node);
     for name in [Some(node.clone()), file].into_iter().flatten() {
         if !name.is_generated() {
@@ -123,24 +164,44 @@ pub async fn drop_layer(bridge: &Bridge, graph: &BlockGraph, node: &NodeName) ->
 }
 
 /// Lets go of a node on the way back from a failure, which is the one worth telling.
-pub async fn discard_node(bridge: &Bridge, node: &NodeName) {
-    if let Err(error) = bridge.run(BlockdevDel { node_name: node.clone() }).await {
+pub(super) async fn discard_node(bridge: &Bridge, node: &NodeName) {
+    if let Err(error) = bridge
+        .run(BlockdevDel {
+            node_name: node.clone(),
+        })
+        .await
+    {
         tracing::warn!(%node, %error, "a node stays behind");
     }
 }
 
 /// Gives every sealed layer below a root of ours a node of ours, base first, so that commit can
 /// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened.
-pub async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
-    let root = disk.root.clone().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
-    if disk.layers.iter().all(|layer| layer.node.as_ref().is_some_and(NodeName::is_ours)) {
+pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
+    let root = disk
+        .root
+        .clone()
+        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    if disk
+        .layers
+        .iter()
+        .all(|layer| layer.node.as_ref().is_some_and(NodeName::is_ours))
+    {
         return Ok(());
     }
     let before = bridge.graph().await?;
     let mut made = Vec::new();
     let mut below = None;
     for layer in &disk.layers {
-        match add_sealed(bridge, &layer.path, layer.format.name(), below.clone(), carried).await {
+        match add_sealed(
+            bridge,
+            &layer.path,
+            layer.format.name(),
+            below.clone(),
+            carried,
+        )
+        .await
+        {
             Ok(node) => {
                 made.push(node.clone());
                 below = Some(node);
@@ -176,7 +237,10 @@ async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
 }
 
 /// Opens a whole chain, base first, in a storage daemon that has none of it yet.
-pub async fn add_chain(bridge: &Bridge, layers: &[(std::path::PathBuf, crate::model::Format)]) -> Result<NodeName, Failure> {
+pub async fn add_chain(
+    bridge: &Bridge,
+    layers: &[(std::path::PathBuf, crate::model::Format)],
+) -> Result<NodeName, Failure> {
     let carried = Carried::default();
     let mut below = None;
     for (index, (path, format)) in layers.iter().enumerate() {
@@ -184,7 +248,15 @@ pub async fn add_chain(bridge: &Bridge, layers: &[(std::path::PathBuf, crate::mo
             add_sealed(bridge, path, format.name(), below, &carried).await?
         } else {
             let protocol = add_protocol(bridge, path, &carried).await?;
-            add_format(bridge, format.name(), protocol, below, Role::Active, &carried).await?
+            add_format(
+                bridge,
+                format.name(),
+                protocol,
+                below,
+                Role::Active,
+                &carried,
+            )
+            .await?
         };
         below = Some(node);
     }

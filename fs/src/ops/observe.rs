@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// From where QEMU's file names are seen.
-pub struct Sight {
+pub(super) struct Sight {
     pid: Option<i32>,
     /// QEMU's working directory: its file names may be relative to it.
     directory: Option<PathBuf>,
@@ -26,13 +26,18 @@ pub struct Sight {
 
 impl Sight {
     /// As seen by the process at the other end of the monitor.
-    pub fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
+    pub(super) fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
         let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
-        Sight { pid, directory, embedded: embedded.to_vec(), read_only }
+        Sight {
+            pid,
+            directory,
+            embedded: embedded.to_vec(),
+            read_only,
+        }
     }
 
     /// The path under which we see what QEMU calls `path`.
-    pub fn resolve(&self, path: &Path) -> Option<PathBuf> {
+    pub(super) fn resolve(&self, path: &Path) -> Option<PathBuf> {
         if path.is_relative() && self.directory.is_none() {
             return None;
         }
@@ -41,21 +46,31 @@ impl Sight {
 }
 
 /// What can be done with this QEMU.
-pub fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
+pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
     let needs: [(&str, &[&str]); 3] = [
-        ("snapshots", &["blockdev-snapshot", "blockdev-reopen", "blockdev-create", "transaction"]),
+        (
+            "snapshots",
+            &[
+                "blockdev-snapshot",
+                "blockdev-reopen",
+                "blockdev-create",
+                "transaction",
+            ],
+        ),
         ("internal", &["blockdev-snapshot-internal-sync"]),
         ("merge", &["block-stream", "block-commit"]),
     ];
     needs
         .iter()
-        .filter(|(_, commands)| !verbs.read_only && commands.iter().all(|command| bridge.supports(command)))
+        .filter(|(_, commands)| {
+            !verbs.read_only && commands.iter().all(|command| bridge.supports(command))
+        })
         .map(|(name, _)| (*name).to_owned())
         .collect()
 }
 
 /// The disks of a graph, sorted by name.
-pub fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
+pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
     let mut by_name: BTreeMap<String, Disk> = BTreeMap::new();
     let roots = graph.roots();
     let mut seen: Vec<(RootKind, Disk)> = Vec::new();
@@ -65,10 +80,13 @@ pub fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
         };
         // in the middle of a seal or after a pivot two unused nodes stand for one disk
         let twin = seen.iter().position(|(kind, other)| {
-            (*kind, root.kind) == (RootKind::Unused, RootKind::Unused) && other.active_path == disk.active_path
+            (*kind, root.kind) == (RootKind::Unused, RootKind::Unused)
+                && other.active_path == disk.active_path
         });
         match twin {
-            Some(twin) if disk.active.file == sys::file_id(&disk.active_path).ok() => seen[twin].1 = disk,
+            Some(twin) if disk.active.file == sys::file_id(&disk.active_path).ok() => {
+                seen[twin].1 = disk
+            }
             Some(_) => {}
             None => seen.push((root.kind, disk)),
         }
@@ -89,13 +107,23 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     let chain = graph.chain(&root.node);
     let top = *chain.first()?;
     let active = layer(graph, top, sight);
-    let active_path = layer_file::active_of_alias(&active.path).unwrap_or_else(|| active.path.clone());
+    let active_path =
+        layer_file::active_of_alias(&active.path).unwrap_or_else(|| active.path.clone());
     let name = disk_name(root, top, &active_path, sight)?;
-    let layers: Vec<Layer> = chain.iter().skip(1).rev().map(|node| layer(graph, node, sight)).collect();
+    let layers: Vec<Layer> = chain
+        .iter()
+        .skip(1)
+        .rev()
+        .map(|node| layer(graph, node, sight))
+        .collect();
     let mut internals = Vec::new();
     for (index, node) in chain.iter().rev().enumerate() {
         let layer = (index + 1 < chain.len()).then_some(index);
-        internals.extend(node.snapshots.iter().map(|snapshot| internal(snapshot, layer)));
+        internals.extend(
+            node.snapshots
+                .iter()
+                .map(|snapshot| internal(snapshot, layer)),
+        );
     }
     name_internals(&mut internals);
     let mut disk = Disk {
@@ -119,9 +147,16 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
 }
 
 fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<String> {
-    let stem = || active.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let stem = || {
+        active
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+    };
     let name = match root.kind {
-        RootKind::Device => root.device_id().map(str::to_owned).or_else(|| root.drive.clone().filter(|drive| !drive.is_empty())),
+        RootKind::Device => root
+            .device_id()
+            .map(str::to_owned)
+            .or_else(|| root.drive.clone().filter(|drive| !drive.is_empty())),
         RootKind::Export => root.export_ids.first().cloned(),
         RootKind::Unused => {
             // our daemon's disks have no user; in a foreign one such a node is a disk, but not a
@@ -139,7 +174,17 @@ fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<St
 
 /// A name that can stand in a directory and be typed.
 pub fn fit(name: &str) -> String {
-    let mut fit: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).take(128).collect();
+    let mut fit: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(128)
+        .collect();
     if !valid_name(&fit) {
         fit = format!("d{fit}").chars().take(128).collect();
     }
@@ -148,12 +193,21 @@ pub fn fit(name: &str) -> String {
 
 fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
     let protocol = node.file.as_ref().and_then(|file| graph.node(file));
-    let said = node.path.clone().unwrap_or_else(|| PathBuf::from(&node.filename));
+    let said = node
+        .path
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(&node.filename));
     let path = sight.resolve(&said);
     let file = path.as_ref().and_then(|path| sys::file_id(path).ok());
     let metadata = path.as_ref().and_then(|path| path.metadata().ok());
-    let record = path.as_ref().filter(|_| file.is_some()).and_then(|path| layer_file::read_point(path).ok().flatten());
-    let journal = path.as_ref().filter(|_| file.is_some()).and_then(|path| layer_file::read_merge(path).ok().flatten());
+    let record = path
+        .as_ref()
+        .filter(|_| file.is_some())
+        .and_then(|path| layer_file::read_point(path).ok().flatten());
+    let journal = path
+        .as_ref()
+        .filter(|_| file.is_some())
+        .and_then(|path| layer_file::read_merge(path).ok().flatten());
     let known = protocol.is_none_or(Node::is_local_protocol);
     Layer {
         node: Some(node.name.clone()),
@@ -169,7 +223,8 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         modified: metadata.and_then(|metadata| metadata.modified().ok()),
         record,
         // a commit into it was begun: its bytes are neither the old state nor the new
-        leaving: journal.is_some_and(|journal| journal.verb != super::merge::plan::Verb::Stream.word()),
+        leaving: journal
+            .is_some_and(|journal| journal.verb != super::merge::plan::Verb::Stream.word()),
     }
 }
 
@@ -178,15 +233,28 @@ fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Optio
     if sight.read_only {
         Some("mounted with -o ro".into())
     } else if active.format == Format::Raw {
-        Some(format!("{path} is raw, and a raw disk cannot become qcow2 under its own name; with the VM off: qemu-img convert -O qcow2"))
+        Some(format!(
+            "{path} is raw, and a raw disk cannot become qcow2 under its own name; with the VM off: qemu-img convert -O qcow2"
+        ))
     } else if active.format != Format::Qcow2 {
-        Some(format!("the active layer is {}, snapshots are made of qcow2", active.format.name()))
+        Some(format!(
+            "the active layer is {}, snapshots are made of qcow2",
+            active.format.name()
+        ))
     } else if !root.writable && top.read_only {
         Some("the disk is read-only".into())
     } else if active.file.is_none() {
-        Some(format!("{path}, the file QEMU has open, cannot be seen from here"))
-    } else if !active.path.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        Some(format!("{path} is a block device; there is no room for a layer beside it"))
+        Some(format!(
+            "{path}, the file QEMU has open, cannot be seen from here"
+        ))
+    } else if !active
+        .path
+        .metadata()
+        .is_ok_and(|metadata| metadata.is_file())
+    {
+        Some(format!(
+            "{path} is a block device; there is no room for a layer beside it"
+        ))
     } else {
         None
     }
@@ -194,7 +262,9 @@ fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Optio
 
 fn internal(snapshot: &qmpbridge::graph::InternalSnapshotInfo, layer: Option<usize>) -> Internal {
     let seconds = u64::try_from(snapshot.date_sec).unwrap_or(0);
-    let nanos = u32::try_from(snapshot.date_nsec).unwrap_or(0).min(999_999_999);
+    let nanos = u32::try_from(snapshot.date_nsec)
+        .unwrap_or(0)
+        .min(999_999_999);
     Internal {
         id: snapshot.id.clone(),
         name: fit(&snapshot.name),

@@ -15,7 +15,11 @@ use std::time::Duration;
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Opens a view of a point for `pid`.
-pub async fn open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<View>, Failure> {
+pub(super) async fn open(
+    engine: &Engine,
+    point: &PointKey,
+    pid: u32,
+) -> Result<Arc<View>, Failure> {
     match tokio::time::timeout(LOOK_DEADLINE, engine.refresh(None)).await {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => tracing::debug!(%failure, "opening by the last look"),
@@ -32,18 +36,41 @@ pub async fn open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     for layer in &chain {
         seen(layer)?;
     }
-    let lease = engine.leases.hold(LeaseKey { file, internal: internal.map(|internal| internal.id.clone()) }, pid);
-    let at = internal.map(|internal| InternalRef { id: internal.id.clone(), tag: internal.tag.clone() });
+    let lease = engine.leases.hold(
+        LeaseKey {
+            file,
+            internal: internal.map(|internal| internal.id.clone()),
+        },
+        pid,
+    );
+    let at = internal.map(|internal| InternalRef {
+        id: internal.id.clone(),
+        tag: internal.tag.clone(),
+    });
     let cache = Arc::clone(&engine.cache);
-    super::snapshot::blocking(move || View::open(&cache, &specs, at.as_ref(), lease).map(Arc::new)).await
+    super::snapshot::blocking(move || View::open(&cache, &specs, at.as_ref(), lease).map(Arc::new))
+        .await
 }
 
 fn seen(layer: &Layer) -> Result<FileId, Failure> {
-    layer.file.ok_or_else(|| Failure::new(Errno::EOPNOTSUPP, format!("{}, which QEMU has open, cannot be seen from here", layer.path.display())))
+    layer.file.ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "{}, which QEMU has open, cannot be seen from here",
+                layer.path.display()
+            ),
+        )
+    })
 }
 
 /// The layers of a point, base first.
-fn files<'a>(disk: &'a Disk, kind: PointKind, section: Section, name: &str) -> Option<(Vec<&'a Layer>, Option<&'a Internal>)> {
+fn files<'a>(
+    disk: &'a Disk,
+    kind: PointKind,
+    section: Section,
+    name: &str,
+) -> Option<(Vec<&'a Layer>, Option<&'a Internal>)> {
     let up_to = |index: usize| disk.layers[..=index].iter().collect::<Vec<_>>();
     match kind {
         PointKind::Internal => {

@@ -24,7 +24,11 @@ const IDLE_ROUNDS: u32 = 1024;
 pub async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Failure> {
     files_and_graph(&engine, &guard).await?;
     if let Some(merge) = merge_to_resume(&engine, &guard).await? {
-        engine.log.note(&format!("disk '{}': taking up the merge of '{}' again", guard.name(), merge.journal.point.name));
+        engine.log.note(&format!(
+            "disk '{}': taking up the merge of '{}' again",
+            guard.name(),
+            merge.journal.point.name
+        ));
         tokio::task::spawn_local(merge::run(engine, guard, merge, None));
     }
     Ok(())
@@ -34,7 +38,10 @@ pub async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Failure> {
 pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let disk = engine.observe_disk(guard).await?;
-    if disk.active.file.is_none() || disk.active.format != Format::Qcow2 || engine.config.verbs.read_only {
+    if disk.active.file.is_none()
+        || disk.active.format != Format::Qcow2
+        || engine.config.verbs.read_only
+    {
         return Ok(());
     }
     unfinished_seal(engine, bridge, &disk).await?;
@@ -52,7 +59,10 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
     let active = &disk.active_path;
     if let Some(marker) = layer_file::read_seal(&disk.active.path)? {
         // the snapshot did not happen: QEMU still writes the file that was to be sealed
-        engine.log.note(&format!("disk '{}': taking back an unfinished snapshot", disk.name));
+        engine.log.note(&format!(
+            "disk '{}': taking back an unfinished snapshot",
+            disk.name
+        ));
         settle::undo_seal(active, &marker.sealed, &marker.overlay, root_file);
         if sys::file_id(active).ok() != Some(root_file) {
             return Err(lost_active(disk));
@@ -64,12 +74,18 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
     let Some((below, marker)) = sealed_with_mark(disk)? else {
         return Ok(());
     };
-    engine.log.note(&format!("disk '{}': finishing the snapshot '{}'", disk.name, marker.sealed.display()));
+    engine.log.note(&format!(
+        "disk '{}': finishing the snapshot '{}'",
+        disk.name,
+        marker.sealed.display()
+    ));
     let root = disk.root.clone().ok_or_else(|| lost_active(disk))?;
     let sealed_node = disk.layers[below].node.clone();
     if disk.layers[below].path != marker.sealed && root.is_ours() {
         let carried = engine.carried(disk);
-        let under = below.checked_sub(1).and_then(|under| disk.layers[under].node.clone());
+        let under = below
+            .checked_sub(1)
+            .and_then(|under| disk.layers[under].node.clone());
         let graph = bridge.graph().await?;
         let fresh = nodes::add_sealed(bridge, &marker.sealed, "qcow2", under, &carried).await?;
         nodes::set_backing(bridge, &graph, &root, Some(fresh), Role::Active, &carried).await?;
@@ -96,22 +112,35 @@ fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure>
 
 async fn resume(engine: &Engine, marker: &SealMarker) -> Result<(), Failure> {
     if marker.resume && !engine.running().await? {
-        engine.log.note("the VM was left stopped in the middle of a snapshot; it goes on");
+        engine
+            .log
+            .note("the VM was left stopped in the middle of a snapshot; it goes on");
         engine.resume_guest().await?;
     }
     Ok(())
 }
 
 fn lost_active(disk: &Disk) -> Failure {
-    Failure::new(Errno::EIO, format!("{} is not the file that QEMU writes", disk.active_path.display()))
-        .next(format!("QEMU has {} open; put it back under that name before the VM is switched off", disk.active.path.display()))
+    Failure::new(
+        Errno::EIO,
+        format!(
+            "{} is not the file that QEMU writes",
+            disk.active_path.display()
+        ),
+    )
+    .next(format!(
+        "QEMU has {} open; put it back under that name before the VM is switched off",
+        disk.active.path.display()
+    ))
 }
 
 /// Files of this disk that carry the journal of a merge.
 fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure> {
     let mut found: Vec<(PathBuf, FileId, MergeJournal)> = Vec::new();
     for path in layer_file::siblings(&disk.active_path)? {
-        let Ok(file) = sys::file_id(&path) else { continue };
+        let Ok(file) = sys::file_id(&path) else {
+            continue;
+        };
         if found.iter().any(|(_, known, _)| *known == file) {
             continue;
         }
@@ -125,13 +154,21 @@ fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure
 async fn ended_merges(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Result<(), Failure> {
     let jobs = bridge.jobs().await?;
     for (path, file, journal) in journals(disk)? {
-        if jobs.iter().any(|job| job.id.as_str() == journal.job && job.status != qmpbridge::JobStatus::Concluded) {
+        if jobs.iter().any(|job| {
+            job.id.as_str() == journal.job && job.status != qmpbridge::JobStatus::Concluded
+        }) {
             continue;
         }
-        let failed = jobs.iter().find(|job| job.id.as_str() == journal.job).and_then(|job| job.error.clone());
+        let failed = jobs
+            .iter()
+            .find(|job| job.id.as_str() == journal.job)
+            .and_then(|job| job.error.clone());
         end_merge(engine, bridge, disk, &path, file, &journal, failed).await?;
     }
-    for job in jobs.iter().filter(|job| job.id.is_ours() && job.status == qmpbridge::JobStatus::Concluded) {
+    for job in jobs
+        .iter()
+        .filter(|job| job.id.is_ours() && job.status == qmpbridge::JobStatus::Concluded)
+    {
         let _ = bridge.dismiss_job(&job.id).await;
     }
     Ok(())
@@ -146,24 +183,51 @@ async fn end_merge(
     journal: &MergeJournal,
     failed: Option<String>,
 ) -> Result<(), Failure> {
-    let in_chain = disk.layers.iter().position(|layer| layer.file == Some(file));
+    let in_chain = disk
+        .layers
+        .iter()
+        .position(|layer| layer.file == Some(file));
     let is_root = disk.active.file == Some(file);
-    let upper_in_chain = journal.upper == disk.active_path || disk.layers.iter().any(|layer| layer.path == journal.upper && layer.file != Some(file));
+    let upper_in_chain = journal.upper == disk.active_path
+        || disk
+            .layers
+            .iter()
+            .any(|layer| layer.path == journal.upper && layer.file != Some(file));
     let name = &journal.point.name;
     let sealed = layer_file::sealed_path(&disk.active_path, name);
     match (Verb::from_word(&journal.verb), in_chain) {
         (Some(Verb::Stream), Some(_)) => {
-            engine.log.note(&format!("disk '{}': the merge of '{name}' did not end{}; the point stays", disk.name, because(failed)));
+            engine.log.note(&format!(
+                "disk '{}': the merge of '{name}' did not end{}; the point stays",
+                disk.name,
+                because(failed)
+            ));
             layer_file::clear_merge(path)
         }
         (Some(Verb::Stream), None) if !is_root && upper_in_chain => {
-            engine.log.note(&format!("disk '{}': the merge of '{name}' has ended", disk.name));
+            engine.log.note(&format!(
+                "disk '{}': the merge of '{name}' has ended",
+                disk.name
+            ));
             let graph = bridge.graph().await?;
-            let node = graph.nodes().find(|node| node.path.as_deref() == Some(path) && node.driver == "qcow2").map(|node| node.name.clone());
-            steps::finish_stream(bridge, node.as_ref(), path, file, &upper_file(disk, journal)).await
+            let node = graph
+                .nodes()
+                .find(|node| node.path.as_deref() == Some(path) && node.driver == "qcow2")
+                .map(|node| node.name.clone());
+            steps::finish_stream(
+                bridge,
+                node.as_ref(),
+                path,
+                file,
+                &upper_file(disk, journal),
+            )
+            .await
         }
         (Some(Verb::CommitActive), None) if is_root => {
-            engine.log.note(&format!("disk '{}': finishing the pivot to '{name}'", disk.name));
+            engine.log.note(&format!(
+                "disk '{}': finishing the pivot to '{name}'",
+                disk.name
+            ));
             let pivoted = steps::Pivoted {
                 active: disk.active_path.clone(),
                 opened_as: disk.active.path.clone(),
@@ -176,7 +240,10 @@ async fn end_merge(
             steps::finish_pivot(engine, bridge, &pivoted).await
         }
         (Some(Verb::Commit), Some(index)) if !upper_still_there(disk, index, journal) => {
-            engine.log.note(&format!("disk '{}': finishing the merge of '{name}'", disk.name));
+            engine.log.note(&format!(
+                "disk '{}': finishing the merge of '{name}'",
+                disk.name
+            ));
             let over = disk.layers.get(index + 1).unwrap_or(&disk.active);
             let (Some(root), Some(over_node)) = (disk.root.clone(), over.node.clone()) else {
                 return Err(lost_active(disk));
@@ -189,7 +256,11 @@ async fn end_merge(
             let committed = steps::Committed {
                 root,
                 over: over_node,
-                over_role: if index + 1 < disk.layers.len() { Role::Sealed } else { Role::Active },
+                over_role: if index + 1 < disk.layers.len() {
+                    Role::Sealed
+                } else {
+                    Role::Active
+                },
                 over_path: over.path.clone(),
                 upper_node: None,
                 upper_path: journal.upper.clone(),
@@ -218,18 +289,28 @@ fn because(failed: Option<String>) -> String {
 
 /// The file above, under the name QEMU knows it by.
 fn upper_file(disk: &Disk, journal: &MergeJournal) -> PathBuf {
-    if journal.upper == disk.active_path { disk.active.path.clone() } else { journal.upper.clone() }
+    if journal.upper == disk.active_path {
+        disk.active.path.clone()
+    } else {
+        journal.upper.clone()
+    }
 }
 
 /// Whether the layer that was to be committed still stands on the one it was committed into.
 fn upper_still_there(disk: &Disk, index: usize, journal: &MergeJournal) -> bool {
     let up = merge::plan::above(disk, index);
     let here = disk.layers[index].file;
-    up.file != here && sys::file_id(&journal.upper).ok().is_some_and(|upper| up.file == Some(upper))
+    up.file != here
+        && sys::file_id(&journal.upper)
+            .ok()
+            .is_some_and(|upper| up.file == Some(upper))
 }
 
 /// A merge whose job still runs, or a commit that has to be begun again because it cannot be undone.
-async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Option<merge::Merge>, Failure> {
+async fn merge_to_resume(
+    engine: &Engine,
+    guard: &DiskGuard,
+) -> Result<Option<merge::Merge>, Failure> {
     let bridge = engine.bridge()?;
     let disk = engine.observe_disk(guard).await?;
     if engine.config.verbs.read_only {
@@ -237,7 +318,12 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Option<me
     }
     let jobs = bridge.jobs().await?;
     for (_, file, mut journal) in journals(&disk)? {
-        let (Some(verb), Some(index)) = (Verb::from_word(&journal.verb), disk.layers.iter().position(|layer| layer.file == Some(file))) else {
+        let (Some(verb), Some(index)) = (
+            Verb::from_word(&journal.verb),
+            disk.layers
+                .iter()
+                .position(|layer| layer.file == Some(file)),
+        ) else {
             continue;
         };
         let running = jobs.iter().any(|job| job.id.as_str() == journal.job);
@@ -254,7 +340,13 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Option<me
             continue;
         }
         journal.job = job.as_str().into();
-        return Ok(Some(merge::Merge { disk, index, verb, job, journal }));
+        return Ok(Some(merge::Merge {
+            disk,
+            index,
+            verb,
+            job,
+            journal,
+        }));
     }
     Ok(None)
 }
@@ -264,13 +356,25 @@ async fn idle_nodes(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
     // a chain of idle nodes goes from its top down, one a round
     for _ in 0..IDLE_ROUNDS {
         let graph = bridge.graph().await?;
-        let roots: Vec<NodeName> = super::observe::disks(&graph, &engine.sight(bridge)).into_iter().filter_map(|disk| disk.root).collect();
-        let idle = graph.nodes().find(|node| node.name.is_ours() && graph.parents(&node.name).is_empty() && !roots.contains(&node.name)).map(|node| node.name.clone());
+        let roots: Vec<NodeName> = super::observe::disks(&graph, &engine.sight(bridge))
+            .into_iter()
+            .filter_map(|disk| disk.root)
+            .collect();
+        let idle = graph
+            .nodes()
+            .find(|node| {
+                node.name.is_ours()
+                    && graph.parents(&node.name).is_empty()
+                    && !roots.contains(&node.name)
+            })
+            .map(|node| node.name.clone());
         let Some(idle) = idle else {
             return Ok(());
         };
         tracing::info!(node = %idle, "an idle node goes");
-        bridge.run(qmpbridge::command::BlockdevDel { node_name: idle }).await?;
+        bridge
+            .run(qmpbridge::command::BlockdevDel { node_name: idle })
+            .await?;
     }
     Ok(())
 }
@@ -279,28 +383,50 @@ async fn idle_nodes(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
 async fn stray_names(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Result<(), Failure> {
     let graph = bridge.graph().await?;
     let sight = engine.sight(bridge);
-    let in_use: Vec<PathBuf> = graph.nodes().filter_map(|node| sight.resolve(node.path.as_deref()?)).collect();
-    remove_strays(&disk.active_path, &in_use, &chain_files(disk), &|text| engine.report_once(text))
+    let in_use: Vec<PathBuf> = graph
+        .nodes()
+        .filter_map(|node| sight.resolve(node.path.as_deref()?))
+        .collect();
+    remove_strays(&disk.active_path, &in_use, &chain_files(disk), &|text| {
+        engine.report_once(text)
+    })
 }
 
 fn chain_files(disk: &Disk) -> Vec<FileId> {
-    disk.layers.iter().chain([&disk.active]).filter_map(|layer| layer.file).collect()
+    disk.layers
+        .iter()
+        .chain([&disk.active])
+        .filter_map(|layer| layer.file)
+        .collect()
 }
 
 /// Removes aliases that nobody uses: other names of files of the chain, and overlays never written.
-fn remove_strays(active: &Path, in_use: &[PathBuf], chain: &[FileId], report: &dyn Fn(&str)) -> Result<(), Failure> {
+fn remove_strays(
+    active: &Path,
+    in_use: &[PathBuf],
+    chain: &[FileId],
+    report: &dyn Fn(&str),
+) -> Result<(), Failure> {
     for (path, file) in layer_file::strays(active)? {
         if in_use.contains(&path) {
             continue;
         }
         let another_name = chain.contains(&file);
-        let spec = LayerSpec { path: path.clone(), file: Some(file), format: Format::Qcow2 };
+        let spec = LayerSpec {
+            path: path.clone(),
+            file: Some(file),
+            format: Format::Qcow2,
+        };
         // a half-made overlay has no header yet
-        let empty = path.metadata().is_ok_and(|metadata| metadata.len() == 0) || layer_allocated(&spec).is_ok_and(|bytes| bytes == 0);
+        let empty = path.metadata().is_ok_and(|metadata| metadata.len() == 0)
+            || layer_allocated(&spec).is_ok_and(|bytes| bytes == 0);
         if another_name || empty {
             settle::remove_file(&path, file)?;
         } else {
-            report(&format!("{} holds data and is in no chain; it is left alone", path.display()));
+            report(&format!(
+                "{} holds data and is in no chain; it is left alone",
+                path.display()
+            ));
         }
     }
     Ok(())
@@ -310,10 +436,17 @@ fn remove_strays(active: &Path, in_use: &[PathBuf], chain: &[FileId], report: &d
 fn overlay_was_written(overlay: &Path) -> Result<bool, Failure> {
     match overlay.metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Failure::io(format!("look at {}", overlay.display()), &error)),
+        Err(error) => Err(Failure::io(
+            format!("look at {}", overlay.display()),
+            &error,
+        )),
         Ok(metadata) if metadata.len() == 0 => Ok(false),
         Ok(_) => {
-            let spec = LayerSpec { path: overlay.to_owned(), file: None, format: Format::Qcow2 };
+            let spec = LayerSpec {
+                path: overlay.to_owned(),
+                file: None,
+                format: Format::Qcow2,
+            };
             layer_allocated(&spec).map(|bytes| bytes > 0)
         }
     }

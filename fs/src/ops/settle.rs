@@ -9,7 +9,7 @@ use crate::sys;
 use std::path::Path;
 
 /// Removes one name; gone already is fine. The directory is made durable.
-pub fn remove_name(path: &Path) -> Result<(), Failure> {
+pub(super) fn remove_name(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Ok(()) => layer_file::fsync_dir(path),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -18,18 +18,28 @@ pub fn remove_name(path: &Path) -> Result<(), Failure> {
 }
 
 /// Removes a name only if it still is that file.
-pub fn remove_file(path: &Path, file: FileId) -> Result<(), Failure> {
+pub(super) fn remove_file(path: &Path, file: FileId) -> Result<(), Failure> {
     match sys::file_id(path) {
         Ok(found) if found == file => remove_name(path),
-        Ok(_) => Err(Failure::new(Errno::EBUSY, format!("{} is another file by now and is left alone", path.display()))),
+        Ok(_) => Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} is another file by now and is left alone",
+                path.display()
+            ),
+        )),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::io(format!("look at {}", path.display()), &error)),
     }
 }
 
 /// Takes back the names of a seal that did not happen: D is `file` again, S and H are gone.
-pub fn undo_seal(active: &Path, sealed: &Path, overlay: &Path, file: FileId) {
-    let steps = [undo_active(active, sealed, file), undo_sealed(active, sealed, file), undo_overlay(active, overlay)];
+pub(super) fn undo_seal(active: &Path, sealed: &Path, overlay: &Path, file: FileId) {
+    let steps = [
+        undo_active(active, sealed, file),
+        undo_sealed(active, sealed, file),
+        undo_overlay(active, overlay),
+    ];
     for failure in steps.into_iter().filter_map(Result::err) {
         tracing::error!(%failure, active = %active.display(), "a seal could not be taken back whole");
     }
@@ -44,10 +54,18 @@ fn undo_active(active: &Path, sealed: &Path, file: FileId) -> Result<(), Failure
 
 fn undo_sealed(active: &Path, sealed: &Path, file: FileId) -> Result<(), Failure> {
     // the last name of a disk is never removed
-    if sys::file_id(active).ok() == Some(file) { remove_file(sealed, file) } else { Ok(()) }
+    if sys::file_id(active).ok() == Some(file) {
+        remove_file(sealed, file)
+    } else {
+        Ok(())
+    }
 }
 
 fn undo_overlay(active: &Path, overlay: &Path) -> Result<(), Failure> {
     let overlay_file = sys::file_id(overlay).ok();
-    if overlay_file.is_some() && overlay_file != sys::file_id(active).ok() { remove_name(overlay) } else { Ok(()) }
+    if overlay_file.is_some() && overlay_file != sys::file_id(active).ok() {
+        remove_name(overlay)
+    } else {
+        Ok(())
+    }
 }

@@ -10,7 +10,9 @@ use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, SealMarker};
 use crate::model::{Disk, FileId, PointRecord};
 use crate::sys;
-use qmpbridge::command::{BlockdevCreate, BlockdevCreateOptions, BlockdevSnapshot, TransactionAction};
+use qmpbridge::command::{
+    BlockdevCreate, BlockdevCreateOptions, BlockdevSnapshot, TransactionAction,
+};
 use qmpbridge::{Bridge, JobId, NodeName};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +20,11 @@ use std::path::{Path, PathBuf};
 const OVERLAY_RESERVE: u64 = 4 << 20;
 
 /// Takes an external snapshot of one disk. Returns when the point exists.
-pub async fn take_external(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+pub(super) async fn take_external(
+    engine: &Engine,
+    guard: &DiskGuard,
+    name: &str,
+) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let disk = engine.observe_disk(guard).await?;
     let seal = Seal::prepare(engine, &disk, name)?;
@@ -54,22 +60,41 @@ impl<'a> Seal<'a> {
         if let Some(why) = &disk.no_snapshots {
             return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
         }
-        let root = disk.root.clone().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+        let root = disk
+            .root
+            .clone()
+            .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
         let active = disk.active_path.clone();
-        let file = sys::file_id(&active).map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
+        let file = sys::file_id(&active)
+            .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
         if disk.active.file != Some(file) {
-            return Err(Failure::new(Errno::EBUSY, format!("{} is not the file that QEMU writes", active.display()))
-                .next("somebody renamed or replaced it; put the file QEMU has open back under that name"));
+            return Err(Failure::new(
+                Errno::EBUSY,
+                format!("{} is not the file that QEMU writes", active.display()),
+            )
+            .next(
+                "somebody renamed or replaced it; put the file QEMU has open back under that name",
+            ));
         }
         let sealed = layer_file::sealed_path(&active, name);
         if sealed.symlink_metadata().is_ok() {
-            return Err(Failure::new(Errno::EEXIST, format!("{} exists", sealed.display())));
+            return Err(Failure::new(
+                Errno::EEXIST,
+                format!("{} exists", sealed.display()),
+            ));
         }
         let directory = active.parent().unwrap_or(Path::new("/"));
-        let free = sys::free_bytes(directory).map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
+        let free = sys::free_bytes(directory)
+            .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
         if free < OVERLAY_RESERVE {
-            return Err(Failure::new(Errno::ENOSPC, format!("{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}", directory.display()))
-                .next("make room on that filesystem"));
+            return Err(Failure::new(
+                Errno::ENOSPC,
+                format!(
+                    "{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}",
+                    directory.display()
+                ),
+            )
+            .next("make room on that filesystem"));
         }
         Ok(Seal {
             root,
@@ -97,14 +122,18 @@ impl<'a> Seal<'a> {
 
     /// Writes down on the file itself what is about to happen, before anything does.
     fn mark(&self) -> Result<(), Failure> {
-        layer_file::write_seal(&self.active, &SealMarker {
-            version: 1,
-            overlay: self.overlay.clone(),
-            sealed: self.sealed.clone(),
-            resume: false,
-            inode: self.file.ino,
-        })?;
-        layer_file::write_point(&self.active, &self.record).inspect_err(|_| self.unmark(&self.active))
+        layer_file::write_seal(
+            &self.active,
+            &SealMarker {
+                version: 1,
+                overlay: self.overlay.clone(),
+                sealed: self.sealed.clone(),
+                resume: false,
+                inode: self.file.ino,
+            },
+        )?;
+        layer_file::write_point(&self.active, &self.record)
+            .inspect_err(|_| self.unmark(&self.active))
     }
 
     fn unmark(&self, path: &Path) {
@@ -138,7 +167,9 @@ impl<'a> Seal<'a> {
             overlay: overlay.format.clone(),
         });
         if let Err(error) = bridge.transaction(vec![snapshot]).await {
-            return Err(self.undo(error.into(), bridge, Some(overlay), stopped).await);
+            return Err(self
+                .undo(error.into(), bridge, Some(overlay), stopped)
+                .await);
         }
         self.finish(engine, bridge, &overlay, stopped).await
     }
@@ -158,11 +189,21 @@ impl<'a> Seal<'a> {
         }
     }
 
-    async fn format_overlay(&self, bridge: &Bridge, protocol: &NodeName) -> Result<NodeName, Failure> {
-        let job_id = JobId::fresh("create").map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    async fn format_overlay(
+        &self,
+        bridge: &Bridge,
+        protocol: &NodeName,
+    ) -> Result<NodeName, Failure> {
+        let job_id =
+            JobId::fresh("create").map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
         let command = BlockdevCreate {
             job_id: job_id.clone(),
-            options: BlockdevCreateOptions::qcow2_overlay(protocol.clone(), self.disk.active.virtual_size, &self.sealed, "qcow2"),
+            options: BlockdevCreateOptions::qcow2_overlay(
+                protocol.clone(),
+                self.disk.active.virtual_size,
+                &self.sealed,
+                "qcow2",
+            ),
         };
         let mut job = bridge.start_job(job_id.clone(), command).await?;
         let outcome = job.wait_concluded().await;
@@ -170,7 +211,15 @@ impl<'a> Seal<'a> {
         outcome?;
         let overlay = self.overlay.clone();
         blocking(move || layer_file::fsync_file(&overlay)).await?;
-        nodes::add_format(bridge, "qcow2", protocol.clone(), None, Role::Active, &self.carried).await
+        nodes::add_format(
+            bridge,
+            "qcow2",
+            protocol.clone(),
+            None,
+            Role::Active,
+            &self.carried,
+        )
+        .await
     }
 
     async fn stop(&self, engine: &Engine) -> Result<bool, Failure> {
@@ -178,19 +227,28 @@ impl<'a> Seal<'a> {
             return Ok(false);
         }
         // first the note, then the deed: a daemon that dies in between leaves a VM to be resumed
-        layer_file::write_seal(&self.active, &SealMarker {
-            version: 1,
-            overlay: self.overlay.clone(),
-            sealed: self.sealed.clone(),
-            resume: true,
-            inode: self.file.ino,
-        })?;
+        layer_file::write_seal(
+            &self.active,
+            &SealMarker {
+                version: 1,
+                overlay: self.overlay.clone(),
+                sealed: self.sealed.clone(),
+                resume: true,
+                inode: self.file.ino,
+            },
+        )?;
         engine.stop_guest().await?;
         Ok(true)
     }
 
     /// After the transaction there is no way back: what fails now is finished as far as it goes.
-    async fn finish(&self, engine: &Engine, bridge: &Bridge, overlay: &Overlay, stopped: bool) -> Result<(), Failure> {
+    async fn finish(
+        &self,
+        engine: &Engine,
+        bridge: &Bridge,
+        overlay: &Overlay,
+        stopped: bool,
+    ) -> Result<(), Failure> {
         let rearranged = self.rearrange(bridge, overlay).await;
         let renamed = if self.first() {
             layer_file::replace(&self.overlay, &self.active)
@@ -201,7 +259,11 @@ impl<'a> Seal<'a> {
                 Err(_) => Ok(()),
             }
         };
-        let resumed = if stopped { engine.resume_guest().await } else { Ok(()) };
+        let resumed = if stopped {
+            engine.resume_guest().await
+        } else {
+            Ok(())
+        };
         renamed?;
         resumed?;
         rearranged?;
@@ -212,12 +274,26 @@ impl<'a> Seal<'a> {
         let graph = bridge.graph().await?;
         let below = graph.node(&self.root).and_then(|node| node.backing.clone());
         let sealed = nodes::add_sealed(bridge, &self.sealed, "qcow2", below, &self.carried).await?;
-        nodes::set_backing(bridge, &graph, &overlay.format, Some(sealed), Role::Active, &self.carried).await?;
+        nodes::set_backing(
+            bridge,
+            &graph,
+            &overlay.format,
+            Some(sealed),
+            Role::Active,
+            &self.carried,
+        )
+        .await?;
         nodes::drop_layer(bridge, &graph, &self.root).await
     }
 
     /// Takes back what was done before the transaction, and tells why it was not done.
-    async fn undo(&self, failure: Failure, bridge: &Bridge, overlay: Option<Overlay>, stopped: bool) -> Failure {
+    async fn undo(
+        &self,
+        failure: Failure,
+        bridge: &Bridge,
+        overlay: Option<Overlay>,
+        stopped: bool,
+    ) -> Failure {
         if matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT) {
             return failure;
         }
@@ -240,7 +316,9 @@ struct Overlay {
 }
 
 /// Runs what may wait for the host's disk beside the engine, not in it.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Failure::new(Errno::EIO, format!("a worker died: {error}"))))

@@ -54,7 +54,12 @@ pub(super) async fn keep(engine: Rc<Engine>) {
 
 fn changes_the_graph(event: &EventKind) -> bool {
     match event {
-        EventKind::BlockJob { .. } | EventKind::BlockExportDeleted { .. } | EventKind::Stop | EventKind::Resume | EventKind::Reset | EventKind::Shutdown { .. } => true,
+        EventKind::BlockJob { .. }
+        | EventKind::BlockExportDeleted { .. }
+        | EventKind::Stop
+        | EventKind::Resume
+        | EventKind::Reset
+        | EventKind::Shutdown { .. } => true,
         // flaps dozens of times around every change; the other events of a job tell its end
         EventKind::JobStatusChange { .. } | EventKind::BlockJobError { .. } => false,
         EventKind::Other => true,
@@ -78,7 +83,10 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = recovered {
-            engine.log.note(&format!("disk '{}': could not be settled: {failure}", disk.name));
+            engine.log.note(&format!(
+                "disk '{}': could not be settled: {failure}",
+                disk.name
+            ));
             engine.settle_later(&disk.name);
         }
     }

@@ -33,7 +33,10 @@ pub fn die_with_parent(command: &mut Command) {
 
 /// Lets this process open as many files as it may: an open view costs one for each layer.
 pub fn raise_file_limit() -> io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the pointer is to a live rlimit of ours, which the call fills in.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());

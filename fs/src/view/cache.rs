@@ -131,8 +131,9 @@ impl LayerCache {
 
     /// Opens all layers that can be read and keeps them: until the pin is dropped, what is opened
     /// uses these layers and the maps made now, whatever is written to the files. Afterwards
-    /// opens read the files anew, and older views go on with what they have.
-    pub fn pin(&self, chain: &[LayerSpec]) -> Result<Pin, Failure> {
+    /// opens read the files anew, and older views go on with what they have. `source` is the layer
+    /// that our own job commits if it runs already: it is opened without a lock.
+    pub fn pin(&self, chain: &[LayerSpec], source: Option<FileId>) -> Result<Pin, Failure> {
         let mut pin = Pin {
             cache: self.clone(),
             files: Vec::new(),
@@ -141,7 +142,11 @@ impl LayerCache {
             .iter()
             .filter(|spec| !matches!(spec.format, Format::Other(_)))
         {
-            let layer = self.layer(spec)?;
+            let layer = if source.is_some() && spec.file == source {
+                Arc::new(OpenLayer::open_unlocked(spec, &self.shared.caches)?)
+            } else {
+                self.layer(spec)?
+            };
             let mut files = self.files();
             let entry = files.entry(layer.id()).or_default();
             // Whoever pinned first has the older map, and it is as right as ours.

@@ -70,6 +70,22 @@ impl Stamp {
 impl OpenLayer {
     /// Opens and locks a layer.
     pub(super) fn open(spec: &LayerSpec, caches: &Arc<Caches>) -> Result<OpenLayer, Failure> {
+        Self::open_with(spec, caches, Locked::new)
+    }
+
+    /// Opens a layer that our own running job is committing.
+    pub(super) fn open_unlocked(
+        spec: &LayerSpec,
+        caches: &Arc<Caches>,
+    ) -> Result<OpenLayer, Failure> {
+        Self::open_with(spec, caches, |path, file| Ok(Locked::waived(path, file)))
+    }
+
+    fn open_with(
+        spec: &LayerSpec,
+        caches: &Arc<Caches>,
+        lock: impl FnOnce(&Path, Arc<File>) -> Result<Locked, Failure>,
+    ) -> Result<OpenLayer, Failure> {
         let path = &spec.path;
         let (file, metadata) = open_file(path)?;
         let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
@@ -80,7 +96,7 @@ impl OpenLayer {
                 format!("{} is another file by now", path.display()),
             ));
         }
-        let lock = || Locked::new(path, Arc::new(file));
+        let lock = || lock(path, Arc::new(file));
         let (locked, layer) = match &spec.format {
             Format::Qcow2 => {
                 let locked = lock()?;

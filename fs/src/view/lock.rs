@@ -58,6 +58,15 @@ impl Locked {
         Ok(locked)
     }
 
+    /// A layer that a job of our own has to itself: it is read without a lock, through a map that
+    /// the job does not change.
+    pub(super) fn waived(path: &Path, file: Arc<File>) -> Locked {
+        Locked {
+            path: path.to_owned(),
+            file,
+        }
+    }
+
     /// The file.
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file

@@ -28,7 +28,9 @@ impl Verb {
 
     /// The verb a journal names.
     pub fn from_word(word: &str) -> Option<Verb> {
-        [Verb::Stream, Verb::Commit, Verb::CommitActive].into_iter().find(|verb| verb.word() == word)
+        [Verb::Stream, Verb::Commit, Verb::CommitActive]
+            .into_iter()
+            .find(|verb| verb.word() == word)
     }
 }
 
@@ -69,40 +71,75 @@ pub fn above(disk: &Disk, index: usize) -> &Layer {
 const METADATA_RESERVE: u64 = 16 << 20;
 
 /// Decides, or says why nothing can be done.
-pub fn choose(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Result<Plan, Failure> {
+pub fn choose(
+    disk: &Disk,
+    index: usize,
+    facts: &Facts,
+    policy: MergePolicy,
+) -> Result<Plan, Failure> {
     let here = &disk.layers[index];
     let up = above(disk, index);
     let up_is_active = index + 1 == disk.layers.len();
     if here.record.is_none() {
-        return Err(Failure::new(Errno::EPERM, format!("{} was not sealed by qmpfs, so it is neither written nor removed", here.path.display()))
-            .next("take it out of the chain with the tool that made it"));
+        return Err(Failure::new(
+            Errno::EPERM,
+            format!(
+                "{} was not sealed by qmpfs, so it is neither written nor removed",
+                here.path.display()
+            ),
+        )
+        .next("take it out of the chain with the tool that made it"));
     }
     if here.format != Format::Qcow2 || up.format != Format::Qcow2 {
-        return Err(Failure::new(Errno::EOPNOTSUPP, "only qcow2 layers are merged"));
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            "only qcow2 layers are merged",
+        ));
     }
     if let Some(other) = facts.dependents.first() {
         return Err(Failure::new(Errno::EBUSY, format!("{} stands on {}", other.display(), here.path.display()))
             .next(format!("remove that image, or give it another backing file with qemu-img rebase, then try again ({} in all)", facts.dependents.len())));
     }
     if let Some(name) = internal_in(disk, if up_is_active { None } else { Some(index + 1) }) {
-        return Err(Failure::new(Errno::EBUSY, format!("the layer above holds internal snapshot '{name}', which would change or be lost"))
-            .next(format!("rmdir disks/{}/internal/{name} first", disk.name)));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "the layer above holds internal snapshot '{name}', which would change or be lost"
+            ),
+        )
+        .next(format!("rmdir disks/{}/internal/{name} first", disk.name)));
     }
     let stream = stream_allowed(disk, index, facts, up_is_active);
     let commit = commit_allowed(disk, index, facts, up_is_active);
-    let commit_verb = if up_is_active { Verb::CommitActive } else { Verb::Commit };
-    let streamed = |because: String| Plan { verb: Verb::Stream, copy: facts.stream_bytes, because };
-    let committed = |because: String| Plan { verb: commit_verb, copy: facts.commit_bytes, because };
+    let commit_verb = if up_is_active {
+        Verb::CommitActive
+    } else {
+        Verb::Commit
+    };
+    let streamed = |because: String| Plan {
+        verb: Verb::Stream,
+        copy: facts.stream_bytes,
+        because,
+    };
+    let committed = |because: String| Plan {
+        verb: commit_verb,
+        copy: facts.commit_bytes,
+        because,
+    };
     match policy {
         MergePolicy::Stream => return stream.map(|()| streamed("-o merge=stream".into())),
         MergePolicy::Commit => return commit.map(|()| committed("-o merge=commit".into())),
         MergePolicy::Auto => {}
     }
     match (stream, commit) {
-        (Ok(()), Ok(())) if facts.commit_bytes < facts.stream_bytes => {
-            Ok(committed(format!("commit copies {} bytes, stream would copy {}", facts.commit_bytes, facts.stream_bytes)))
-        }
-        (Ok(()), Ok(())) => Ok(streamed(format!("stream copies {} bytes, commit would copy {}", facts.stream_bytes, facts.commit_bytes))),
+        (Ok(()), Ok(())) if facts.commit_bytes < facts.stream_bytes => Ok(committed(format!(
+            "commit copies {} bytes, stream would copy {}",
+            facts.commit_bytes, facts.stream_bytes
+        ))),
+        (Ok(()), Ok(())) => Ok(streamed(format!(
+            "stream copies {} bytes, commit would copy {}",
+            facts.stream_bytes, facts.commit_bytes
+        ))),
         (Ok(()), Err(no)) => Ok(streamed(format!("commit is not possible: {}", no.message))),
         (Err(no), Ok(())) => Ok(committed(format!("stream is not possible: {}", no.message))),
         (Err(no), Err(_)) => Err(no),
@@ -110,21 +147,43 @@ pub fn choose(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> 
 }
 
 fn internal_in(disk: &Disk, layer: Option<usize>) -> Option<&str> {
-    disk.internals.iter().find(|internal| internal.layer == layer).map(|internal| internal.name.as_str())
+    disk.internals
+        .iter()
+        .find(|internal| internal.layer == layer)
+        .map(|internal| internal.name.as_str())
 }
 
-fn stream_allowed(disk: &Disk, index: usize, facts: &Facts, up_is_active: bool) -> Result<(), Failure> {
+fn stream_allowed(
+    disk: &Disk,
+    index: usize,
+    facts: &Facts,
+    up_is_active: bool,
+) -> Result<(), Failure> {
     let up = above(disk, index);
     if !up_is_active && up.record.is_none() {
-        return Err(Failure::new(Errno::EPERM, format!("the layer above, {}, was not made by qmpfs and is not written", up.path.display())));
+        return Err(Failure::new(
+            Errno::EPERM,
+            format!(
+                "the layer above, {}, was not made by qmpfs and is not written",
+                up.path.display()
+            ),
+        ));
     }
     if let Some(name) = internal_in(disk, Some(index)) {
-        return Err(Failure::new(Errno::EBUSY, format!("its file holds internal snapshot '{name}', which would be lost")));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("its file holds internal snapshot '{name}', which would be lost"),
+        ));
     }
     room(facts.stream_bytes, facts.free_above)
 }
 
-fn commit_allowed(disk: &Disk, index: usize, facts: &Facts, up_is_active: bool) -> Result<(), Failure> {
+fn commit_allowed(
+    disk: &Disk,
+    index: usize,
+    facts: &Facts,
+    up_is_active: bool,
+) -> Result<(), Failure> {
     let here = &disk.layers[index];
     let up = above(disk, index);
     let no = |why: String| Err(Failure::new(Errno::EOPNOTSUPP, why));
@@ -132,13 +191,20 @@ fn commit_allowed(disk: &Disk, index: usize, facts: &Facts, up_is_active: bool) 
         return no("no snapshot was taken since the VM started, so the root node is not ours to re-arrange".into());
     }
     if !up_is_active && up.record.is_none() {
-        return no(format!("the layer above, {}, was not made by qmpfs and is not removed", up.path.display()));
+        return no(format!(
+            "the layer above, {}, was not made by qmpfs and is not removed",
+            up.path.display()
+        ));
     }
     if up.virtual_size != here.virtual_size {
         return no("the disk was resized in between".into());
     }
     if facts.names > 1 {
-        return no(format!("{} has {} names: somebody else may rely on its bytes", here.path.display(), facts.names));
+        return no(format!(
+            "{} has {} names: somebody else may rely on its bytes",
+            here.path.display(),
+            facts.names
+        ));
     }
     room(facts.commit_bytes, facts.free_here)
 }
@@ -148,7 +214,11 @@ fn room(bytes: u64, free: u64) -> Result<(), Failure> {
     if free >= needed {
         return Ok(());
     }
-    Err(Failure::new(Errno::ENOSPC, format!("the merge may need {needed} bytes, {free} are free")).next("make room on that filesystem, then try again"))
+    Err(Failure::new(
+        Errno::ENOSPC,
+        format!("the merge may need {needed} bytes, {free} are free"),
+    )
+    .next("make room on that filesystem, then try again"))
 }
 
 #[cfg(test)]
@@ -220,59 +290,109 @@ mod tests {
     }
 
     fn verb(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Result<Verb, Errno> {
-        choose(disk, index, facts, policy).map(|plan| plan.verb).map_err(|failure| failure.errno)
+        choose(disk, index, facts, policy)
+            .map(|plan| plan.verb)
+            .map_err(|failure| failure.errno)
     }
 
     #[test]
     fn the_verb_that_copies_less_is_chosen() {
         let disk = disk();
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Ok(Verb::Stream));
-        assert_eq!(verb(&disk, 1, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Commit));
-        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Auto), Ok(Verb::CommitActive));
-        assert_eq!(verb(&disk, 1, &facts(20, 10), MergePolicy::Stream), Ok(Verb::Stream));
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Commit), Ok(Verb::Commit));
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Auto),
+            Ok(Verb::Stream)
+        );
+        assert_eq!(
+            verb(&disk, 1, &facts(20, 10), MergePolicy::Auto),
+            Ok(Verb::Commit)
+        );
+        assert_eq!(
+            verb(&disk, 2, &facts(20, 10), MergePolicy::Auto),
+            Ok(Verb::CommitActive)
+        );
+        assert_eq!(
+            verb(&disk, 1, &facts(20, 10), MergePolicy::Stream),
+            Ok(Verb::Stream)
+        );
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Commit),
+            Ok(Verb::Commit)
+        );
     }
 
     #[test]
     fn a_file_of_somebody_else_is_neither_written_nor_removed() {
         let mut disk = disk();
-        assert_eq!(verb(&disk, 0, &facts(10, 20), MergePolicy::Auto), Err(Errno::EPERM));
+        assert_eq!(
+            verb(&disk, 0, &facts(10, 20), MergePolicy::Auto),
+            Err(Errno::EPERM)
+        );
         disk.layers[2].record = None;
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Err(Errno::EPERM));
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Auto),
+            Err(Errno::EPERM)
+        );
     }
 
     #[test]
     fn an_image_that_stands_on_the_point_keeps_it() {
         let mut facts = facts(10, 20);
         facts.dependents.push("/vm/clone.qcow2".into());
-        assert_eq!(verb(&disk(), 1, &facts, MergePolicy::Auto), Err(Errno::EBUSY));
+        assert_eq!(
+            verb(&disk(), 1, &facts, MergePolicy::Auto),
+            Err(Errno::EBUSY)
+        );
     }
 
     #[test]
     fn internal_snapshots_keep_what_they_need() {
         let mut disk = disk();
         disk.internals = vec![internal(Some(2))];
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Err(Errno::EBUSY));
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Auto),
+            Err(Errno::EBUSY)
+        );
         disk.internals = vec![internal(None)];
-        assert_eq!(verb(&disk, 2, &facts(10, 20), MergePolicy::Auto), Err(Errno::EBUSY));
+        assert_eq!(
+            verb(&disk, 2, &facts(10, 20), MergePolicy::Auto),
+            Err(Errno::EBUSY)
+        );
         // in the point's own file: it survives a commit, not a stream
         disk.internals = vec![internal(Some(1))];
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Auto), Ok(Verb::Commit));
-        assert_eq!(verb(&disk, 1, &facts(10, 20), MergePolicy::Stream), Err(Errno::EBUSY));
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Auto),
+            Ok(Verb::Commit)
+        );
+        assert_eq!(
+            verb(&disk, 1, &facts(10, 20), MergePolicy::Stream),
+            Err(Errno::EBUSY)
+        );
     }
 
     #[test]
     fn commit_waits_for_a_root_of_ours_and_an_unshared_file() {
         let mut disk = disk();
         disk.root = NodeName::new("#block123").ok();
-        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Stream));
-        assert_eq!(verb(&disk, 2, &facts(20, 10), MergePolicy::Commit), Err(Errno::EOPNOTSUPP));
+        assert_eq!(
+            verb(&disk, 2, &facts(20, 10), MergePolicy::Auto),
+            Ok(Verb::Stream)
+        );
+        assert_eq!(
+            verb(&disk, 2, &facts(20, 10), MergePolicy::Commit),
+            Err(Errno::EOPNOTSUPP)
+        );
         let mut shared = facts(20, 10);
         shared.names = 2;
-        assert_eq!(verb(&self::disk(), 1, &shared, MergePolicy::Auto), Ok(Verb::Stream));
+        assert_eq!(
+            verb(&self::disk(), 1, &shared, MergePolicy::Auto),
+            Ok(Verb::Stream)
+        );
         let mut resized = self::disk();
         resized.layers[2].virtual_size *= 2;
-        assert_eq!(verb(&resized, 1, &facts(20, 10), MergePolicy::Auto), Ok(Verb::Stream));
+        assert_eq!(
+            verb(&resized, 1, &facts(20, 10), MergePolicy::Auto),
+            Ok(Verb::Stream)
+        );
     }
 
     #[test]
@@ -280,9 +400,15 @@ mod tests {
         let mut tight = facts(1 << 30, 1 << 31);
         tight.free_above = 1 << 20;
         tight.free_here = 1 << 20;
-        assert_eq!(verb(&disk(), 1, &tight, MergePolicy::Auto), Err(Errno::ENOSPC));
+        assert_eq!(
+            verb(&disk(), 1, &tight, MergePolicy::Auto),
+            Err(Errno::ENOSPC)
+        );
         // the cheaper way does not fit, the other does
         tight.free_here = 1 << 40;
-        assert_eq!(verb(&disk(), 1, &tight, MergePolicy::Auto), Ok(Verb::Commit));
+        assert_eq!(
+            verb(&disk(), 1, &tight, MergePolicy::Auto),
+            Ok(Verb::Commit)
+        );
     }
 }

@@ -17,7 +17,12 @@ use qmpbridge::{BlockGraph, Bridge, JobHandle, NodeName};
 use std::path::{Path, PathBuf};
 
 /// Gets the job going, or takes up the one that already runs.
-pub(super) async fn start(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+pub(super) async fn start(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &mut Merge,
+    carried: &Carried,
+) -> Result<JobHandle, Failure> {
     if bridge.jobs().await?.iter().any(|job| job.id == merge.job) {
         return Ok(bridge.attach_job(merge.job.clone()).await?);
     }
@@ -37,7 +42,12 @@ async fn stream(bridge: &Bridge, merge: &Merge) -> Result<JobHandle, Failure> {
     Ok(bridge.start_job(merge.job.clone(), command).await?)
 }
 
-async fn commit(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+async fn commit(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &mut Merge,
+    carried: &Carried,
+) -> Result<JobHandle, Failure> {
     own_all(engine, bridge, merge, carried).await?;
     let up = merge.up();
     if let Some(file) = up.file {
@@ -58,7 +68,12 @@ async fn commit(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &C
     Ok(bridge.start_job(merge.job.clone(), command).await?)
 }
 
-async fn commit_active(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<JobHandle, Failure> {
+async fn commit_active(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &mut Merge,
+    carried: &Carried,
+) -> Result<JobHandle, Failure> {
     own_all(engine, bridge, merge, carried).await?;
     let sealed = merge.sealed_path();
     if merge.here().path == sealed {
@@ -93,20 +108,43 @@ async fn commit_active(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carr
 }
 
 /// Makes every node of the chain one of ours, and looks at the disk again if that changed it.
-async fn own_all(engine: &Engine, bridge: &Bridge, merge: &mut Merge, carried: &Carried) -> Result<(), Failure> {
+async fn own_all(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &mut Merge,
+    carried: &Carried,
+) -> Result<(), Failure> {
     nodes::adopt(bridge, &merge.disk, carried).await?;
     merge.disk = engine.observe_again(&merge.disk.name).await?;
     Ok(())
 }
 
 /// Puts a fresh node on the same file under another name in the place right below the root.
-async fn move_below_root(engine: &Engine, bridge: &Bridge, merge: &mut Merge, to: &Path, carried: &Carried) -> Result<(), Failure> {
+async fn move_below_root(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &mut Merge,
+    to: &Path,
+    carried: &Carried,
+) -> Result<(), Failure> {
     let root = node(merge.disk.root.as_ref())?;
     let old = node(merge.here().node.as_ref())?;
-    let below = merge.below().map(|below| node(below.node.as_ref())).transpose()?;
+    let below = merge
+        .below()
+        .map(|below| node(below.node.as_ref()))
+        .transpose()?;
     let graph = bridge.graph().await?;
     let fresh = nodes::add_sealed(bridge, to, "qcow2", below, carried).await?;
-    if let Err(failure) = nodes::set_backing(bridge, &graph, &root, Some(fresh.clone()), Role::Active, carried).await {
+    if let Err(failure) = nodes::set_backing(
+        bridge,
+        &graph,
+        &root,
+        Some(fresh.clone()),
+        Role::Active,
+        carried,
+    )
+    .await
+    {
         if let Ok(graph) = bridge.graph().await {
             let _ = nodes::drop_layer(bridge, &graph, &fresh).await;
         }
@@ -130,25 +168,48 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
 /// Whether the chain no longer needs the point (or, after a commit, the layer above it).
 pub(super) async fn point_left(engine: &Engine, merge: &Merge) -> Result<bool, Failure> {
     let now = engine.observe_again(&merge.disk.name).await?;
-    let gone = if merge.verb == Verb::Stream { merge.here().file } else { merge.up().file };
-    Ok(!now.layers.iter().chain([&now.active]).any(|layer| layer.file == gone))
+    let gone = if merge.verb == Verb::Stream {
+        merge.here().file
+    } else {
+        merge.up().file
+    };
+    Ok(!now
+        .layers
+        .iter()
+        .chain([&now.active])
+        .any(|layer| layer.file == gone))
 }
 
 /// What is left to do when the job has concluded without error.
-pub(super) async fn finish(engine: &Engine, bridge: &Bridge, merge: &Merge, carried: &Carried) -> Result<(), Failure> {
+pub(super) async fn finish(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &Merge,
+    carried: &Carried,
+) -> Result<(), Failure> {
     let here = merge.here();
-    let file = here.file.ok_or_else(|| Failure::new(Errno::EIO, "the point's file is not known"))?;
+    let file = here
+        .file
+        .ok_or_else(|| Failure::new(Errno::EIO, "the point's file is not known"))?;
     match merge.verb {
         Verb::Stream => {
             let up = merge.up();
             finish_stream(bridge, here.node.as_ref(), &here.path, file, &up.path).await
         }
         Verb::Commit => {
-            let over = merge.disk.layers.get(merge.index + 2).unwrap_or(&merge.disk.active);
+            let over = merge
+                .disk
+                .layers
+                .get(merge.index + 2)
+                .unwrap_or(&merge.disk.active);
             let committed = Committed {
                 root: node(merge.disk.root.as_ref())?,
                 over: node(over.node.as_ref())?,
-                over_role: if merge.index + 2 < merge.disk.layers.len() { Role::Sealed } else { Role::Active },
+                over_role: if merge.index + 2 < merge.disk.layers.len() {
+                    Role::Sealed
+                } else {
+                    Role::Active
+                },
                 over_path: over.path.clone(),
                 upper_node: merge.up().node.clone(),
                 upper_path: merge.journal.upper.clone(),
@@ -175,7 +236,13 @@ pub(super) async fn finish(engine: &Engine, bridge: &Bridge, merge: &Merge, carr
 }
 
 /// After a stream: the point's nodes and then its file go.
-pub(in crate::ops) async fn finish_stream(bridge: &Bridge, point: Option<&NodeName>, path: &Path, file: FileId, upper: &Path) -> Result<(), Failure> {
+pub(in crate::ops) async fn finish_stream(
+    bridge: &Bridge,
+    point: Option<&NodeName>,
+    path: &Path,
+    file: FileId,
+    upper: &Path,
+) -> Result<(), Failure> {
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, point).await?;
     let graph = bridge.graph().await?;
@@ -205,12 +272,19 @@ pub(in crate::ops) struct Committed {
 }
 
 /// After a commit: the file that received the layer above takes its name and its record.
-pub(in crate::ops) async fn finish_commit(bridge: &Bridge, done: &Committed, carried: &Carried) -> Result<(), Failure> {
+pub(in crate::ops) async fn finish_commit(
+    bridge: &Bridge,
+    done: &Committed,
+    carried: &Carried,
+) -> Result<(), Failure> {
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, done.upper_node.as_ref()).await?;
     if sys::file_id(&done.upper_path).ok() != Some(done.file) {
         if let Some(record) = &done.upper_record {
-            let record = PointRecord { inode: done.file.ino, ..record.clone() };
+            let record = PointRecord {
+                inode: done.file.ino,
+                ..record.clone()
+            };
             layer_file::write_point(&done.sealed, &record)?;
         }
         layer_file::replace(&done.sealed, &done.upper_path)?;
@@ -227,8 +301,23 @@ pub(in crate::ops) async fn finish_commit(bridge: &Bridge, done: &Committed, car
     if let Some(receiver) = below_over.as_ref().and_then(|name| graph.node(name))
         && receiver.path.as_deref() != Some(done.upper_path.as_path())
     {
-        let fresh = nodes::add_sealed(bridge, &done.upper_path, "qcow2", receiver.backing.clone(), carried).await?;
-        nodes::set_backing(bridge, &graph, &done.over, Some(fresh), done.over_role, carried).await?;
+        let fresh = nodes::add_sealed(
+            bridge,
+            &done.upper_path,
+            "qcow2",
+            receiver.backing.clone(),
+            carried,
+        )
+        .await?;
+        nodes::set_backing(
+            bridge,
+            &graph,
+            &done.over,
+            Some(fresh),
+            done.over_role,
+            carried,
+        )
+        .await?;
         nodes::drop_layer(bridge, &graph, &receiver.name).await?;
     }
     let over = done.over_path.clone();
@@ -255,7 +344,11 @@ pub(in crate::ops) struct Pivoted {
 }
 
 /// After the pivot: D names the new active layer before the guest goes on.
-pub(in crate::ops) async fn finish_pivot(engine: &Engine, bridge: &Bridge, done: &Pivoted) -> Result<(), Failure> {
+pub(in crate::ops) async fn finish_pivot(
+    engine: &Engine,
+    bridge: &Bridge,
+    done: &Pivoted,
+) -> Result<(), Failure> {
     if sys::file_id(&done.active).ok() != Some(done.file) {
         layer_file::replace(&done.opened_as, &done.active)?;
     }
@@ -272,7 +365,11 @@ pub(in crate::ops) async fn finish_pivot(engine: &Engine, bridge: &Bridge, done:
     layer_file::clear_merge(&done.active)
 }
 
-async fn drop_if_there(bridge: &Bridge, graph: &BlockGraph, node: Option<&NodeName>) -> Result<(), Failure> {
+async fn drop_if_there(
+    bridge: &Bridge,
+    graph: &BlockGraph,
+    node: Option<&NodeName>,
+) -> Result<(), Failure> {
     match node.filter(|node| graph.node(node).is_some()) {
         Some(node) => nodes::drop_layer(bridge, graph, node).await,
         None => Ok(()),
@@ -281,12 +378,16 @@ async fn drop_if_there(bridge: &Bridge, graph: &BlockGraph, node: Option<&NodeNa
 
 fn refuse_if_open(graph: &BlockGraph, path: &Path) -> Result<(), Failure> {
     if graph.nodes().any(|node| node.path.as_deref() == Some(path)) {
-        return Err(Failure::new(Errno::EBUSY, format!("QEMU still has {} open; it is not removed", path.display()))
-            .next("mount again when whatever uses it has ended"));
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("QEMU still has {} open; it is not removed", path.display()),
+        )
+        .next("mount again when whatever uses it has ended"));
     }
     Ok(())
 }
 
 fn node(name: Option<&NodeName>) -> Result<NodeName, Failure> {
-    name.cloned().ok_or_else(|| Failure::new(Errno::ENOTCONN, "the layer has no node in QEMU"))
+    name.cloned()
+        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the layer has no node in QEMU"))
 }

@@ -22,7 +22,11 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
     match point.kind {
         PointKind::Internal => format!(
             "verb:   blockdev-snapshot-delete-internal-sync\ncopies: nothing\nfiles:  its clusters are given back inside {}\n",
-            disk.internal(&name).and_then(|internal| internal.layer).map_or(&disk.active, |layer| &disk.layers[layer]).path.display()
+            disk.internal(&name)
+                .and_then(|internal| internal.layer)
+                .map_or(&disk.active, |layer| &disk.layers[layer])
+                .path
+                .display()
         ),
         PointKind::Layer | PointKind::External => {
             let Some(index) = layer_index(disk, &name, section) else {
@@ -30,32 +34,45 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
             };
             match facts(disk, index).and_then(|facts| choose(disk, index, &facts, model.vm.merge)) {
                 Ok(plan) => describe(disk, index, &plan),
-                Err(failure) => format!("refused: {} ({})\nnext:    {}\n", failure.message, failure.errno, failure.next),
+                Err(failure) => format!(
+                    "refused: {} ({})\nnext:    {}\n",
+                    failure.message, failure.errno, failure.next
+                ),
             }
         }
     }
 }
 
-pub fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
+pub(crate) fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
     match section {
-        Section::Layers => name.split_once('-').and_then(|(index, _)| index.parse().ok()).filter(|index| *index < disk.layers.len()),
+        Section::Layers => name
+            .split_once('-')
+            .and_then(|(index, _)| index.parse().ok())
+            .filter(|index| *index < disk.layers.len()),
         Section::Snapshots | Section::Internal | Section::Jobs => index_of(disk, name),
     }
 }
 
 /// The index of external snapshot `name` among the sealed layers.
-pub fn index_of(disk: &Disk, name: &str) -> Option<usize> {
-    disk.layers.iter().position(|layer| layer.shown() && layer.record.as_ref().is_some_and(|record| record.name == name))
+pub(super) fn index_of(disk: &Disk, name: &str) -> Option<usize> {
+    disk.layers.iter().position(|layer| {
+        layer.shown()
+            && layer
+                .record
+                .as_ref()
+                .is_some_and(|record| record.name == name)
+    })
 }
 
 /// Finds out what `choose` wants to know about layer `index` and the one above it.
-pub fn facts(disk: &Disk, index: usize) -> Result<Facts, Failure> {
+pub(super) fn facts(disk: &Disk, index: usize) -> Result<Facts, Failure> {
     let here = &disk.layers[index];
     let up = above(disk, index);
     let up_is_active = index + 1 == disk.layers.len();
     let directory = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let here_dir = directory(&here.path);
-    let io = |error: std::io::Error| Failure::io(format!("look at {}", here.path.display()), &error);
+    let io =
+        |error: std::io::Error| Failure::io(format!("look at {}", here.path.display()), &error);
     let mut ours: Vec<_> = disk.layers.iter().filter_map(|layer| layer.file).collect();
     ours.extend(disk.active.file);
     let dependents = match here.file {
@@ -65,7 +82,11 @@ pub fn facts(disk: &Disk, index: usize) -> Result<Facts, Failure> {
     Ok(Facts {
         stream_bytes: layer_allocated(&LayerSpec::from(here))?,
         // the active layer is not ours to parse while QEMU writes it
-        commit_bytes: if up_is_active { up.allocated_size } else { layer_allocated(&LayerSpec::from(up))? },
+        commit_bytes: if up_is_active {
+            up.allocated_size
+        } else {
+            layer_allocated(&LayerSpec::from(up))?
+        },
         dependents,
         names: sys::names_of(&here.path).map_err(io)?,
         free_above: sys::free_bytes(&directory(&up.path)).map_err(io)?,
@@ -78,16 +99,44 @@ fn describe(disk: &Disk, index: usize, plan: &Plan) -> String {
     let up = above(disk, index);
     let mut text = String::new();
     let (verb, writes, goes) = match plan.verb {
-        Verb::Stream => ("block-stream", up.path.display().to_string(), here.path.display().to_string()),
-        Verb::Commit => ("block-commit", here.path.display().to_string(), format!("{} (its name goes to {})", up.path.display(), here.path.display())),
-        Verb::CommitActive => ("block-commit of the active layer, then pivot", here.path.display().to_string(), format!("today's {}; {} becomes it", disk.active_path.display(), here.path.display())),
+        Verb::Stream => (
+            "block-stream",
+            up.path.display().to_string(),
+            here.path.display().to_string(),
+        ),
+        Verb::Commit => (
+            "block-commit",
+            here.path.display().to_string(),
+            format!(
+                "{} (its name goes to {})",
+                up.path.display(),
+                here.path.display()
+            ),
+        ),
+        Verb::CommitActive => (
+            "block-commit of the active layer, then pivot",
+            here.path.display().to_string(),
+            format!(
+                "today's {}; {} becomes it",
+                disk.active_path.display(),
+                here.path.display()
+            ),
+        ),
     };
     // writing into a String cannot fail
     let _ = writeln!(text, "verb:    {verb}");
     let _ = writeln!(text, "copies:  {} bytes at most", plan.copy);
     let _ = writeln!(text, "writes:  {writes}");
     let _ = writeln!(text, "removes: {goes}");
-    let _ = writeln!(text, "cancel:  {}", if plan.verb == Verb::Stream { "possible until it ends; the point then stays" } else { "not possible once it runs" });
+    let _ = writeln!(
+        text,
+        "cancel:  {}",
+        if plan.verb == Verb::Stream {
+            "possible until it ends; the point then stays"
+        } else {
+            "not possible once it runs"
+        }
+    );
     let _ = writeln!(text, "because: {}", plan.because);
     text
 }

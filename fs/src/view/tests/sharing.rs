@@ -90,7 +90,7 @@ fn a_file_that_somebody_rewrote_is_read_anew() {
 fn pinned_layers_stay_as_they_were() {
     let (images, chain) = Images::chain();
     let cache = LayerCache::default();
-    let pin = cache.pin(&chain).unwrap();
+    let pin = cache.pin(&chain, None).unwrap();
     let before = open(&cache, &chain);
     assert_eq!(marks(&before), [1, 2, 3, 0]);
 
@@ -101,7 +101,7 @@ fn pinned_layers_stay_as_they_were() {
     images.fill("top", 3, 4);
     let busy = File::open(&chain[2].path).unwrap();
     sys::lock_byte_shared(&busy, 200).unwrap();
-    let second = cache.pin(&chain[2..]).unwrap();
+    let second = cache.pin(&chain[2..], None).unwrap();
     let during = open(&cache, &chain);
     assert!(Arc::ptr_eq(
         &during.opened().layers()[2],
@@ -151,10 +151,10 @@ fn a_pin_that_fails_keeps_nothing() {
     let (images, mut chain) = Images::chain();
     std::fs::remove_file(images.path("top")).unwrap();
     let cache = LayerCache::default();
-    assert_eq!(cache.pin(&chain).err().unwrap().errno, Errno::ENOENT);
+    assert_eq!(cache.pin(&chain, None).err().unwrap().errno, Errno::ENOENT);
     assert_eq!(held(&chain[0].path), [0u32; 0]);
     chain[2].format = Format::Other("luks".into());
-    let _pin = cache.pin(&chain).unwrap();
+    let _pin = cache.pin(&chain, None).unwrap();
     assert_eq!(
         held(&chain[1].path),
         [100],
