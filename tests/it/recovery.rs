@@ -70,6 +70,9 @@ over_attachments! {
             bench.machine.limit_jobs(0);
             wait::until_true("the disk is back", || bench.point(&upper).exists());
             let _ = bench.disk().wait();
+            wait::until_true("the merge is finished or undone", || {
+                bench.point(&lower).exists() || !bench.sealed(&lower).exists()
+            });
             if bench.point(&lower).exists() {
                 bench.point(&lower).delete().expect("rmdir, again");
                 bench.disk().wait().expect("the merge");
