@@ -62,8 +62,16 @@ impl Mounted {
             .arg(&mountpoint);
         let log = scratch.file("refused.log");
         let mut process = Process::spawn(command, &log, libc::SIGTERM);
-        let status = process.wait("a mount that cannot be ends by itself");
-        assert!(!is_mounted(&mountpoint), "a refused mount must not stay");
+        let ended = wait::poll(wait::PATIENCE, || process.ended());
+        if ended.is_none() || is_mounted(&mountpoint) {
+            process.terminate(Duration::from_secs(15));
+            detach(&mountpoint);
+            panic!(
+                "it must end by itself and leave no mount:\n{}",
+                process.log()
+            );
+        }
+        let status = ended.expect("it ended");
         (status.code(), process.log())
     }
 
