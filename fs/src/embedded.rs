@@ -115,20 +115,35 @@ impl StorageDaemon {
         &self.disks
     }
 
-    /// Ends it in order.
+    /// Ends it in order, and removes the hidden names that nobody uses any more.
     pub async fn stop(mut self) {
         if let Err(error) = self.bridge.run(Quit).await {
             tracing::debug!(%error, "quit");
         }
         let deadline = Instant::now() + STOP_DEADLINE;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= deadline {
+                tracing::error!("{PROGRAM} does not end; it is killed");
+                end_now(&mut self.child);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        tracing::error!("{PROGRAM} does not end; it is killed");
+        for (active, _) in &self.disks {
+            if let Err(failure) = tidy(active) {
+                tracing::warn!(%failure, "a hidden name stays behind");
+            }
+        }
     }
+}
+
+fn tidy(active: &Path) -> Result<(), Failure> {
+    refuse_if_in_use(active)?;
+    let chain = offline::resolve_chain(active, None)?;
+    let files: Vec<FileId> = chain
+        .iter()
+        .filter_map(|layer| sys::file_id(&layer.path).ok())
+        .collect();
+    recover::offline(active, &files)
 }
 
 impl Drop for StorageDaemon {

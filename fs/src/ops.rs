@@ -23,7 +23,7 @@ use crate::model::{Format, Model};
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::View;
-use engine::{Engine, Work};
+use engine::{DiskGuard, Engine, Work};
 pub use nodes::add_chain;
 pub use observe::fit;
 use qmpbridge::{Address, Bridge};
@@ -344,26 +344,35 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     match intent {
         Intent::TakeExternal { disk, name } => {
             let outcome = match engine.hold(&disk).await {
-                Ok(guard) => snapshot::take_external(&engine, &guard, &name).await,
+                Ok(guard) => {
+                    let outcome = snapshot::take_external(&engine, &guard, &name).await;
+                    seen(&engine, guard).await;
+                    outcome
+                }
                 Err(failure) => Err(failure),
             };
-            seen(&engine).await;
             logged(outcome);
         }
         Intent::TakeInternal { disk, name } => {
             let outcome = match engine.hold(&disk).await {
-                Ok(guard) => internal::take(&engine, &guard, &name).await,
+                Ok(guard) => {
+                    let outcome = internal::take(&engine, &guard, &name).await;
+                    seen(&engine, guard).await;
+                    outcome
+                }
                 Err(failure) => Err(failure),
             };
-            seen(&engine).await;
             logged(outcome);
         }
         Intent::DeleteInternal { disk, name } => {
             let outcome = match engine.hold(&disk).await {
-                Ok(guard) => internal::delete(&engine, &guard, &name).await,
+                Ok(guard) => {
+                    let outcome = internal::delete(&engine, &guard, &name).await;
+                    seen(&engine, guard).await;
+                    outcome
+                }
                 Err(failure) => Err(failure),
             };
-            seen(&engine).await;
             logged(outcome);
         }
         Intent::DeleteExternal { disk, name } => match engine.hold(&disk).await {
@@ -378,8 +387,8 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
 }
 
 /// The new model is published before the call returns: the name is there, or gone, at once.
-async fn seen(engine: &Engine) {
-    if let Err(failure) = engine.refresh(None).await {
+async fn seen(engine: &Engine, guard: DiskGuard) {
+    if let Err(failure) = engine.refresh(Some(guard.name())).await {
         tracing::debug!(%failure, "refresh after a verb");
     }
 }

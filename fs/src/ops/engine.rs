@@ -10,7 +10,7 @@ use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
 use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
 use crate::report::Log;
-use crate::view::LayerCache;
+use crate::view::{LayerCache, Pin};
 use qmpbridge::command::{Cont, QueryName, QueryStatus, Stop};
 use qmpbridge::{Bridge, Connection};
 use std::cell::{Cell, RefCell};
@@ -37,6 +37,8 @@ pub struct Engine {
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     looked: Cell<Option<Instant>>,
+    /// One look at a time, or an older one might be published after a newer.
+    looking: Mutex<()>,
     /// Counts changes of work: waiters look again at each.
     work: watch::Sender<u64>,
     unsettled: RefCell<BTreeSet<String>>,
@@ -50,8 +52,16 @@ struct DiskState {
     held: Cell<bool>,
     merging: Cell<bool>,
     cancelled: Cell<bool>,
+    /// Counts who has held the disk: a look that began before is old news.
+    turns: Cell<u64>,
     jobs: RefCell<Vec<Job>>,
-    frozen: RefCell<Option<Disk>>,
+    frozen: RefCell<Option<Frozen>>,
+}
+
+/// What a disk looks like while a merge runs: as it was, read through the maps made before.
+struct Frozen {
+    disk: Disk,
+    _pin: Pin,
 }
 
 /// The right to change one disk.
@@ -89,6 +99,7 @@ impl Engine {
             model,
             disks: RefCell::default(),
             looked: Cell::new(None),
+            looking: Mutex::default(),
             work: watch::Sender::new(0),
             unsettled: RefCell::default(),
             reported: RefCell::default(),
@@ -120,6 +131,7 @@ impl Engine {
             .await
             .map_err(|_| busy())?;
         state.held.set(true);
+        state.turns.set(state.turns.get().wrapping_add(1));
         let guard = DiskGuard {
             name: disk.to_owned(),
             state,
@@ -175,6 +187,8 @@ impl Engine {
             self.publish_connection(ConnectionState::Down(reason.clone()));
             return Err(qmpbridge::Error::Disconnected.into());
         }
+        let _one = self.looking.lock().await;
+        let turns = self.turns();
         let mut disks = self.observe().await?;
         let run_state = if bridge.supports("query-status") {
             Some(bridge.run(QueryStatus).await?.status)
@@ -186,16 +200,26 @@ impl Engine {
             None if bridge.supports("query-name") => bridge.run(QueryName).await?.name,
             None => None,
         };
+        // from here to the end nothing waits: what is published is of one piece
         let old = self.current();
         for disk in &mut disks {
             let state = self.state(&disk.name);
-            if state.held.get() && own != Some(disk.name.as_str()) {
-                let shown = state
+            let mine = own == Some(disk.name.as_str());
+            if mine {
+                // the new chain and the new maps come into force together
+                *state.frozen.borrow_mut() = None;
+            }
+            let stale = state.held.get()
+                || turns
+                    .get(&disk.name)
+                    .is_some_and(|turn| *turn != state.turns.get());
+            if !mine && stale {
+                let frozen = state
                     .frozen
                     .borrow()
-                    .clone()
-                    .or_else(|| old.disk(&disk.name).cloned());
-                if let Some(shown) = shown {
+                    .as_ref()
+                    .map(|frozen| frozen.disk.clone());
+                if let Some(shown) = frozen.or_else(|| old.disk(&disk.name).cloned()) {
                     *disk = shown;
                 }
             }
@@ -203,13 +227,10 @@ impl Engine {
         }
         for (name, state) in self.disks.borrow().iter() {
             // a disk that is out of sight in the middle of a merge is not gone
-            if let Some(frozen) = state
-                .frozen
-                .borrow()
-                .as_ref()
-                .filter(|_| !disks.iter().any(|disk| &disk.name == name))
+            if let Some(frozen) = &*state.frozen.borrow()
+                && !disks.iter().any(|disk| &disk.name == name)
             {
-                disks.push(frozen.clone());
+                disks.push(frozen.disk.clone());
             }
         }
         disks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -225,6 +246,14 @@ impl Engine {
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });
         Ok(())
+    }
+
+    fn turns(&self) -> HashMap<String, u64> {
+        self.disks
+            .borrow()
+            .iter()
+            .map(|(name, state)| (name.clone(), state.turns.get()))
+            .collect()
     }
 
     /// Like `refresh`, unless that was just done.
@@ -279,7 +308,14 @@ impl Engine {
     }
 
     /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
-    pub(super) fn freeze(&self, guard: &DiskGuard, disk: &Disk, leaving: usize, job: Job) {
+    pub(super) fn freeze(
+        &self,
+        guard: &DiskGuard,
+        disk: &Disk,
+        leaving: usize,
+        job: Job,
+        pin: Pin,
+    ) {
         let mut shown = disk.clone();
         shown.layers[leaving].leaving = true;
         let state = &guard.state;
@@ -288,7 +324,10 @@ impl Engine {
         // what failed before is history once new work was accepted
         state.jobs.borrow_mut().retain(|job| !job.ended());
         state.jobs.borrow_mut().push(job);
-        *state.frozen.borrow_mut() = Some(shown);
+        *state.frozen.borrow_mut() = Some(Frozen {
+            disk: shown,
+            _pin: pin,
+        });
         self.publish_jobs(guard.name());
     }
 
@@ -296,8 +335,8 @@ impl Engine {
         let state = self.state(disk);
         let mut model = Model::clone(&self.current());
         if let Some(shown) = model.disks.iter_mut().find(|shown| shown.name == disk) {
-            if let Some(frozen) = state.frozen.borrow().clone() {
-                *shown = frozen;
+            if let Some(frozen) = &*state.frozen.borrow() {
+                *shown = frozen.disk.clone();
             }
             shown.jobs = state.jobs.borrow().clone();
         }
@@ -329,9 +368,10 @@ impl Engine {
     /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
     pub(super) async fn thaw(&self, guard: &DiskGuard, id: &str, failed: Option<Failure>) {
         let state = &guard.state;
-        *state.frozen.borrow_mut() = None;
         if let Err(failure) = self.refresh(Some(guard.name())).await {
+            // what is shown stays as it was until QEMU can be asked
             tracing::debug!(%failure, "refresh after a merge");
+            *state.frozen.borrow_mut() = None;
         }
         // only now: who waits for the job finds the tree as it is after it
         {

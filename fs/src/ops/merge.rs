@@ -108,11 +108,8 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
         verb: verb.word().into(),
         job: job.as_str().into(),
         point,
-        upper: if index + 1 == disk.layers.len() {
-            disk.active_path.clone()
-        } else {
-            up.path.clone()
-        },
+        // of the active layer the name QEMU knows: an alias that has to go after the pivot
+        upper: up.path.clone(),
         upper_record: up.record.clone(),
         below: index
             .checked_sub(1)
@@ -148,7 +145,6 @@ pub(super) async fn run(
     let point = merge.journal.point.name.clone();
     let mut answer = Once(answer);
     let started = std::time::Instant::now();
-    engine.freeze(&guard, &merge.disk, merge.index, entry(&merge, "created"));
     let outcome = work(&engine, &guard, &mut merge, &mut answer).await;
     let failed = outcome.as_ref().err().cloned();
     engine.log.record(
@@ -192,8 +188,15 @@ async fn work(
     let source = (runs && merge.verb == Verb::Commit)
         .then(|| merge.up().file)
         .flatten();
-    // held to the end: what is opened meanwhile reads the chain as it was
-    let _pin = super::snapshot::blocking(move || cache.pin(&chain, source)).await?;
+    // held until the new chain is shown: what is opened meanwhile reads the chain as it was
+    let pin = super::snapshot::blocking(move || cache.pin(&chain, source)).await?;
+    engine.freeze(
+        guard,
+        &merge.disk,
+        merge.index,
+        entry(merge, "created"),
+        pin,
+    );
     let carried = engine.carried(&merge.disk);
     let path = merge.here().path.clone();
     layer_file::write_merge(&path, &merge.journal)?;

@@ -148,7 +148,8 @@ pub(super) fn file_of(graph: &BlockGraph, node: &NodeName) -> Option<NodeName> {
     graph.node(node)?.file.clone()
 }
 
-/// Lets go of a layer's nodes. Nodes that QEMU made itself go when nobody uses them.
+/// Lets go of a layer's nodes. Those that the monitor does not own (QEMU opened them from a header,
+/// or by `blockdev-snapshot-sync`) go by themselves when nobody uses them.
 pub(super) async fn drop_layer(
     bridge: &Bridge,
     graph: &BlockGraph,
@@ -156,8 +157,18 @@ pub(super) async fn drop_layer(
 ) -> Result<(), Failure> {
     let file = file_of(graph, node);
     for name in [Some(node.clone()), file].into_iter().flatten() {
-        if !name.is_generated() {
-            bridge.run(BlockdevDel { node_name: name }).await?;
+        if name.is_generated() {
+            continue;
+        }
+        if let Err(error) = bridge
+            .run(BlockdevDel {
+                node_name: name.clone(),
+            })
+            .await
+            && (matches!(error, qmpbridge::Error::Disconnected)
+                || bridge.graph().await?.node(&name).is_some())
+        {
+            return Err(error.into());
         }
     }
     Ok(())

@@ -14,12 +14,32 @@ use std::time::Duration;
 /// How long an open waits for QEMU before it goes by what is known.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Between looking at the graph and opening the files a merge may have ended and given the files
+/// other names; then the next look is right. More than one merge cannot end within this.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Opens a view of a point for `pid`.
 pub(super) async fn open(
     engine: &Engine,
     point: &PointKey,
     pid: u32,
 ) -> Result<Arc<View>, Failure> {
+    let mut attempt = 1;
+    loop {
+        match try_open(engine, point, pid).await {
+            Err(failure)
+                if attempt < ATTEMPTS && matches!(failure.errno, Errno::ENOENT | Errno::ESTALE) =>
+            {
+                attempt += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<View>, Failure> {
     match tokio::time::timeout(LOOK_DEADLINE, engine.refresh(None)).await {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => tracing::debug!(%failure, "opening by the last look"),
@@ -32,10 +52,10 @@ pub(super) async fn open(
     let (chain, internal) = files(disk, point.kind, section, &name).ok_or_else(gone)?;
     let top = chain.last().ok_or_else(gone)?;
     let file = seen(top)?;
-    let specs: Vec<LayerSpec> = chain.iter().map(|layer| LayerSpec::from(*layer)).collect();
     for layer in &chain {
         seen(layer)?;
     }
+    let specs: Vec<LayerSpec> = chain.iter().map(|layer| LayerSpec::from(*layer)).collect();
     let lease = engine.leases.hold(
         LeaseKey {
             file,
@@ -47,7 +67,7 @@ pub(super) async fn open(
         id: internal.id.clone(),
         tag: internal.tag.clone(),
     });
-    let cache = Arc::clone(&engine.cache);
+    let cache = engine.cache.clone();
     super::snapshot::blocking(move || View::open(&cache, &specs, at.as_ref(), lease).map(Arc::new))
         .await
 }

@@ -12,7 +12,7 @@ use crate::layer_file::{self, MergeJournal, SealMarker};
 use crate::model::{Disk, FileId, Format};
 use crate::sys;
 use crate::view::{LayerSpec, layer_allocated};
-use qmpbridge::{Bridge, JobId, NodeName};
+use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -153,23 +153,23 @@ fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure
 
 async fn ended_merges(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Result<(), Failure> {
     let jobs = bridge.jobs().await?;
+    let (ended, at_work): (Vec<JobInfo>, Vec<JobInfo>) = jobs
+        .into_iter()
+        .filter(|job| job.id.is_ours())
+        .partition(|job| job.status == JobStatus::Concluded);
+    for job in &ended {
+        // a concluded job still holds its nodes
+        bridge.dismiss_job(&job.id).await?;
+    }
     for (path, file, journal) in journals(disk)? {
-        if jobs.iter().any(|job| {
-            job.id.as_str() == journal.job && job.status != qmpbridge::JobStatus::Concluded
-        }) {
+        if at_work.iter().any(|job| job.id.as_str() == journal.job) {
             continue;
         }
-        let failed = jobs
+        let failed = ended
             .iter()
             .find(|job| job.id.as_str() == journal.job)
             .and_then(|job| job.error.clone());
         end_merge(engine, bridge, disk, &path, file, &journal, failed).await?;
-    }
-    for job in jobs
-        .iter()
-        .filter(|job| job.id.is_ours() && job.status == qmpbridge::JobStatus::Concluded)
-    {
-        let _ = bridge.dismiss_job(&job.id).await;
     }
     Ok(())
 }
@@ -188,7 +188,7 @@ async fn end_merge(
         .iter()
         .position(|layer| layer.file == Some(file));
     let is_root = disk.active.file == Some(file);
-    let upper_in_chain = journal.upper == disk.active_path
+    let upper_in_chain = names_active(disk, &journal.upper)
         || disk
             .layers
             .iter()
@@ -235,7 +235,7 @@ async fn end_merge(
                 file,
                 resume: journal.resume && !engine.running().await?,
                 old_node: None,
-                old_alias: None,
+                old_alias: old_alias(disk, &journal.upper),
             };
             steps::finish_pivot(engine, bridge, &pivoted).await
         }
@@ -283,13 +283,24 @@ async fn end_merge(
     }
 }
 
+/// Whether a path is D or an alias of it.
+fn names_active(disk: &Disk, path: &Path) -> bool {
+    path == disk.active_path
+        || layer_file::active_of_alias(path).as_ref() == Some(&disk.active_path)
+}
+
+/// The alias of the layer that was active before the pivot, if it had one.
+fn old_alias(disk: &Disk, upper: &Path) -> Option<PathBuf> {
+    (upper != disk.active_path && names_active(disk, upper)).then(|| upper.to_owned())
+}
+
 fn because(failed: Option<String>) -> String {
     failed.map_or_else(String::new, |error| format!(" ({error})"))
 }
 
 /// The file above, under the name QEMU knows it by.
 fn upper_file(disk: &Disk, journal: &MergeJournal) -> PathBuf {
-    if journal.upper == disk.active_path {
+    if names_active(disk, &journal.upper) {
         disk.active.path.clone()
     } else {
         journal.upper.clone()
