@@ -1,13 +1,17 @@
 //! The command line: clap's definition, and from it plain values. It looks at the files it is
 //! given (a socket or an image?) and does nothing else; `run` does.
 
+mod bytes;
 mod options;
 mod source;
 
 pub use options::Options;
 
+use crate::cat;
 use crate::errno::{Errno, Failure};
+use crate::model::Format;
 use crate::ops::Source;
+use crate::view::Reach;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -25,6 +29,11 @@ Options for -o, comma-separated:
                       as for other FUSE filesystems; umask applies to 0777 and 0444 and is 077
   rw, default_permissions, nosuid, nodev, noexec, noatime
                       accepted, as they are so anyway";
+
+/// What follows the options list in `qmpfs cat --help`.
+const CAT_HELP: &str = "\
+BYTES may end in k, M, G or T, for powers of 1024. The exit code is 0 only when every byte asked
+for was written and right.";
 
 /// QEMU's snapshots as plain files and directories.
 #[derive(Parser)]
@@ -56,6 +65,28 @@ enum Command {
     Umount {
         /// Where it is mounted
         mountpoint: PathBuf,
+    },
+    /// Write the raw bytes of an image and its chain to standard output, without a mount
+    #[command(after_help = CAT_HELP)]
+    Cat {
+        /// An image file that no running VM writes
+        image: PathBuf,
+        /// An internal snapshot of the image instead of its newest state
+        #[arg(long, value_name = "NAME-OR-ID")]
+        snapshot: Option<String>,
+        /// The first byte of the disk
+        #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes::parse)]
+        offset: u64,
+        /// How many bytes [default: to the end of the disk]
+        #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+        length: Option<u64>,
+        /// The format of the image, where its name and its first bytes do not say it
+        #[arg(long, value_parser = ["raw", "qcow2"])]
+        format: Option<String>,
+        /// Trust the names in the images' headers: json: names of local files, and data files in
+        /// other directories
+        #[arg(long)]
+        follow: bool,
     },
     /// Print the completion script of a shell
     Completions {
@@ -91,6 +122,8 @@ pub enum Action {
     Mount(Box<MountConfig>),
     /// `qmpfs umount`
     Umount(PathBuf),
+    /// `qmpfs cat`
+    Cat(cat::Request),
     /// Something to print.
     Print(Vec<u8>),
 }
@@ -120,6 +153,28 @@ fn action(command: Command) -> Result<Action, Failure> {
             })))
         }
         Command::Umount { mountpoint } => Ok(Action::Umount(mountpoint)),
+        Command::Cat {
+            image,
+            snapshot,
+            offset,
+            length,
+            format,
+            follow,
+        } => Ok(Action::Cat(cat::Request {
+            image,
+            format: format.map(|format| match format.as_str() {
+                "raw" => Format::Raw,
+                _ => Format::Qcow2,
+            }),
+            snapshot,
+            offset,
+            length,
+            reach: if follow {
+                Reach::Trusting
+            } else {
+                Reach::Guarded
+            },
+        })),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "qmpfs", &mut script);
@@ -152,7 +207,9 @@ fn page(command: Option<&str>) -> Result<Vec<u8>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::{Action, Arguments, action};
+    use crate::model::Format;
     use crate::ops::Source;
+    use crate::view::Reach;
     use clap::{CommandFactory, Parser};
 
     fn parse(line: &[&str]) -> Result<Action, String> {
@@ -197,10 +254,43 @@ mod tests {
     }
 
     #[test]
+    fn cat_takes_a_range_a_snapshot_and_a_format() {
+        let line = [
+            "qmpfs",
+            "cat",
+            "a.img",
+            "--snapshot",
+            "1",
+            "--offset",
+            "1M",
+            "--length",
+            "512",
+            "--format",
+            "raw",
+            "--follow",
+        ];
+        let Ok(Action::Cat(request)) = parse(&line) else {
+            panic!("{line:?}")
+        };
+        assert_eq!((request.offset, request.length), (1 << 20, Some(512)));
+        assert_eq!(request.snapshot.as_deref(), Some("1"));
+        assert_eq!(request.format, Some(Format::Raw));
+        assert_eq!(request.reach, Reach::Trusting);
+        let Ok(Action::Cat(request)) = parse(&["qmpfs", "cat", "a.img"]) else {
+            panic!("an image is enough")
+        };
+        assert_eq!((request.offset, request.length), (0, None));
+        assert_eq!(request.reach, Reach::Guarded);
+        assert!(parse(&["qmpfs", "cat", "a.img", "--format", "vmdk"]).is_err());
+        assert!(parse(&["qmpfs", "cat"]).is_err());
+    }
+
+    #[test]
     fn pages_and_scripts_are_printed() {
         for line in [
             &["qmpfs", "man"][..],
             &["qmpfs", "man", "mount"],
+            &["qmpfs", "man", "cat"],
             &["qmpfs", "completions", "bash"],
         ] {
             let Ok(Action::Print(text)) = parse(line) else {

@@ -1,5 +1,6 @@
 //! The program: from the command line to an exit code, errors in words on the terminal.
 
+use qmpfs::cat::{self, Ended};
 use qmpfs::cli::{self, Action};
 use qmpfs::errno::Failure;
 use qmpfs::run;
@@ -8,14 +9,20 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let done = cli::parse().and_then(|action| match action {
-        Action::Mount(config) => run::mount(*config),
-        Action::Umount(mountpoint) => run::umount(&mountpoint),
+        Action::Mount(config) => run::mount(*config).map(|()| ExitCode::SUCCESS),
+        Action::Umount(mountpoint) => run::umount(&mountpoint).map(|()| ExitCode::SUCCESS),
+        Action::Cat(request) => cat::to_standard_output(&request).map(|ended| match ended {
+            Ended::Whole => ExitCode::SUCCESS,
+            // `qmpfs cat IMAGE | head`: nothing to say, and not all was written
+            Ended::NobodyReads => ExitCode::FAILURE,
+        }),
         Action::Print(text) => std::io::stdout()
             .write_all(&text)
+            .map(|()| ExitCode::SUCCESS)
             .map_err(|error| Failure::io("write to standard output", &error)),
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("qmpfs: {}", failure.message);
             if !failure.next.is_empty() {

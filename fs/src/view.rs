@@ -11,7 +11,7 @@ mod lock;
 
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
-pub use layer::{LayerSpec, OpenLayer};
+pub use layer::{LayerSpec, OpenLayer, Reach};
 pub use lock::written_by_someone;
 
 use crate::errno::{Errno, Failure};

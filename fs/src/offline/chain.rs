@@ -1,9 +1,11 @@
 //! From an image to the files it stands on, as their headers say.
 //! It knows backing names and formats; it reads nothing beyond headers.
 
+use super::json_name;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::sys;
+use crate::view::Reach;
 use qmpfs_qcow2::{BackingRef, Header, RawLayer, ReadAt};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -34,6 +36,15 @@ pub struct ResolvedLayer {
 
 /// The chain of an image, base first. `format` is that of the image itself, where the user says.
 pub fn resolve_chain(image: &Path, format: Option<Format>) -> Result<Vec<ResolvedLayer>, Failure> {
+    resolve_chain_within(image, format, Reach::Guarded)
+}
+
+/// The same, with names of other forms where `reach` allows them.
+pub fn resolve_chain_within(
+    image: &Path,
+    format: Option<Format>,
+    reach: Reach,
+) -> Result<Vec<ResolvedLayer>, Failure> {
     let mut layers: Vec<ResolvedLayer> = Vec::new();
     let mut seen: Vec<FileId> = Vec::new();
     let mut next = Some((image.to_owned(), format));
@@ -66,7 +77,7 @@ pub fn resolve_chain(image: &Path, format: Option<Format>) -> Result<Vec<Resolve
             None => format_of_image(&path, &file)?,
         };
         let backing;
-        (backing, next) = below(&path, &file, &format)?;
+        (backing, next) = below(&path, &file, &format, reach)?;
         layers.push(ResolvedLayer {
             virtual_size: backing.0,
             backing_name: backing.1,
@@ -86,6 +97,7 @@ fn below(
     path: &Path,
     file: &File,
     format: &Format,
+    reach: Reach,
 ) -> Result<((u64, Option<String>), Next), Failure> {
     match format {
         Format::Qcow2 => {
@@ -95,7 +107,7 @@ fn below(
                 return Ok(((header.virtual_size, None), None));
             };
             let shown = String::from_utf8_lossy(&backing.name).into_owned();
-            let next = backing_file(path, &backing, &shown)?;
+            let next = backing_file(path, &backing, &shown, reach)?;
             Ok(((header.virtual_size, Some(shown)), Some(next)))
         }
         Format::Raw => {
@@ -121,6 +133,7 @@ fn backing_file(
     overlay: &Path,
     backing: &BackingRef,
     shown: &str,
+    reach: Reach,
 ) -> Result<(PathBuf, Option<Format>), Failure> {
     // QEMU takes what follows `file:` as it is, and a relative name there against its own directory.
     let after_file = backing
@@ -128,6 +141,13 @@ fn backing_file(
         .strip_prefix(b"file:")
         .filter(|name| name.starts_with(b"/"));
     let name = after_file.unwrap_or(&backing.name);
+    let recorded = backing.format.as_deref().map(named_format);
+    if reach == Reach::Trusting
+        && let Some((path, format)) = json_name::plain_file(name)
+        && recorded.as_ref().is_none_or(|recorded| *recorded == format)
+    {
+        return Ok((path, Some(format)));
+    }
     if has_protocol(name) {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
@@ -140,27 +160,31 @@ fn backing_file(
     }
     let directory = overlay.parent().unwrap_or(Path::new("/"));
     let path = directory.join(OsStr::from_bytes(name));
-    let format = match backing.format.as_deref() {
-        Some("qcow2") => Format::Qcow2,
-        Some("raw" | "file" | "host_device") => Format::Raw,
-        Some(other) => Format::Other(other.to_owned()),
-        None => {
-            return Err(Failure::new(
-                Errno::EINVAL,
-                format!(
-                    "{} does not record the format of its backing file {shown}, and guessing it would let a guest \
-                     choose which files of the host it reads",
-                    overlay.display()
-                ),
-            )
-            .next(format!(
-                "if it is qcow2: qemu-img rebase -u -F qcow2 -b {} {}",
-                quoted(shown),
-                quoted(&overlay.to_string_lossy())
-            )));
-        }
-    };
+    let format = recorded.ok_or_else(|| {
+        Failure::new(
+            Errno::EINVAL,
+            format!(
+                "{} does not record the format of its backing file {shown}, and guessing it would let a guest \
+                 choose which files of the host it reads",
+                overlay.display()
+            ),
+        )
+        .next(format!(
+            "if it is qcow2: qemu-img rebase -u -F qcow2 -b {} {}",
+            quoted(shown),
+            quoted(&overlay.to_string_lossy())
+        ))
+    })?;
     Ok((path, Some(format)))
+}
+
+/// A format by the name that an overlay records.
+fn named_format(name: &str) -> Format {
+    match name {
+        "qcow2" => Format::Qcow2,
+        "raw" | "file" | "host_device" => Format::Raw,
+        other => Format::Other(other.to_owned()),
+    }
 }
 
 /// Whether QEMU takes a name for something else than a file: `nbd:...`, `json:...`.

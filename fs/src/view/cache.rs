@@ -4,7 +4,7 @@
 //! it is kept.
 
 use super::failure_of;
-use super::layer::{LayerSpec, OpenLayer};
+use super::layer::{LayerSpec, OpenLayer, Reach};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::sys;
@@ -44,6 +44,11 @@ impl OpenChain {
     pub fn layers(&self) -> &[Arc<OpenLayer>] {
         &self.layers
     }
+
+    /// Whether nobody has written to any of the files since they were opened.
+    pub fn unchanged(&self) -> bool {
+        self.layers.iter().all(|layer| layer.unchanged())
+    }
 }
 
 /// All layers that are open. A clone is another handle on the same ones.
@@ -56,6 +61,7 @@ struct Shared {
     /// Never held while a file is opened or read.
     files: Mutex<HashMap<FileId, Entry>>,
     caches: Arc<Caches>,
+    reach: Reach,
 }
 
 /// What is open of one file.
@@ -98,17 +104,23 @@ pub struct Pin {
 
 impl Default for LayerCache {
     fn default() -> Self {
+        LayerCache::new(Reach::Guarded)
+    }
+}
+
+impl LayerCache {
+    /// Nothing open yet; data files are looked for within `reach`.
+    pub fn new(reach: Reach) -> Self {
         let caches = Arc::new(Caches::new(TABLE_BYTES, CLUSTER_BYTES));
         LayerCache {
             shared: Arc::new(Shared {
                 files: Mutex::default(),
                 caches,
+                reach,
             }),
         }
     }
-}
 
-impl LayerCache {
     /// Opens a chain, base first: its top's own state, or an internal snapshot of the top.
     pub fn open(
         &self,
@@ -196,7 +208,11 @@ impl LayerCache {
         {
             return Ok(known);
         }
-        let opened = Arc::new(OpenLayer::open(spec, &self.shared.caches)?);
+        let opened = Arc::new(OpenLayer::open(
+            spec,
+            &self.shared.caches,
+            self.shared.reach,
+        )?);
         let mut files = self.files();
         // Files whose layers are all closed are swept here, so that the map is bounded by what is open.
         files.retain(|_, entry| entry.is_used());

@@ -36,6 +36,16 @@ impl From<&ModelLayer> for LayerSpec {
     }
 }
 
+/// How far the names in a header are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// Plain backing names, and data files beside their image: a header may be a guest's word.
+    #[default]
+    Guarded,
+    /// Every name of a local file: the user trusts the images.
+    Trusting,
+}
+
 /// A layer's file while it is read, and its lock, which goes with this and not with the file.
 pub struct OpenLayer {
     id: FileId,
@@ -69,8 +79,12 @@ impl Stamp {
 
 impl OpenLayer {
     /// Opens and locks a layer.
-    pub(super) fn open(spec: &LayerSpec, caches: &Arc<Caches>) -> Result<OpenLayer, Failure> {
-        Self::open_with(spec, caches, Locked::new)
+    pub(super) fn open(
+        spec: &LayerSpec,
+        caches: &Arc<Caches>,
+        reach: Reach,
+    ) -> Result<OpenLayer, Failure> {
+        Self::open_with(spec, caches, reach, Locked::new)
     }
 
     /// Opens a layer that our own running job is committing.
@@ -78,12 +92,15 @@ impl OpenLayer {
         spec: &LayerSpec,
         caches: &Arc<Caches>,
     ) -> Result<OpenLayer, Failure> {
-        Self::open_with(spec, caches, |path, file| Ok(Locked::waived(path, file)))
+        Self::open_with(spec, caches, Reach::Guarded, |path, file| {
+            Ok(Locked::waived(path, file))
+        })
     }
 
     fn open_with(
         spec: &LayerSpec,
         caches: &Arc<Caches>,
+        reach: Reach,
         lock: impl FnOnce(&Path, Arc<File>) -> Result<Locked, Failure>,
     ) -> Result<OpenLayer, Failure> {
         let path = &spec.path;
@@ -100,7 +117,7 @@ impl OpenLayer {
         let (locked, layer) = match &spec.format {
             Format::Qcow2 => {
                 let locked = lock()?;
-                let image = open_qcow2(path, locked.file(), caches)?;
+                let image = open_qcow2(path, locked.file(), caches, reach)?;
                 (locked, Layer::Qcow2(image))
             }
             Format::Raw => {
@@ -181,21 +198,31 @@ fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
     Ok((file, metadata))
 }
 
-fn open_qcow2(path: &Path, file: &Arc<File>, caches: &Arc<Caches>) -> Result<Image, Failure> {
+fn open_qcow2(
+    path: &Path,
+    file: &Arc<File>,
+    caches: &Arc<Caches>,
+    reach: Reach,
+) -> Result<Image, Failure> {
     let header = Header::read(&**file).map_err(|error| failure_of(path, &error))?;
     let mut options = OpenOptions {
         caches: Some(caches.clone()),
         ..OpenOptions::default()
     };
     if header.features.data_file() {
-        options.data_file = Some(Arc::new(open_data_file(path, header.data_file.as_deref())?));
+        options.data_file = Some(Arc::new(open_data_file(
+            path,
+            header.data_file.as_deref(),
+            reach,
+        )?));
     }
     Image::open_with(file.clone(), options).map_err(|error| failure_of(path, &error))
 }
 
 /// It is not locked: QEMU takes the image's own lock whenever it uses both.
-/// A name in a header is the guest's word: it leads to no file outside the image's own directory.
-fn open_data_file(image: &Path, name: Option<&[u8]>) -> Result<File, Failure> {
+/// A name in a header is the guest's word: it leads to no file outside the image's own directory,
+/// unless the user trusts it.
+fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<File, Failure> {
     let Some(name) = name.map(OsStr::from_bytes) else {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
@@ -211,7 +238,7 @@ fn open_data_file(image: &Path, name: Option<&[u8]>) -> Result<File, Failure> {
     };
     let image_directory = real(image)?.parent().unwrap_or(Path::new("/")).to_owned();
     let data = real(&image_directory.join(name))?;
-    if data.parent() != Some(&image_directory) {
+    if reach == Reach::Guarded && data.parent() != Some(&image_directory) {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
             format!(
