@@ -199,13 +199,21 @@ fn format_of_image(path: &Path, file: &File) -> Result<Format, Failure> {
     let mut magic = [0; 4];
     let read = ReadAt::read_at(file, &mut magic, 0)
         .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let is_called = |word: &str| {
+        path.extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case(word))
+    };
     if read < magic.len() || &magic != MAGIC {
+        if is_called("qcow2") || is_called("qcow") {
+            return Err(Failure::new(
+                Errno::EUCLEAN,
+                format!("{} is not a qcow2 image", path.display()),
+            )
+            .next("if it really is raw, say so: -o format=raw (qmpfs cat: --format raw)"));
+        }
         return Ok(Format::Raw);
     }
-    if path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("raw"))
-    {
+    if is_called("raw") {
         return Err(Failure::new(
             Errno::EINVAL,
             format!(

@@ -97,7 +97,7 @@ fn layer(resolved: &ResolvedLayer) -> Result<Layer, Failure> {
         modified: metadata.modified().ok(),
         record,
         // A commit into it was begun: its bytes are neither the old state nor the new.
-        leaving: journal.is_some_and(|journal| journal.verb != "stream"),
+        leaving: journal.is_some_and(|journal| crate::ops::merge::mixes(&journal.verb)),
     })
 }
 

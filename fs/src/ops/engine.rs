@@ -248,6 +248,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether somebody is changing the disk.
+    pub(super) fn is_held(&self, disk: &str) -> bool {
+        self.state(disk).held.get()
+    }
+
     fn turns(&self) -> HashMap<String, u64> {
         self.disks
             .borrow()

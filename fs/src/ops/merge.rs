@@ -22,6 +22,14 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Whether a merge that was begun with this verb has left the point's own state undefined.
+pub(crate) fn mixes(verb: &str) -> bool {
+    matches!(
+        Verb::from_word(verb),
+        Some(Verb::Commit | Verb::CommitActive)
+    )
+}
+
 /// How often a running job's progress is looked at.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -32,9 +40,17 @@ pub(super) struct Merge {
     pub(super) verb: Verb,
     pub(super) job: JobId,
     pub(super) journal: MergeJournal,
+    /// Begun by an earlier daemon or before QEMU died.
+    pub(super) resumed: bool,
 }
 
 impl Merge {
+    /// Whether the point still is what it was as long as its layer is in the chain: nothing was
+    /// begun, or only a stream, which changes no state of any layer.
+    fn point_intact(&self) -> bool {
+        !mixes(&self.journal.verb)
+    }
+
     pub(super) fn here(&self) -> &Layer {
         &self.disk.layers[self.index]
     }
@@ -123,6 +139,7 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
         verb,
         job,
         journal,
+        resumed: false,
     })
 }
 
@@ -203,7 +220,7 @@ async fn work(
     let started = match steps::start(engine, bridge, merge, &carried).await {
         Ok(started) => started,
         Err(failure) => {
-            if !matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT) {
+            if outcome_known(&failure) && (merge.point_intact() || !merge.resumed) {
                 // refused before a byte was copied: the point is what it was
                 layer_file::clear_merge(&merge.here().path)?;
             }
@@ -224,13 +241,18 @@ async fn work(
     match outcome {
         Ok(()) => steps::finish(engine, bridge, merge, &carried).await,
         Err(failure) => {
-            if merge.verb == Verb::Stream && failure.errno != Errno::ENOTCONN {
-                // a stream that failed or was cancelled has changed no state of any layer
+            if outcome_known(&failure) && merge.point_intact() {
+                // a stream that failed or was cancelled
                 layer_file::clear_merge(&merge.here().path)?;
             }
             Err(failure)
         }
     }
+}
+
+/// Whether QEMU told what became of it.
+fn outcome_known(failure: &Failure) -> bool {
+    !matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
 }
 
 /// Waits for the job, showing its progress; brings an active commit over its READY.

@@ -3,10 +3,12 @@
 //! we added; a node under a new name is a fresh node. Knows QMP and paths, no verb and no point.
 
 use crate::errno::{Errno, Failure};
-use crate::model::Disk;
+use crate::layer_file;
+use crate::model::{Disk, Layer};
+use crate::sys;
 use qmpbridge::command::{BlockdevAdd, BlockdevDel, BlockdevOptions, BlockdevReopen, CacheOptions};
 use qmpbridge::{BlockGraph, Bridge, NodeName};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Options of the VM's own node that the nodes in its place must have too.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -206,7 +208,7 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
     for layer in &disk.layers {
         match add_sealed(
             bridge,
-            &layer.path,
+            &lasting_name(disk, layer),
             layer.format.name(),
             below.clone(),
             carried,
@@ -236,6 +238,17 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
     Ok(())
 }
 
+/// The name a layer keeps: after a merge QEMU may still know it by the name of the point that went.
+fn lasting_name(disk: &Disk, layer: &Layer) -> PathBuf {
+    let sealed = layer
+        .record
+        .as_ref()
+        .map(|record| layer_file::sealed_path(&disk.active_path, &record.name));
+    sealed
+        .filter(|sealed| sys::file_id(sealed).ok() == layer.file)
+        .unwrap_or_else(|| layer.path.clone())
+}
+
 async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
     let Ok(graph) = bridge.graph().await else {
         return;
@@ -250,7 +263,7 @@ async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
 /// Opens a whole chain, base first, in a storage daemon that has none of it yet.
 pub async fn add_chain(
     bridge: &Bridge,
-    layers: &[(std::path::PathBuf, crate::model::Format)],
+    layers: &[(PathBuf, crate::model::Format)],
 ) -> Result<NodeName, Failure> {
     let carried = Carried::default();
     let mut below = None;

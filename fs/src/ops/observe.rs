@@ -72,20 +72,25 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
 /// The disks of a graph, sorted by name.
 pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
     let mut by_name: BTreeMap<String, Disk> = BTreeMap::new();
-    let roots = graph.roots();
+    let mut roots = graph.roots();
+    roots.sort_by_key(|root| root.kind == RootKind::Unused);
     let mut seen: Vec<(RootKind, Disk)> = Vec::new();
     for root in &roots {
         let Some(disk) = disk(graph, root, sight) else {
             continue;
         };
-        // in the middle of a seal or after a pivot two unused nodes stand for one disk
-        let twin = seen.iter().position(|(kind, other)| {
-            (*kind, root.kind) == (RootKind::Unused, RootKind::Unused)
-                && other.active_path == disk.active_path
-        });
+        // in the middle of a seal, or after a pivot, a node that nobody uses stands beside the
+        // disk it was part of
+        let twin = seen
+            .iter()
+            .position(|(_, other)| other.active_path == disk.active_path)
+            .filter(|_| root.kind == RootKind::Unused);
         match twin {
-            Some(twin) if disk.active.file == sys::file_id(&disk.active_path).ok() => {
-                seen[twin].1 = disk
+            Some(twin)
+                if seen[twin].0 == RootKind::Unused
+                    && disk.active.file == sys::file_id(&disk.active_path).ok() =>
+            {
+                seen[twin].1 = disk;
             }
             Some(_) => {}
             None => seen.push((root.kind, disk)),
@@ -223,8 +228,7 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         modified: metadata.and_then(|metadata| metadata.modified().ok()),
         record,
         // a commit into it was begun: its bytes are neither the old state nor the new
-        leaving: journal
-            .is_some_and(|journal| journal.verb != super::merge::plan::Verb::Stream.word()),
+        leaving: journal.is_some_and(|journal| super::merge::mixes(&journal.verb)),
     }
 }
 

@@ -9,14 +9,16 @@ use crate::model::{Disk, FileId, Internal, Layer};
 use crate::tree::{PointKey, PointKind, Section, point_place};
 use crate::view::{InternalRef, LayerSpec, View};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an open waits for QEMU before it goes by what is known.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Between looking at the graph and opening the files a merge may have ended and given the files
-/// other names; then the next look is right. More than one merge cannot end within this.
-const ATTEMPTS: u32 = 5;
+/// other names; then the next look is right. A disk that is being settled takes a little longer.
+const RETRY_DEADLINE: Duration = Duration::from_secs(3);
+/// A disk that nobody holds shows its true chain after one look; a few more do not hurt.
+const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Opens a view of a point for `pid`.
@@ -25,13 +27,16 @@ pub(super) async fn open(
     point: &PointKey,
     pid: u32,
 ) -> Result<Arc<View>, Failure> {
-    let mut attempt = 1;
+    let began = Instant::now();
+    let mut looks = 0;
     loop {
+        looks += 1;
         match try_open(engine, point, pid).await {
             Err(failure)
-                if attempt < ATTEMPTS && matches!(failure.errno, Errno::ENOENT | Errno::ESTALE) =>
+                if matches!(failure.errno, Errno::ENOENT | Errno::ESTALE)
+                    && (looks < LOOKS || engine.is_held(&point.disk))
+                    && began.elapsed() < RETRY_DEADLINE =>
             {
-                attempt += 1;
                 tokio::time::sleep(PAUSE).await;
             }
             outcome => return outcome,

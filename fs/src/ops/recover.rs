@@ -18,20 +18,40 @@ use std::rc::Rc;
 
 /// More idle nodes than any verb or chain of ours leaves behind.
 const IDLE_ROUNDS: u32 = 1024;
+/// A job can end once between two looks.
+const ROUNDS: u32 = 4;
+
+/// What is left to do after the quick repairs.
+enum Resume {
+    Nothing,
+    /// A job ended between two looks.
+    LookAgain,
+    Merge(Box<merge::Merge>),
+}
 
 /// Everything for one disk, beginning with an unfinished seal and ending with a merge that is
 /// taken up again (which then holds the disk).
-pub async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Failure> {
-    files_and_graph(&engine, &guard).await?;
-    if let Some(merge) = merge_to_resume(&engine, &guard).await? {
-        engine.log.note(&format!(
-            "disk '{}': taking up the merge of '{}' again",
-            guard.name(),
-            merge.journal.point.name
-        ));
-        tokio::task::spawn_local(merge::run(engine, guard, merge, None));
+pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Failure> {
+    for _ in 0..ROUNDS {
+        files_and_graph(&engine, &guard).await?;
+        match merge_to_resume(&engine, &guard).await? {
+            Resume::Nothing => return Ok(()),
+            Resume::LookAgain => {}
+            Resume::Merge(merge) => {
+                engine.log.note(&format!(
+                    "disk '{}': taking up the merge of '{}' again",
+                    guard.name(),
+                    merge.journal.point.name
+                ));
+                tokio::task::spawn_local(merge::run(engine, guard, *merge, None));
+                return Ok(());
+            }
+        }
     }
-    Ok(())
+    Err(Failure::new(
+        Errno::EBUSY,
+        "the chain changes faster than it can be looked at",
+    ))
 }
 
 /// An unfinished seal, a pivot without its rename, merges whose job has done its work, strays.
@@ -195,6 +215,9 @@ async fn end_merge(
             .any(|layer| layer.path == journal.upper && layer.file != Some(file));
     let name = &journal.point.name;
     let sealed = layer_file::sealed_path(&disk.active_path, name);
+    if journal.verb == steps::RENAME {
+        return end_rename(disk, in_chain, &sealed, file, journal);
+    }
     match (Verb::from_word(&journal.verb), in_chain) {
         (Some(Verb::Stream), Some(_)) => {
             engine.log.note(&format!(
@@ -204,7 +227,10 @@ async fn end_merge(
             ));
             layer_file::clear_merge(path)
         }
-        (Some(Verb::Stream), None) if !is_root && upper_in_chain => {
+        // a commit that was cut short may have been ended by a stream
+        (Some(Verb::Stream | Verb::Commit | Verb::CommitActive), None)
+            if !is_root && upper_in_chain =>
+        {
             engine.log.note(&format!(
                 "disk '{}': the merge of '{name}' has ended",
                 disk.name
@@ -248,11 +274,6 @@ async fn end_merge(
             let (Some(root), Some(over_node)) = (disk.root.clone(), over.node.clone()) else {
                 return Err(lost_active(disk));
             };
-            if over_node.is_generated() {
-                // QEMU was restarted: it opened the chain by itself, and the name has to wait for
-                // the next snapshot to be put right
-                return Ok(());
-            }
             let committed = steps::Committed {
                 root,
                 over: over_node,
@@ -267,6 +288,7 @@ async fn end_merge(
                 upper_record: journal.upper_record.clone(),
                 sealed,
                 file,
+                journal: journal.clone(),
             };
             steps::finish_commit(bridge, &committed, &engine.carried(disk)).await
         }
@@ -281,6 +303,21 @@ async fn end_merge(
             Ok(())
         }
     }
+}
+
+/// The old name of a file goes as soon as QEMU has opened the file under the new one.
+fn end_rename(
+    disk: &Disk,
+    in_chain: Option<usize>,
+    sealed: &Path,
+    file: FileId,
+    journal: &MergeJournal,
+) -> Result<(), Failure> {
+    if in_chain.is_none_or(|index| disk.layers[index].path != journal.upper) {
+        return Ok(());
+    }
+    settle::remove_file(sealed, file)?;
+    layer_file::clear_merge(&journal.upper)
 }
 
 /// Whether a path is D or an alias of it.
@@ -318,48 +355,60 @@ fn upper_still_there(disk: &Disk, index: usize, journal: &MergeJournal) -> bool 
 }
 
 /// A merge whose job still runs, or a commit that has to be begun again because it cannot be undone.
-async fn merge_to_resume(
-    engine: &Engine,
-    guard: &DiskGuard,
-) -> Result<Option<merge::Merge>, Failure> {
+async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, Failure> {
     let bridge = engine.bridge()?;
+    let jobs = bridge.jobs().await?;
     let disk = engine.observe_disk(guard).await?;
     if engine.config.verbs.read_only {
-        return Ok(None);
+        return Ok(Resume::Nothing);
     }
-    let jobs = bridge.jobs().await?;
     for (_, file, mut journal) in journals(&disk)? {
-        let (Some(verb), Some(index)) = (
-            Verb::from_word(&journal.verb),
-            disk.layers
-                .iter()
-                .position(|layer| layer.file == Some(file)),
-        ) else {
+        let Some(verb) = Verb::from_word(&journal.verb) else {
             continue;
         };
         let running = jobs.iter().any(|job| job.id.as_str() == journal.job);
+        let index = disk
+            .layers
+            .iter()
+            .position(|layer| layer.file == Some(file));
+        let Some(index) = index.filter(|index| stands_as_it_did(&disk, *index, verb, &journal))
+        else {
+            if running {
+                return Ok(Resume::LookAgain);
+            }
+            continue;
+        };
+        // where commit cannot re-arrange the nodes, a stream ends it as well: the layer above,
+        // read through the mixed one, is right at every moment
+        let verb = match running || disk.root.as_ref().is_some_and(NodeName::is_ours) {
+            true => verb,
+            false => Verb::Stream,
+        };
         let job = match running {
             true => JobId::new(journal.job.clone()),
             false => JobId::fresh(verb.word()),
         };
         let job = job.map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
-        if !running && !disk.root.as_ref().is_some_and(NodeName::is_ours) {
-            engine.report_once(&format!(
-                "disk '{}': the merge of '{}' was cut short and cannot go on before the first snapshot since the VM's start (next: mkdir a snapshot, then mount again)",
-                disk.name, journal.point.name
-            ));
-            continue;
-        }
         journal.job = job.as_str().into();
-        return Ok(Some(merge::Merge {
+        return Ok(Resume::Merge(Box::new(merge::Merge {
             disk,
             index,
             verb,
             job,
             journal,
-        }));
+            resumed: true,
+        })));
     }
-    Ok(None)
+    Ok(Resume::Nothing)
+}
+
+/// Whether the two layers of a merge are still neighbours, which they are until its job has ended.
+fn stands_as_it_did(disk: &Disk, index: usize, verb: Verb, journal: &MergeJournal) -> bool {
+    match verb {
+        Verb::CommitActive => index + 1 == disk.layers.len(),
+        Verb::Commit => upper_still_there(disk, index, journal),
+        Verb::Stream => names_active(disk, &journal.upper) == (index + 1 == disk.layers.len()),
+    }
 }
 
 /// Nodes of ours that nothing uses and that are no disk.

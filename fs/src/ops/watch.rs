@@ -78,17 +78,32 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
         if disk.no_snapshots.is_some() {
             continue;
         }
-        let recovered = match engine.hold(&disk.name).await {
-            Ok(guard) => recover::disk(Rc::clone(engine), guard).await,
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = recovered {
-            engine.log.note(&format!(
-                "disk '{}': could not be settled: {failure}",
-                disk.name
-            ));
-            engine.settle_later(&disk.name);
-        }
+        recover_one(engine, &disk.name).await;
     }
     look(engine).await;
+}
+
+/// A merge that was cut short may be able to go on, now that the root node is ours.
+pub(super) fn resume_merges(engine: &Rc<Engine>, disk: &str) {
+    let model = engine.current();
+    let waiting = model
+        .disk(disk)
+        .is_some_and(|disk| disk.layers.iter().any(|layer| layer.leaving));
+    if waiting {
+        let (engine, disk) = (Rc::clone(engine), disk.to_owned());
+        tokio::task::spawn_local(async move { recover_one(&engine, &disk).await });
+    }
+}
+
+async fn recover_one(engine: &Rc<Engine>, disk: &str) {
+    let recovered = match engine.hold(disk).await {
+        Ok(guard) => recover::disk(Rc::clone(engine), guard).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = recovered {
+        engine
+            .log
+            .note(&format!("disk '{disk}': could not be settled: {failure}"));
+        engine.settle_later(disk);
+    }
 }

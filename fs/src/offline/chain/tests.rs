@@ -102,6 +102,24 @@ fn the_image_itself_may_be_guessed_and_what_it_stands_on_never() {
         assert_eq!(chain[0].virtual_size, wanted);
     }
 
+    // A qcow2 image whose header was lost is not to be taken for a raw disk.
+    for (name, content) in [
+        ("lost.qcow2", &[0; 4096][..]),
+        ("old.QCOW", b""),
+        ("short.qcow2", b"QFI"),
+    ] {
+        std::fs::write(images.path(name), content).unwrap();
+        let refused = images.refused(name);
+        assert_eq!(refused.errno, Errno::EUCLEAN, "{refused}");
+        assert!(
+            refused.message.contains("is not a qcow2 image"),
+            "{refused}"
+        );
+        assert!(refused.next.contains("-o format=raw"), "{refused}");
+        let chain = resolve_chain(&images.path(name), Some(Format::Raw)).unwrap();
+        assert_eq!(chain[0].format, Format::Raw);
+    }
+
     // A raw base in which a guest wrote a qcow2 header that names a file of the host.
     images.overlay("guest-disk.img", "/etc/hostname", "raw");
     images.overlay("top.qcow2", "guest-disk.img", "raw");

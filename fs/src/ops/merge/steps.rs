@@ -6,7 +6,7 @@
 use super::Merge;
 use super::plan::Verb;
 use crate::errno::{Errno, Failure};
-use crate::layer_file;
+use crate::layer_file::{self, MergeJournal};
 use crate::model::{FileId, PointRecord};
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
@@ -216,6 +216,7 @@ pub(super) async fn finish(
                 upper_record: merge.journal.upper_record.clone(),
                 sealed: merge.sealed_path(),
                 file,
+                journal: merge.journal.clone(),
             };
             finish_commit(bridge, &committed, carried).await
         }
@@ -253,6 +254,9 @@ pub(in crate::ops) async fn finish_stream(
     settle::remove_file(path, file)
 }
 
+/// What a journal says when all is done but the old name, which QEMU still knows the file by.
+pub(in crate::ops) const RENAME: &str = "rename";
+
 /// A commit of one sealed layer into another.
 pub(in crate::ops) struct Committed {
     pub(in crate::ops) root: NodeName,
@@ -269,6 +273,7 @@ pub(in crate::ops) struct Committed {
     pub(in crate::ops) sealed: PathBuf,
     /// The receiving file.
     pub(in crate::ops) file: FileId,
+    pub(in crate::ops) journal: MergeJournal,
 }
 
 /// After a commit: the file that received the layer above takes its name and its record.
@@ -296,6 +301,15 @@ pub(in crate::ops) async fn finish_commit(
             backing_file: done.upper_path.clone(),
         })
         .await?;
+    if !done.over.is_ours() {
+        // QEMU was restarted and opened the layers by itself, under the old name: it stays until
+        // QEMU opens them anew
+        let journal = MergeJournal {
+            verb: RENAME.into(),
+            ..done.journal.clone()
+        };
+        return layer_file::write_merge(&done.upper_path, &journal);
+    }
     let graph = bridge.graph().await?;
     let below_over = graph.node(&done.over).and_then(|over| over.backing.clone());
     if let Some(receiver) = below_over.as_ref().and_then(|name| graph.node(name))
