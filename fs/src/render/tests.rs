@@ -82,7 +82,7 @@ fn point_json_says_what_is_missing() {
         &point_file(&model, Section::Snapshots, "before", PointFile::PointJson),
     );
     assert_eq!(point["kind"], "external");
-    assert_eq!(point["time"], "2026-01-02T03:04:05Z");
+    assert_eq!(point["time"], "2026-01-02T03:04:05.000Z");
     assert_eq!(
         point["files"],
         serde_json::json!(["/vm/base.qcow2", "/vm/web1.before.qcow2"])
@@ -99,7 +99,7 @@ fn point_json_says_what_is_missing() {
         &point_file(&model, Section::Internal, "clean", PointFile::PointJson),
     );
     assert_eq!(internal["kind"], "internal");
-    assert_eq!(internal["time"], "2023-11-14T22:13:20Z");
+    assert_eq!(internal["time"], "2023-11-14T22:13:20.000Z");
     let layer = object(
         &model,
         &point_file(&model, Section::Layers, "0-base", PointFile::PointJson),
@@ -154,7 +154,7 @@ fn the_chain_is_drawn() {
         "{chain}"
     );
     assert!(
-        chain.contains("clean  2023-11-14T22:13:20Z  in web1.qcow2"),
+        chain.contains("clean  2023-11-14T22:13:20.000Z  in web1.qcow2"),
         "{chain}"
     );
     assert!(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// "2026-01-02T03:04:05Z", with milliseconds where there are some.
+/// "2026-01-02T03:04:05.070Z": always as long, so that lines of a log stand in columns.
 pub fn rfc3339(instant: SystemTime) -> String {
     // Milliseconds are what QEMU and filesystems agree on; more would be noise.
     let millis = match instant.duration_since(UNIX_EPOCH) {
@@ -11,11 +11,12 @@ pub fn rfc3339(instant: SystemTime) -> String {
             .ok()
             .map(|millis| -millis),
     };
-    match millis.and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok()) {
-        Some(timestamp) => timestamp.to_string(),
+    let timestamp = match millis.and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok()) {
+        Some(timestamp) => timestamp,
         // Past the year 9999: a broken clock is no reason to fail.
-        None => jiff::Timestamp::MAX.to_string(),
-    }
+        None => jiff::Timestamp::MAX,
+    };
+    format!("{timestamp:.3}")
 }
 
 /// This moment, as [`rfc3339`] writes it.
@@ -43,15 +44,15 @@ mod tests {
     #[test]
     fn there_and_back() {
         let instant = UNIX_EPOCH + Duration::from_secs(1_767_323_045);
-        assert_eq!(rfc3339(instant), "2026-01-02T03:04:05Z");
+        assert_eq!(rfc3339(instant), "2026-01-02T03:04:05.000Z");
         assert_eq!(parse_rfc3339("2026-01-02T03:04:05Z"), Some(instant));
         assert_eq!(parse_rfc3339("2026-01-02T04:04:05+01:00"), Some(instant));
         let millis = instant + Duration::from_millis(70);
-        assert_eq!(rfc3339(millis), "2026-01-02T03:04:05.07Z");
+        assert_eq!(rfc3339(millis), "2026-01-02T03:04:05.070Z");
         assert_eq!(parse_rfc3339(&rfc3339(millis)), Some(millis));
         assert_eq!(
             rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
-            "1969-12-31T23:59:59Z"
+            "1969-12-31T23:59:59.000Z"
         );
         assert_eq!(parse_rfc3339("yesterday"), None);
     }
