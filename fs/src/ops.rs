@@ -157,6 +157,23 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// What the VM is called when neither it nor the user says: the first file's name without
+    /// its extension, or the address.
+    fn name(&self) -> String {
+        let path = match self {
+            Source::Qmp(Address::Unix(path)) => Some(path),
+            Source::Qmp(Address::Tcp(_)) => None,
+            Source::Images { paths, .. } => paths.first(),
+        };
+        match (path.and_then(|path| path.file_stem()), self) {
+            (Some(stem), _) => stem.to_string_lossy().into_owned(),
+            (None, Source::Qmp(address)) => address.to_string(),
+            (None, Source::Images { .. }) => "vm".to_owned(),
+        }
+    }
+}
+
 /// What the engine is started with.
 #[derive(Clone)]
 pub struct EngineConfig {
@@ -209,7 +226,12 @@ impl Drop for EngineThread {
 
 /// Starts the engine and returns when the first model is there.
 pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failure> {
-    let model = Arc::new(RwLock::new(Arc::new(Model::default())));
+    let mut first = Model::default();
+    first.vm.name = config
+        .vm_name
+        .clone()
+        .unwrap_or_else(|| config.source.name());
+    let model = Arc::new(RwLock::new(Arc::new(first)));
     let (requests, queue) = mpsc::channel(REQUESTS);
     let handle = EngineHandle {
         requests,
@@ -285,8 +307,10 @@ async fn begin(
     let bridge = match &config.source {
         Source::Qmp(address) => Some(Bridge::connect(address.clone()).await?),
         Source::Images { paths, format } if config.verbs.read_only => {
-            let offline = crate::offline::model(paths, format.clone(), &config.source_text)?;
-            *model.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(offline);
+            let mut offline = crate::offline::model(paths, format.clone(), &config.source_text)?;
+            let mut model = model.write().unwrap_or_else(PoisonError::into_inner);
+            offline.vm.name = model.vm.name.clone();
+            *model = Arc::new(offline);
             None
         }
         Source::Images { paths, format } => {

@@ -235,7 +235,9 @@ impl Engine {
         }
         disks.sort_by(|a, b| a.name.cmp(&b.name));
         let vm = Vm {
-            name: name.unwrap_or_else(|| old.vm.name.clone()),
+            name: name
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| old.vm.name.clone()),
             run_state,
             qemu_version: bridge.version().to_string(),
             source: self.config.source_text.clone(),
