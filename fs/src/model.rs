@@ -202,7 +202,7 @@ pub struct Internal {
     pub tag: String,
     /// When it was taken.
     pub time: SystemTime,
-    /// Bytes the guest saw; 0 when QEMU did not say (then the image does).
+    /// Bytes the guest saw, or sees now where only the image could say what it was then.
     pub virtual_size: u64,
     /// Bytes of RAM saved with it.
     pub vm_state_size: u64,

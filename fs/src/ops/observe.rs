@@ -127,7 +127,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         internals.extend(
             node.snapshots
                 .iter()
-                .map(|snapshot| internal(snapshot, layer)),
+                .map(|snapshot| internal(snapshot, node.virtual_size, layer)),
         );
     }
     name_internals(&mut internals);
@@ -264,7 +264,13 @@ fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Optio
     }
 }
 
-fn internal(snapshot: &qmpbridge::graph::InternalSnapshotInfo, layer: Option<usize>) -> Internal {
+/// QEMU does not say how large the disk was then; that it is as large as now is the best guess
+/// until its view has been measured.
+fn internal(
+    snapshot: &qmpbridge::graph::InternalSnapshotInfo,
+    virtual_size: u64,
+    layer: Option<usize>,
+) -> Internal {
     let seconds = u64::try_from(snapshot.date_sec).unwrap_or(0);
     let nanos = u32::try_from(snapshot.date_nsec)
         .unwrap_or(0)
@@ -274,7 +280,7 @@ fn internal(snapshot: &qmpbridge::graph::InternalSnapshotInfo, layer: Option<usi
         name: fit(&snapshot.name),
         tag: snapshot.name.clone(),
         time: SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos),
-        virtual_size: 0,
+        virtual_size,
         vm_state_size: snapshot.vm_state_size,
         layer,
     }
