@@ -24,8 +24,7 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
             "verb:   blockdev-snapshot-delete-internal-sync\ncopies: nothing\nfiles:  its clusters are given back inside {}\n",
             disk.internal(&name)
                 .and_then(|internal| internal.layer)
-                .map_or(&disk.active, |layer| &disk.layers[layer])
-                .path
+                .map_or(&disk.active_path, |layer| &disk.layers[layer].path)
                 .display()
         ),
         PointKind::Layer | PointKind::External => {
