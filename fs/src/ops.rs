@@ -283,8 +283,10 @@ async fn serve(
         }
     };
     let _ = ready.send(Ok(()));
-    tokio::task::spawn_local(watch::keep(Rc::clone(&engine)));
-    tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine)));
+    let keepers = [
+        tokio::task::spawn_local(watch::keep(Rc::clone(&engine))),
+        tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine))),
+    ];
     loop {
         tokio::select! {
             request = queue.recv() => match request {
@@ -294,6 +296,8 @@ async fn serve(
             _ = &mut stopped => break,
         }
     }
+    // what goes from here on is meant to go
+    keepers.iter().for_each(|keeper| keeper.abort());
     if let Some(daemon) = daemon {
         daemon.stop().await;
     }
