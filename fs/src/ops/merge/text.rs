@@ -100,7 +100,13 @@ fn describe(disk: &Disk, index: usize, plan: &Plan) -> String {
     let (verb, writes, goes) = match plan.verb {
         Verb::Stream => (
             "block-stream",
-            up.path.display().to_string(),
+            // QEMU may have the active layer open under an alias
+            match index + 1 == disk.layers.len() {
+                true => &disk.active_path,
+                false => &up.path,
+            }
+            .display()
+            .to_string(),
             here.path.display().to_string(),
         ),
         Verb::Commit => (
