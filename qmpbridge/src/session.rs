@@ -116,7 +116,8 @@ pub(crate) async fn keep(
         match serve(link, generation, &mut requests, &mut waiting, &shared).await {
             End::Unused => return,
             End::Lost(reason) => {
-                tracing::warn!(%address, %reason, "QMP connection lost");
+                // Whether that is trouble is known to whoever watches the connection.
+                tracing::debug!(%address, %reason, "QMP connection lost");
                 let down = Connection::Down {
                     since: Instant::now(),
                     reason,
