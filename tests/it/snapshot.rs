@@ -186,46 +186,6 @@ fn a_full_disk_gives_no_space_and_leaves_nothing() {
 }
 
 #[test]
-fn all_disks_at_one_instant() {
-    let scratch = Scratch::new("snapshot-all");
-    let dir = scratch.dir("images");
-    let images = ["web1.qcow2", "data.qcow2"].map(|n| dir.join(n));
-    images.iter().for_each(|i| oracle::create(i, 16 << 20));
-    let disks = [
-        Disk::qcow2("vda", &images[0]),
-        Disk::qcow2("vdb", &images[1]),
-    ];
-    let machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
-    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
-    wait::until_true("the disks are in the mount", || {
-        mount.disk("vdb").0.is_dir() && mount.disk("vda").0.is_dir()
-    });
-
-    fs::create_dir(mount.snapshots("before")).expect("mkdir snapshots/before");
-    for (name, file) in [("vda", "web1.before.qcow2"), ("vdb", "data.before.qcow2")] {
-        assert!(mount.disk(name).snapshot("before").exists());
-        assert!(dir.join(file).is_file());
-        assert!(
-            mount
-                .snapshots("before")
-                .join(name)
-                .join("disk.raw")
-                .is_file(),
-            "a link to each disk's point"
-        );
-    }
-    // All or none: the name is taken on one disk, so the other gets no point either.
-    mount
-        .disk("vdb")
-        .snapshot("half")
-        .make()
-        .expect("mkdir on one disk");
-    assert_errno(fs::create_dir(mount.snapshots("half")), &[EEXIST]);
-    assert!(!mount.disk("vda").snapshot("half").exists());
-    assert!(!dir.join("web1.half.qcow2").exists());
-}
-
-#[test]
 fn a_layer_that_others_made_is_shown_and_never_ours_to_delete() {
     let mut bench = Bench::new("snapshot-others", Attachment::StorageDaemon);
     bench.seal("one");
