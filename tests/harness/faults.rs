@@ -81,3 +81,33 @@ pub fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// A file or directory that nobody may change, root included, until this is dropped.
+#[derive(Debug)]
+pub struct Immutable {
+    path: PathBuf,
+}
+
+impl Immutable {
+    /// Makes it so; `None` where only root could.
+    pub fn new(path: &Path) -> Option<Self> {
+        if !sh::is_root() {
+            eprintln!("left out: chattr +i needs root");
+            return None;
+        }
+        sh!("chattr +i {}", path.display());
+        Some(Self {
+            path: path.to_path_buf(),
+        })
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        // Not sh!, which may panic: this also runs while a test is failing.
+        let _ = std::process::Command::new("chattr")
+            .arg("-i")
+            .arg(&self.path)
+            .status();
+    }
+}

@@ -4,9 +4,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Barrier;
 use std::{fs, thread};
 
-use libc::{EBUSY, EEXIST, EOPNOTSUPP};
+use libc::{EACCES, EBUSY, EEXIST, EOPNOTSUPP, EPERM, EROFS};
 use qmpfs_tests::bench::Bench;
-use qmpfs_tests::faults::{SmallFilesystem, names};
+use qmpfs_tests::faults::{Immutable, SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
@@ -95,6 +95,33 @@ fn a_file_that_stands_in_the_way_is_not_touched() {
     );
     fs::remove_file(&precious).expect("our own file");
     bench.verify();
+    bench.seal("before");
+    bench.finish();
+}
+
+#[test]
+fn an_unwritable_directory_is_told_and_nothing_is_left() {
+    let mut bench = Bench::new("snapshot-unwritable", Attachment::Blockdev);
+    let Some(immutable) = Immutable::new(bench.dir()) else {
+        return;
+    };
+    assert_errno(bench.point("before").make(), &[EACCES, EPERM, EROFS]);
+    drop(immutable);
+    assert!(
+        bench.mount.text("log").contains("cannot create"),
+        "the log says what failed: {}",
+        bench.mount.text("log")
+    );
+    assert_eq!(names(bench.dir()), ["web1.qcow2"]);
+    assert_eq!(
+        oracle::sealed_mark(&bench.active()),
+        None,
+        "no mark is left"
+    );
+    assert_eq!(
+        bench.machine.qmp.run("query-status", json!({}))["running"],
+        true
+    );
     bench.seal("before");
     bench.finish();
 }
