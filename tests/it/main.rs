@@ -25,6 +25,7 @@ macro_rules! over_attachments {
     };
 }
 
+mod architecture;
 mod bad_input;
 mod embedded;
 mod guest;
