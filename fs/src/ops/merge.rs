@@ -164,14 +164,12 @@ pub(super) async fn run(
     let started = std::time::Instant::now();
     let outcome = work(&engine, &guard, &mut merge, &mut answer).await;
     let failed = outcome.as_ref().err().cloned();
-    engine.log.record(
-        "merge",
-        &format!("/disks/{}/snapshots/{point}", merge.disk.name),
-        0,
-        &outcome,
-        started.elapsed(),
-    );
     let accepted = answer.used();
+    if accepted {
+        // a refusal is told as the answer of the rmdir
+        let path = format!("/disks/{}/snapshots/{point}", merge.disk.name);
+        engine.log.record("merge", &path, 0, &outcome, started.elapsed());
+    }
     if let Some(failure) = &failed {
         answer.give(Err(failure.clone()));
     }
