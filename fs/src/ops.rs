@@ -375,6 +375,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
                 Ok(guard) => {
                     let outcome = snapshot::take_external(&engine, &guard, &name).await;
                     seen(&engine, guard).await;
+                    watch::resume_merges(&engine, &disk);
                     outcome
                 }
                 Err(failure) => Err(failure),
