@@ -2,16 +2,18 @@
 //! It knows how layers are named, which files are ours, and how a name changes hands so that
 //! every moment leaves a bootable disk. It does not know QMP, FUSE, or which verb is at work.
 
+mod claim;
 mod create;
 mod links;
 mod names;
 mod neighbours;
 mod record;
 
+pub use claim::{Claim, claim};
 pub use create::create_like;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
-pub use neighbours::{dependents, free_bytes, siblings, strays};
+pub use neighbours::{dependents, free_bytes, is_name_of, siblings, strays};
 pub use record::{
     MergeJournal, SealMarker, clear_merge, clear_point, clear_seal, read_merge, read_point,
     read_seal, write_merge, write_point, write_seal,

@@ -97,6 +97,12 @@ pub struct Tuning {
     pub direct: bool,
     /// `cache.no-flush`
     pub no_flush: bool,
+    /// The same two of the node below, which opens the file.
+    pub file_direct: bool,
+    /// See `file_direct`.
+    pub file_no_flush: bool,
+    /// A filter stands between the guest and the active layer.
+    pub filtered: bool,
     /// `detect-zeroes`, unless it is off.
     pub detect_zeroes: Option<String>,
 }

@@ -25,7 +25,7 @@ use crate::tree::PointKey;
 use crate::view::View;
 use engine::{DiskGuard, Engine, Work};
 pub use nodes::add_chain;
-pub use observe::fit;
+pub use observe::{fit, name_internals};
 use qmpbridge::{Address, Bridge};
 use std::path::PathBuf;
 use std::rc::Rc;

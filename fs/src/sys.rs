@@ -19,7 +19,7 @@ pub use file::{
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mount::{Unmount, unmount};
-pub use process::{die_with_parent, process_directory, raise_file_limit};
+pub use process::{die_with_parent, foreign_root, process_directory, raise_file_limit};
 pub use xattr::{xattr_get, xattr_remove, xattr_set};
 
 /// Repeats a system call that a signal interrupted.

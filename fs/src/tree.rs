@@ -145,7 +145,7 @@ pub struct PointKey {
     pub disk: String,
     /// Where it is listed.
     pub kind: PointKind,
-    /// What makes it this point: the record's id, or the file and snapshot id.
+    /// What makes it this point: the record's id, or the file, snapshot id and time.
     pub identity: String,
 }
 

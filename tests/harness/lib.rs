@@ -11,6 +11,7 @@ pub mod mounted;
 pub mod nbd;
 pub mod oracle;
 pub mod process;
+pub mod proxy;
 pub mod qmp;
 pub mod scratch;
 pub mod sh;

@@ -19,6 +19,10 @@ pub enum Attachment {
     Blockdev,
     /// The same with `auto-read-only=on`: QEMU reopens the file by name when a writer comes or goes.
     BlockdevAutoReadOnly,
+    /// The same as people tune it: past the page cache, with native aio and discards, told of the file alone.
+    BlockdevDirect,
+    /// The same below a throttle filter.
+    BlockdevThrottled,
     /// The legacy `-drive`: nodes called `#block…`, implicit children.
     Drive,
     /// qemu-storage-daemon with a writable export.

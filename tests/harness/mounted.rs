@@ -140,6 +140,15 @@ impl Mounted {
         self.wait_ready();
     }
 
+    /// Kills the program and mounts again from another source: the same VM on another monitor.
+    #[track_caller]
+    pub fn mount_through(&mut self, source: &Path) {
+        self.kill9();
+        let last = self.arguments.len() - 1;
+        self.arguments[last - 1] = source.display().to_string();
+        self.mount_again();
+    }
+
     fn wait_ready(&mut self) {
         let parent = self
             .mountpoint

@@ -34,17 +34,33 @@ fn attach(attachment: Attachment, disk: &Disk) -> Vec<String> {
             format!("virtio-blk-pci,drive=drive-{name},id={name},share-rw=on"),
         ];
     }
-    let auto = if attachment == Attachment::BlockdevAutoReadOnly {
-        ",auto-read-only=on"
-    } else {
-        ""
+    let (file, node) = match attachment {
+        Attachment::BlockdevAutoReadOnly => (",auto-read-only=on", ""),
+        Attachment::BlockdevDirect => (
+            ",cache.direct=on,aio=native,discard=unmap",
+            ",discard=unmap,detect-zeroes=unmap",
+        ),
+        _ => ("", ""),
     };
-    vec![
+    let mut arguments = vec![
         "-blockdev".to_owned(),
-        format!("driver=file,node-name={name}-file,filename={image}{auto}"),
+        format!("driver=file,node-name={name}-file,filename={image}{file}"),
         "-blockdev".to_owned(),
-        format!("driver={format},node-name={name}-node,file={name}-file"),
+        format!("driver={format},node-name={name}-node,file={name}-file{node}"),
+    ];
+    let mut top = format!("{name}-node");
+    if attachment == Attachment::BlockdevThrottled {
+        arguments.extend([
+            "-object".to_owned(),
+            format!("throttle-group,id={name}-group,x-bps-total=1000000000"),
+            "-blockdev".to_owned(),
+            format!("driver=throttle,node-name={name}-top,throttle-group={name}-group,file={top}"),
+        ]);
+        top = format!("{name}-top");
+    }
+    arguments.extend([
         "-device".to_owned(),
-        format!("virtio-blk-pci,drive={name}-node,id={name},share-rw=on"),
-    ]
+        format!("virtio-blk-pci,drive={top},id={name},share-rw=on"),
+    ]);
+    arguments
 }

@@ -31,6 +31,7 @@ mod embedded;
 mod guest;
 mod harness;
 mod internal;
+mod kill_points;
 mod merge;
 mod proofs;
 mod reading;

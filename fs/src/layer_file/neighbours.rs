@@ -73,17 +73,22 @@ pub fn siblings(active: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut found = Vec::new();
     for entry in entries(directory)? {
         let path = directory.join(entry.file_name());
-        let named = active_of_alias(&path).unwrap_or_else(|| path.clone());
         let regular = || {
             path.symlink_metadata()
                 .is_ok_and(|metadata| metadata.is_file())
         };
-        if (named == active || is_sealed_of(&named, active)) && regular() {
+        if is_name_of(&path, active) && regular() {
             found.push(path);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a path is a name that a file of this disk has or had: D, a sealed name, an alias.
+pub fn is_name_of(path: &Path, active: &Path) -> bool {
+    let named = active_of_alias(path).unwrap_or_else(|| path.to_owned());
+    named == active || is_sealed_of(&named, active)
 }
 
 /// Whether a path is what `sealed_path` makes of `active` and some name.

@@ -5,7 +5,7 @@ use super::chain::{ResolvedLayer, resolve_chain};
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{ConnectionState, Disk, Format, Internal, Layer, Model, Tuning, Vm};
-use crate::ops::fit;
+use crate::ops::{fit, name_internals};
 use crate::sys;
 use crate::view::{LayerCache, LayerSpec};
 use qmpfs_qcow2::{Header, InternalSnapshot};
@@ -140,17 +140,6 @@ fn internal(snapshot: &InternalSnapshot, layer: Option<usize>) -> Internal {
         virtual_size: snapshot.virtual_size,
         vm_state_size: snapshot.vm_state_size,
         layer,
-    }
-}
-
-/// Two snapshots whose names look the same as directory entries are told apart by their id.
-fn name_internals(internals: &mut [Internal]) {
-    for index in 1..internals.len() {
-        let (before, from_here) = internals.split_at_mut(index);
-        let this = &mut from_here[0];
-        if before.iter().any(|other| other.name == this.name) {
-            this.name = fit(&format!("{}.{}", this.name, this.id));
-        }
     }
 }
 

@@ -42,18 +42,34 @@ pub(super) fn for_disk(disk: &Disk, pid: Option<i32>) -> (Carried, Vec<String>) 
         discard = Some("unmap".into());
     }
     let Tuning {
-        direct, no_flush, ..
+        direct,
+        no_flush,
+        file_direct,
+        file_no_flush,
+        ..
     } = disk.tuning;
-    let cache = (direct || no_flush).then_some(CacheOptions { direct, no_flush });
     (
         Carried {
-            cache,
+            cache: cache(direct, no_flush),
+            file_cache: cache(file_direct, file_no_flush),
             detect_zeroes,
             discard,
             aio,
         },
         assumed,
     )
+}
+
+fn cache(direct: bool, no_flush: bool) -> Option<CacheOptions> {
+    (direct || no_flush).then_some(CacheOptions { direct, no_flush })
+}
+
+/// Whether a `-drive` copies on read: QEMU then cannot seal its node (it stays writable).
+pub(super) fn copies_on_read(disk: &Disk, pid: Option<i32>) -> bool {
+    let node = disk.root.as_ref().map_or("", |root| root.as_str());
+    pid.and_then(command_line)
+        .and_then(|line| find_option(&line, &disk.active_path, node, "copy-on-read"))
+        .is_some_and(|value| matches!(value.as_str(), "on" | "yes" | "true" | "y"))
 }
 
 /// The arguments of a running process.
@@ -67,17 +83,30 @@ pub(super) fn command_line(pid: i32) -> Option<Vec<String>> {
     )
 }
 
-/// `option` of the argument that speaks of this file or node: `key=value,...` or JSON.
+/// `option` of an argument that speaks of this file, of the node on it or of the node above that:
+/// `key=value,...` or JSON.
 fn find_option(arguments: &[String], active: &Path, node: &str, option: &str) -> Option<String> {
     let name = active.file_name()?.to_str()?;
+    let names_file = |argument: &&String| {
+        argument
+            .split([',', '"', '=', '/'])
+            .any(|word| word == name)
+    };
+    let mut nodes: Vec<String> = arguments
+        .iter()
+        .filter(names_file)
+        .filter_map(|argument| value_of(argument, "node-name"))
+        .collect();
+    nodes.push(node.to_owned());
+    let names_node = |argument: &&String| {
+        ["node-name", "file"]
+            .iter()
+            .filter_map(|key| value_of(argument, key))
+            .any(|node| nodes.contains(&node))
+    };
     arguments
         .iter()
-        .filter(|argument| {
-            argument
-                .split([',', '"', '=', '/'])
-                .any(|word| word == name || word == node)
-                && argument.contains(option)
-        })
+        .filter(|argument| names_file(argument) || names_node(argument))
         .find_map(|argument| value_of(argument, option))
 }
 

@@ -7,6 +7,7 @@ use super::nodes::Carried;
 use super::observe;
 use super::{EngineConfig, recover};
 use crate::errno::{Errno, Failure};
+use crate::layer_file::{self, Claim};
 use crate::leases::Leases;
 use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
 use crate::report::Log;
@@ -22,6 +23,10 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 /// How long a verb waits for another verb on the same disk; a snapshot takes well under a second.
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
+/// How long it waits for another mount: that one may run a merge, which takes hours.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
+/// Between two attempts.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 /// Between two attempts to settle what a lost connection left open.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// After so many attempts a person has to look.
@@ -69,6 +74,7 @@ pub struct DiskGuard {
     name: String,
     state: Rc<DiskState>,
     _lock: OwnedMutexGuard<()>,
+    _claim: Option<Claim>,
 }
 
 impl DiskGuard {
@@ -130,18 +136,41 @@ impl Engine {
         let lock = tokio::time::timeout(DISK_DEADLINE, Arc::clone(&state.lock).lock_owned())
             .await
             .map_err(|_| busy())?;
+        let claim = self.claim(disk).await?;
         state.held.set(true);
         state.turns.set(state.turns.get().wrapping_add(1));
         let guard = DiskGuard {
             name: disk.to_owned(),
             state,
             _lock: lock,
+            _claim: claim,
         };
         if self.unsettled.borrow().contains(disk) {
             recover::files_and_graph(self, &guard).await?;
-            self.unsettled.borrow_mut().remove(disk);
         }
         Ok(guard)
+    }
+
+    /// Keeps other mounts of the same VM from changing the disk.
+    async fn claim(&self, disk: &str) -> Result<Option<Claim>, Failure> {
+        let Some(active) = self
+            .current()
+            .disk(disk)
+            .map(|disk| disk.active_path.clone())
+        else {
+            return Ok(None);
+        };
+        let began = Instant::now();
+        loop {
+            match layer_file::claim(&active) {
+                Err(failure)
+                    if failure.errno == Errno::EBUSY && began.elapsed() < CLAIM_DEADLINE =>
+                {
+                    tokio::time::sleep(CLAIM_PAUSE).await;
+                }
+                claimed => return claimed.map(Some),
+            }
+        }
     }
 
     fn state(&self, disk: &str) -> Rc<DiskState> {
@@ -302,6 +331,16 @@ impl Engine {
             return Ok(false);
         }
         Ok(bridge.run(QueryStatus).await?.running)
+    }
+
+    /// Whether the guest stands still because it was told to stop, by us or by a person: not for
+    /// an I/O error, nor because it never ran.
+    pub(super) async fn paused(&self) -> Result<bool, Failure> {
+        let bridge = self.bridge()?;
+        if !bridge.supports("stop") {
+            return Ok(false);
+        }
+        Ok(bridge.run(QueryStatus).await?.status == "paused")
     }
 
     pub(super) async fn stop_guest(&self) -> Result<(), Failure> {
@@ -484,10 +523,14 @@ pub(super) async fn keep_settling(engine: Rc<Engine>) {
                 continue;
             }
             *tries += 1;
-            // holding the disk settles it first
-            match engine.hold(&disk).await {
-                Ok(guard) => {
-                    drop(guard);
+            // holding the disk settles it first; a merge that still runs is followed again
+            let settled = match engine.hold(&disk).await {
+                Ok(guard) => recover::disk(Rc::clone(&engine), guard).await,
+                Err(failure) => Err(failure),
+            };
+            match settled {
+                Ok(()) => {
+                    engine.unsettled.borrow_mut().remove(&disk);
                     attempts.remove(&disk);
                     engine.log.note(&format!("disk '{disk}': settled"));
                     if let Err(failure) = engine.refresh(None).await {

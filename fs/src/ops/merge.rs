@@ -14,7 +14,7 @@ use super::Answer;
 use super::engine::{DiskGuard, Engine};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
-use crate::model::{Disk, Job, Layer};
+use crate::model::{Disk, FileId, Job, Layer};
 use crate::view::LayerSpec;
 use plan::{Plan, Verb, above};
 use qmpbridge::{JobHandle, JobId, JobStage};
@@ -90,18 +90,7 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
             format!("{} cannot be seen from here", here.path.display()),
         )
     })?;
-    let readers = engine.leases.readers(file);
-    if let Some(reader) = readers.first() {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!(
-                "'{name}' is open: pid {}{}",
-                reader.pid,
-                more(readers.len())
-            ),
-        )
-        .next(format!("close it (ps -p {}), then rmdir again", reader.pid)));
-    }
+    refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
     let facts = super::snapshot::blocking(move || text::facts(&facts_of, index)).await?;
     let Plan { verb, because, .. } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
@@ -143,6 +132,22 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
     })
 }
 
+fn refuse_if_read(engine: &Engine, file: FileId, name: &str) -> Result<(), Failure> {
+    let readers = engine.leases.readers(file);
+    let Some(reader) = readers.first() else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        Errno::EBUSY,
+        format!(
+            "'{name}' is open: pid {}{}",
+            reader.pid,
+            more(readers.len())
+        ),
+    )
+    .next(format!("close it (ps -p {}), then rmdir again", reader.pid)))
+}
+
 fn more(readers: usize) -> String {
     if readers > 1 {
         format!(" and {} more", readers - 1)
@@ -168,7 +173,9 @@ pub(super) async fn run(
     if accepted {
         // a refusal is told as the answer of the rmdir
         let path = format!("/disks/{}/snapshots/{point}", merge.disk.name);
-        engine.log.record("merge", &path, 0, &outcome, started.elapsed());
+        engine
+            .log
+            .record("merge", &path, 0, &outcome, started.elapsed());
     }
     if let Some(failure) = &failed {
         answer.give(Err(failure.clone()));
@@ -212,6 +219,10 @@ async fn work(
         entry(merge, "created"),
         pin,
     );
+    if let Some(file) = merge.here().file.filter(|_| !merge.resumed) {
+        // it may have been opened since the plan was made; from here on nobody finds it
+        refuse_if_read(engine, file, &merge.journal.point.name)?;
+    }
     let carried = engine.carried(&merge.disk);
     let path = merge.here().path.clone();
     layer_file::write_merge(&path, &merge.journal)?;
@@ -237,7 +248,14 @@ async fn work(
         let _ = bridge.dismiss_job(&merge.job).await;
     }
     match outcome {
-        Ok(()) => steps::finish(engine, bridge, merge, &carried).await,
+        Ok(()) => {
+            let finished = steps::finish(engine, bridge, merge, &carried).await;
+            if finished.is_err() {
+                // QEMU has done its part: names are put right as soon as that is possible
+                engine.settle_later(guard.name());
+            }
+            finished
+        }
         Err(failure) => {
             if outcome_known(&failure) && merge.point_intact() {
                 // a stream that failed or was cancelled
@@ -278,7 +296,11 @@ async fn follow(
             JobStage::Concluded => return Ok(()),
             JobStage::Ready => {
                 steps::stop_before_pivot(engine, merge).await?;
-                bridge.complete_job(&merge.job).await?;
+                match bridge.complete_job(&merge.job).await {
+                    // a slow QEMU still does it: the guest waits until that is known
+                    Err(qmpbridge::Error::TimedOut { .. }) => {}
+                    completed => completed?,
+                }
                 job.wait_concluded().await?;
                 return Ok(());
             }

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 /// Options of the VM's own node that the nodes in its place must have too.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Carried {
-    /// Cache mode, as QEMU tells it.
+    /// Cache mode of the format node, as QEMU tells it.
     pub cache: Option<CacheOptions>,
+    /// Cache mode of the protocol node.
+    pub file_cache: Option<CacheOptions>,
     /// detect-zeroes, as QEMU tells it; only on the active layer.
     pub detect_zeroes: Option<String>,
     /// `discard`, from the VM's command line.
@@ -41,7 +43,7 @@ pub(super) async fn add_protocol(
     let name = NodeName::fresh();
     let mut options = BlockdevOptions::file(name.clone(), path);
     options.auto_read_only = Some(true);
-    options.cache = carried.cache;
+    options.cache = carried.file_cache;
     options.discard = carried.discard.clone();
     options.aio = carried.aio.clone();
     bridge.run(BlockdevAdd(options)).await?;

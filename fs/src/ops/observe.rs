@@ -5,7 +5,7 @@
 use super::carried;
 use crate::intent::Verbs;
 use crate::layer_file;
-use crate::model::{Disk, Format, Internal, Layer, Tuning};
+use crate::model::{Disk, FileId, Format, Internal, Layer, Tuning};
 use crate::sys;
 use crate::tree::valid_name;
 use qmpbridge::graph::RootKind;
@@ -14,11 +14,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// Longest name of a disk or point.
+const NAME_MAX: usize = 128;
+/// Longest id shown behind a name that was taken: QEMU's are numbers, an image may say anything.
+const SUFFIX_MAX: usize = 32;
+
 /// From where QEMU's file names are seen.
 pub(super) struct Sight {
     pid: Option<i32>,
     /// QEMU's working directory: its file names may be relative to it.
     directory: Option<PathBuf>,
+    /// QEMU's root directory, where it sees other mounts than we do.
+    root: Option<PathBuf>,
     /// Disks of our own storage daemon: their active path and the name to show.
     embedded: Vec<(PathBuf, String)>,
     read_only: bool,
@@ -28,9 +35,11 @@ impl Sight {
     /// As seen by the process at the other end of the monitor.
     pub(super) fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
         let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
+        let root = pid.and_then(sys::foreign_root);
         Sight {
             pid,
             directory,
+            root,
             embedded: embedded.to_vec(),
             read_only,
         }
@@ -41,7 +50,33 @@ impl Sight {
         if path.is_relative() && self.directory.is_none() {
             return None;
         }
-        layer_file::resolve(path, self.directory.as_deref()).ok()
+        let found = layer_file::resolve(path, self.directory.as_deref()).ok()?;
+        self.is_theirs(path, &found).then_some(found)
+    }
+
+    /// Whether a path leads QEMU to the file that we found. A container may have another one there.
+    fn is_theirs(&self, path: &Path, found: &Path) -> bool {
+        let Some(root) = &self.root else {
+            return true;
+        };
+        let absolute = self
+            .directory
+            .as_deref()
+            .unwrap_or(Path::new("/"))
+            .join(path);
+        let theirs = root.join(absolute.strip_prefix("/").unwrap_or(&absolute));
+        matches!((sys::file_id(&theirs), sys::file_id(found)), (Ok(theirs), Ok(ours)) if theirs == ours)
+    }
+
+    /// The same for a name that may be gone by now.
+    pub(super) fn named(&self, path: &Path) -> Option<PathBuf> {
+        self.resolve(path).or_else(|| {
+            let directory = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            let directory = self.resolve(directory.unwrap_or(Path::new(".")))?;
+            Some(directory.join(path.file_name()?))
+        })
     }
 }
 
@@ -115,12 +150,13 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     let active_path =
         layer_file::active_of_alias(&active.path).unwrap_or_else(|| active.path.clone());
     let name = disk_name(root, top, &active_path, sight)?;
-    let layers: Vec<Layer> = chain
+    let mut layers: Vec<Layer> = chain
         .iter()
         .skip(1)
         .rev()
         .map(|node| layer(graph, node, sight))
         .collect();
+    unsee_twins(&mut layers, active.file);
     let mut internals = Vec::new();
     for (index, node) in chain.iter().rev().enumerate() {
         let layer = (index + 1 < chain.len()).then_some(index);
@@ -131,6 +167,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         );
     }
     name_internals(&mut internals);
+    let protocol = top.file.as_ref().and_then(|file| graph.node(file));
     let mut disk = Disk {
         name,
         root: Some(root.node.clone()),
@@ -143,12 +180,34 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         tuning: Tuning {
             direct: top.cache.direct,
             no_flush: top.cache.no_flush,
+            file_direct: protocol.is_some_and(|node| node.cache.direct),
+            file_no_flush: protocol.is_some_and(|node| node.cache.no_flush),
+            filtered: !root.filters_above.is_empty(),
             detect_zeroes: Some(top.detect_zeroes.clone()).filter(|mode| mode != "off"),
         },
         assumed: Vec::new(),
     };
     disk.assumed = carried::for_disk(&disk, sight.pid).1;
+    if disk.no_snapshots.is_none() && carried::copies_on_read(&disk, sight.pid) {
+        disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
+    }
     Some(disk)
+}
+
+/// No file is two layers of one chain: where two names lead to one file, a name has changed hands
+/// under QEMU, and what it has open cannot be told.
+fn unsee_twins(layers: &mut [Layer], active: Option<FileId>) {
+    let files: Vec<Option<FileId>> = layers.iter().map(|layer| layer.file).collect();
+    for layer in layers {
+        let again = files
+            .iter()
+            .chain([&active])
+            .filter(|file| **file == layer.file);
+        if layer.file.is_some() && again.count() > 1 {
+            layer.file = None;
+            layer.record = None;
+        }
+    }
 }
 
 fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<String> {
@@ -188,10 +247,10 @@ pub fn fit(name: &str) -> String {
                 '_'
             }
         })
-        .take(128)
+        .take(NAME_MAX)
         .collect();
     if !valid_name(&fit) {
-        fit = format!("d{fit}").chars().take(128).collect();
+        fit = format!("d{fit}").chars().take(NAME_MAX).collect();
     }
     fit
 }
@@ -286,12 +345,85 @@ fn internal(
     }
 }
 
-/// Two snapshots whose names look the same as directory entries are told apart by their id.
-fn name_internals(internals: &mut [Internal]) {
+/// Snapshots whose names look the same as directory entries are told apart by their id, and by a
+/// number where that is not enough: what has another's name would be removed in its place.
+pub fn name_internals(internals: &mut [Internal]) {
     for index in 1..internals.len() {
-        let name = internals[index].name.clone();
-        if internals[..index].iter().any(|other| other.name == name) {
-            internals[index].name = fit(&format!("{name}.{}", internals[index].id));
+        let (before, from_here) = internals.split_at_mut(index);
+        let this = &mut from_here[0];
+        let taken = |name: &str| before.iter().any(|other| other.name == name);
+        if !taken(&this.name) {
+            continue;
         }
+        let by_id = std::iter::once(this.id.clone());
+        let free = by_id
+            .chain((2u64..).map(|number| number.to_string()))
+            .map(|word| suffixed(&this.name, &word))
+            .find(|name| !taken(name));
+        if let Some(free) = free {
+            this.name = free;
+        }
+    }
+}
+
+/// A fit name with a word after it, for which the name is cut short where it has to be.
+fn suffixed(name: &str, word: &str) -> String {
+    let word: String = word.chars().take(SUFFIX_MAX).collect();
+    let room = NAME_MAX - 1 - word.chars().count();
+    let name: String = name.chars().take(room).collect();
+    fit(&format!("{name}.{word}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NAME_MAX, fit, name_internals};
+    use crate::model::Internal;
+    use crate::tree::valid_name;
+    use std::collections::BTreeSet;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn no_two_internal_snapshots_have_one_name() {
+        let long = "x".repeat(255);
+        let tags = [
+            ("1", format!("{long}a")),
+            ("2", format!("{long}b")),
+            ("3", format!("{long}c")),
+            ("4", "a_b.6".into()),
+            ("5", "a b".into()),
+            ("6", "a/b".into()),
+            ("7", "../../etc/passwd".into()),
+            ("8", "new\nline".into()),
+            ("9", String::new()),
+            ("9", String::new()),
+            ("../../../x\n", "a?b".into()),
+            (&long, "a\0b".into()),
+            (&long, "a|b".into()),
+        ];
+        let mut internals: Vec<Internal> = tags
+            .iter()
+            .map(|(id, tag)| Internal {
+                id: (*id).to_owned(),
+                name: fit(tag),
+                tag: tag.clone(),
+                time: UNIX_EPOCH,
+                virtual_size: 0,
+                vm_state_size: 0,
+                layer: None,
+            })
+            .collect();
+        name_internals(&mut internals);
+        let names: BTreeSet<&str> = internals.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names.len(), tags.len(), "{names:?}");
+        assert!(
+            names
+                .iter()
+                .all(|name| valid_name(name) && name.len() <= NAME_MAX),
+            "{names:?}"
+        );
+        assert!(
+            names.contains("a_b.6") && names.contains("a_b.2"),
+            "{names:?}"
+        );
     }
 }

@@ -64,11 +64,13 @@ pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Resul
     {
         return Ok(());
     }
+    let ended = dismiss_ended(bridge, &disk).await?;
+    idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     unfinished_seal(engine, bridge, &disk).await?;
     let disk = engine.observe_disk(guard).await?;
-    ended_merges(engine, bridge, &disk).await?;
+    ended_merges(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
-    idle_nodes(engine, bridge).await?;
+    idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     stray_names(engine, bridge, &disk).await
 }
 
@@ -83,7 +85,10 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
             "disk '{}': taking back an unfinished snapshot",
             disk.name
         ));
-        settle::undo_seal(active, &marker.sealed, &marker.overlay, root_file);
+        // a storage daemon may have written there before it died and came back without it
+        let written = settle::holds_data(&marker.overlay).unwrap_or(false);
+        let overlay = (!written).then_some(marker.overlay.as_path());
+        settle::undo_seal(active, &marker.sealed, overlay, root_file);
         if sys::file_id(active).ok() != Some(root_file) {
             return Err(lost_active(disk));
         }
@@ -113,6 +118,8 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
             nodes::drop_layer(bridge, &graph, &old).await?;
         }
     }
+    // the VM's own node of the sealed layer, of which a part may be left, knows the file as D
+    idle_nodes(engine, bridge, disk, Whose::Anybodys).await?;
     if sys::file_id(active).ok() != Some(root_file) {
         layer_file::replace(&disk.active.path, active)?;
     }
@@ -131,7 +138,7 @@ fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure>
 }
 
 async fn resume(engine: &Engine, marker: &SealMarker) -> Result<(), Failure> {
-    if marker.resume && !engine.running().await? {
+    if marker.resume && engine.paused().await? {
         engine
             .log
             .note("the VM was left stopped in the middle of a snapshot; it goes on");
@@ -171,16 +178,33 @@ fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure
     Ok(found)
 }
 
-async fn ended_merges(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Result<(), Failure> {
-    let jobs = bridge.jobs().await?;
-    let (ended, at_work): (Vec<JobInfo>, Vec<JobInfo>) = jobs
+/// The jobs of this disk that have ended, dismissed. Those of other disks are their verbs' business.
+async fn dismiss_ended(bridge: &Bridge, disk: &Disk) -> Result<Vec<JobInfo>, Failure> {
+    let mut of_this_disk: Vec<String> = journals(disk)?
         .into_iter()
-        .filter(|job| job.id.is_ours())
-        .partition(|job| job.status == JobStatus::Concluded);
+        .map(|(_, _, journal)| journal.job)
+        .collect();
+    for (alias, _) in layer_file::strays(&disk.active_path)? {
+        of_this_disk.push(super::snapshot::create_job(&alias)?.as_str().to_owned());
+    }
+    let mut ended = bridge.jobs().await?;
+    ended.retain(|job| {
+        job.status == JobStatus::Concluded && of_this_disk.iter().any(|id| job.id.as_str() == id)
+    });
     for job in &ended {
         // a concluded job still holds its nodes
         bridge.dismiss_job(&job.id).await?;
     }
+    Ok(ended)
+}
+
+async fn ended_merges(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    ended: &[JobInfo],
+) -> Result<(), Failure> {
+    let at_work = bridge.jobs().await?;
     for (path, file, journal) in journals(disk)? {
         if at_work.iter().any(|job| job.id.as_str() == journal.job) {
             continue;
@@ -235,12 +259,25 @@ async fn end_merge(
                 "disk '{}': the merge of '{name}' has ended",
                 disk.name
             ));
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            if let Some(other) =
+                layer_file::dependents(directory, file, &chain_files(disk))?.first()
+            {
+                engine.report_once(&format!(
+                    "disk '{}': {} is in its chain no more, but {} stands on it; it is left alone",
+                    disk.name,
+                    path.display(),
+                    other.display()
+                ));
+                return Ok(());
+            }
             let graph = bridge.graph().await?;
             let node = graph
                 .nodes()
                 .find(|node| node.path.as_deref() == Some(path) && node.driver == "qcow2")
                 .map(|node| node.name.clone());
             steps::finish_stream(
+                engine,
                 bridge,
                 node.as_ref(),
                 path,
@@ -259,7 +296,7 @@ async fn end_merge(
                 opened_as: disk.active.path.clone(),
                 sealed,
                 file,
-                resume: journal.resume && !engine.running().await?,
+                resume: journal.resume && engine.paused().await?,
                 old_node: None,
                 old_alias: old_alias(disk, &journal.upper),
             };
@@ -366,27 +403,28 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
         let Some(verb) = Verb::from_word(&journal.verb) else {
             continue;
         };
-        let running = jobs.iter().any(|job| job.id.as_str() == journal.job);
+        let running = jobs.iter().find(|job| job.id.as_str() == journal.job);
         let index = disk
             .layers
             .iter()
             .position(|layer| layer.file == Some(file));
         let Some(index) = index.filter(|index| stands_as_it_did(&disk, *index, verb, &journal))
         else {
-            if running {
+            if running.is_some() {
                 return Ok(Resume::LookAgain);
             }
             continue;
         };
         // where commit cannot re-arrange the nodes, a stream ends it as well: the layer above,
         // read through the mixed one, is right at every moment
-        let verb = match running || disk.root.as_ref().is_some_and(NodeName::is_ours) {
-            true => verb,
-            false => Verb::Stream,
+        let verb = match running {
+            Some(job) if job.is_stream() => Verb::Stream,
+            None if !merge::plan::may_commit(&disk) => Verb::Stream,
+            Some(_) | None => verb,
         };
         let job = match running {
-            true => JobId::new(journal.job.clone()),
-            false => JobId::fresh(verb.word()),
+            Some(_) => JobId::new(journal.job.clone()),
+            None => JobId::fresh(verb.word()),
         };
         let job = job.map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
         journal.job = job.as_str().into();
@@ -411,21 +449,38 @@ fn stands_as_it_did(disk: &Disk, index: usize, verb: Verb, journal: &MergeJourna
     }
 }
 
-/// Nodes of ours that nothing uses and that are no disk.
-async fn idle_nodes(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
+/// Which idle nodes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// Also those of the VM's command line: what a seal takes out of the chain.
+    Anybodys,
+}
+
+/// Nodes on files of this disk that nothing uses and that are no disk. Other disks may be in the
+/// middle of a verb: theirs are not touched.
+async fn idle_nodes(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    whose: Whose,
+) -> Result<(), Failure> {
+    let sight = engine.sight(bridge);
     // a chain of idle nodes goes from its top down, one a round
     for _ in 0..IDLE_ROUNDS {
         let graph = bridge.graph().await?;
-        let roots: Vec<NodeName> = super::observe::disks(&graph, &engine.sight(bridge))
-            .into_iter()
-            .filter_map(|disk| disk.root)
-            .collect();
+        let used = |name: &NodeName| !graph.parents(name).is_empty();
+        if !disk.root.as_ref().is_some_and(used) {
+            // nobody uses the disk itself: it cannot be told from what is left of it
+            return Ok(());
+        }
         let idle = graph
             .nodes()
+            .filter(|node| !used(&node.name) && !node.name.is_generated())
+            .filter(|node| whose == Whose::Anybodys || node.name.is_ours())
             .find(|node| {
-                node.name.is_ours()
-                    && graph.parents(&node.name).is_empty()
-                    && !roots.contains(&node.name)
+                let path = node.path.as_deref().and_then(|path| sight.named(path));
+                path.is_some_and(|path| layer_file::is_name_of(&path, &disk.active_path))
             })
             .map(|node| node.name.clone());
         let Some(idle) = idle else {
@@ -492,38 +547,18 @@ fn remove_strays(
     Ok(())
 }
 
-/// Whether an overlay that D does not name yet holds anything. What cannot be read may hold data.
-fn overlay_was_written(overlay: &Path) -> Result<bool, Failure> {
-    match overlay.metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Failure::io(
-            format!("look at {}", overlay.display()),
-            &error,
-        )),
-        Ok(metadata) if metadata.len() == 0 => Ok(false),
-        Ok(_) => {
-            let spec = LayerSpec {
-                path: overlay.to_owned(),
-                file: None,
-                format: Format::Qcow2,
-            };
-            layer_allocated(&spec).map(|bytes| bytes > 0)
-        }
-    }
-}
-
 /// The files of a disk whose QEMU is gone, before our own daemon opens them.
 pub fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
     let Ok(file) = sys::file_id(active) else {
         return Ok(());
     };
     if let Some(marker) = layer_file::read_seal(active)? {
-        if overlay_was_written(&marker.overlay)? {
+        if settle::holds_data(&marker.overlay)? {
             // the guest wrote into the overlay before D could name it
             layer_file::replace(&marker.overlay, active)?;
             layer_file::clear_seal(&marker.sealed)?;
         } else {
-            settle::undo_seal(active, &marker.sealed, &marker.overlay, file);
+            settle::undo_seal(active, &marker.sealed, Some(&marker.overlay), file);
             layer_file::clear_point(active)?;
             layer_file::clear_seal(active)?;
         }

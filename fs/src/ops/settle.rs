@@ -4,8 +4,9 @@
 
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::model::FileId;
+use crate::model::{FileId, Format};
 use crate::sys;
+use crate::view::{LayerSpec, layer_allocated};
 use std::path::Path;
 
 /// Removes one name; gone already is fine. The directory is made durable.
@@ -34,11 +35,12 @@ pub(super) fn remove_file(path: &Path, file: FileId) -> Result<(), Failure> {
 }
 
 /// Takes back the names of a seal that did not happen: D is `file` again, S and H are gone.
-pub(super) fn undo_seal(active: &Path, sealed: &Path, overlay: &Path, file: FileId) {
+/// Without `overlay` H stays.
+pub(super) fn undo_seal(active: &Path, sealed: &Path, overlay: Option<&Path>, file: FileId) {
     let steps = [
         undo_active(active, sealed, file),
         undo_sealed(active, sealed, file),
-        undo_overlay(active, overlay),
+        overlay.map_or(Ok(()), |overlay| undo_overlay(active, overlay)),
     ];
     for failure in steps.into_iter().filter_map(Result::err) {
         tracing::error!(%failure, active = %active.display(), "a seal could not be taken back whole");
@@ -67,5 +69,26 @@ fn undo_overlay(active: &Path, overlay: &Path) -> Result<(), Failure> {
         remove_name(overlay)
     } else {
         Ok(())
+    }
+}
+
+/// Whether an overlay holds anything. What cannot be read may hold data.
+pub(super) fn holds_data(overlay: &Path) -> Result<bool, Failure> {
+    match overlay.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Failure::io(
+            format!("look at {}", overlay.display()),
+            &error,
+        )),
+        // a half-made overlay has no header yet
+        Ok(metadata) if metadata.len() == 0 => Ok(false),
+        Ok(_) => {
+            let spec = LayerSpec {
+                path: overlay.to_owned(),
+                file: None,
+                format: Format::Qcow2,
+            };
+            layer_allocated(&spec).map(|bytes| bytes > 0)
+        }
     }
 }

@@ -30,10 +30,9 @@ pub(super) async fn take_external(
     let seal = Seal::prepare(engine, &disk, name)?;
     seal.mark()?;
     let outcome = seal.run(engine, bridge).await;
-    if let Err(failure) = &outcome
-        && matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
-    {
-        // whether QEMU did it is unknown: recover asks its graph, or the files when it is gone
+    if outcome.is_err() && seal.is_open() {
+        // whether QEMU did it is unknown, or it did and the names are not right yet: recover asks
+        // its graph, or the files when it is gone
         engine.settle_later(guard.name());
     }
     outcome
@@ -136,6 +135,13 @@ impl<'a> Seal<'a> {
             .inspect_err(|_| self.unmark(&self.active))
     }
 
+    /// Whether the mark is still there, on the file under whichever name it has now.
+    fn is_open(&self) -> bool {
+        [&self.sealed, &self.active, &self.opened_as]
+            .iter()
+            .any(|path| matches!(layer_file::read_seal(path), Ok(Some(_))))
+    }
+
     fn unmark(&self, path: &Path) {
         for cleared in [layer_file::clear_point(path), layer_file::clear_seal(path)] {
             if let Err(failure) = cleared {
@@ -194,8 +200,7 @@ impl<'a> Seal<'a> {
         bridge: &Bridge,
         protocol: &NodeName,
     ) -> Result<NodeName, Failure> {
-        let job_id =
-            JobId::fresh("create").map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+        let job_id = create_job(&self.overlay)?;
         let command = BlockdevCreate {
             job_id: job_id.clone(),
             options: BlockdevCreateOptions::qcow2_overlay(
@@ -304,10 +309,17 @@ impl<'a> Seal<'a> {
             nodes::discard_node(bridge, &overlay.format).await;
             nodes::discard_node(bridge, &overlay.protocol).await;
         }
-        settle::undo_seal(&self.active, &self.sealed, &self.overlay, self.file);
+        settle::undo_seal(&self.active, &self.sealed, Some(&self.overlay), self.file);
         self.unmark(&self.active);
         failure
     }
+}
+
+/// The job that formats an overlay is named after it: so recovery knows whose it is.
+pub(super) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
+    let digits = overlay.extension().unwrap_or_default().to_string_lossy();
+    JobId::new(format!("qmpfs-create-{digits}"))
+        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
 }
 
 struct Overlay {

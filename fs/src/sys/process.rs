@@ -11,6 +11,14 @@ pub fn process_directory(pid: i32) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/cwd"))
 }
 
+/// The root directory of a process that sees other mounts than we do; None where it sees the same,
+/// and where that cannot be known.
+pub fn foreign_root(pid: i32) -> Option<PathBuf> {
+    let theirs = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+    let ours = std::fs::read_link("/proc/self/ns/mnt").ok()?;
+    (theirs != ours).then(|| PathBuf::from(format!("/proc/{pid}/root")))
+}
+
 /// Lets the kernel end the child, in order, when the thread that started it ends: so start it
 /// from a thread that lives as long as it is needed.
 pub fn die_with_parent(command: &mut Command) {

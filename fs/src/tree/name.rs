@@ -3,7 +3,7 @@
 
 use crate::model::{Internal, Layer};
 use std::path::Path;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest name of a point: leaves room in NAME_MAX for the file's stem and suffix around it.
 const POINT_NAME_MAX: usize = 128;
@@ -45,21 +45,34 @@ fn stem(path: &Path) -> String {
     text
 }
 
-/// What makes a layer this one: its record's id, or its file.
+/// What makes a layer this one: its record's id, or its file and when that was last written. A
+/// file without a record is never written by us, but its owner may do so while the VM is off, and
+/// an inode number is used again for another file.
 pub fn layer_identity(layer: &Layer) -> String {
     match &layer.record {
         Some(record) => record.id.clone(),
-        None => file_identity(layer),
+        None => format!(
+            "{}-{}",
+            file_identity(layer),
+            nanoseconds(layer.modified.unwrap_or(UNIX_EPOCH))
+        ),
     }
 }
 
-/// What makes an internal snapshot this one: the file that holds it, its id there and its time.
+/// What makes an internal snapshot this one: the file that holds it, its id there and its time,
+/// to the last digit: QEMU gives a freed id again at once.
 pub fn internal_identity(holder: &Layer, internal: &Internal) -> String {
-    let seconds = internal
-        .time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    format!("{}-{}-{seconds}", file_identity(holder), internal.id)
+    format!(
+        "{}-{}-{}",
+        file_identity(holder),
+        internal.id,
+        nanoseconds(internal.time)
+    )
+}
+
+fn nanoseconds(time: SystemTime) -> u128 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos())
 }
 
 fn file_identity(layer: &Layer) -> String {
@@ -71,9 +84,12 @@ fn file_identity(layer: &Layer) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{POINT_NAME_MAX, layer_dir_name, stem, valid_name};
+    use super::{
+        POINT_NAME_MAX, internal_identity, layer_dir_name, layer_identity, stem, valid_name,
+    };
     use crate::tree::sample;
     use std::path::Path;
+    use std::time::Duration;
 
     #[test]
     fn names_of_the_contract() {
@@ -110,6 +126,32 @@ mod tests {
         let disk = model.disk("vda").expect("the sample has vda");
         assert_eq!(layer_dir_name(0, &disk.layers[0]), "0-base");
         assert_eq!(layer_dir_name(1, &disk.layers[1]), "1-web1.before");
+    }
+
+    #[test]
+    fn an_internal_snapshot_made_again_in_the_same_second_is_another() {
+        let model = sample::two_disks();
+        let disk = model.disk("vda").expect("the sample has vda");
+        let mut again = disk.internals[0].clone();
+        again.time += Duration::from_micros(1);
+        assert_ne!(
+            internal_identity(&disk.active, &disk.internals[0]),
+            internal_identity(&disk.active, &again)
+        );
+    }
+
+    #[test]
+    fn a_base_that_was_written_is_another() {
+        let model = sample::two_disks();
+        let layers = &model.disk("vda").expect("the sample has vda").layers;
+        let written = |layer: &crate::model::Layer| {
+            let mut layer = layer.clone();
+            layer.modified = layer.modified.map(|time| time + Duration::from_millis(4));
+            layer_identity(&layer)
+        };
+        assert_ne!(layer_identity(&layers[0]), written(&layers[0]));
+        // ours is told by its record: a merge may write it, and its state stays the same
+        assert_eq!(layer_identity(&layers[1]), written(&layers[1]));
     }
 
     #[test]

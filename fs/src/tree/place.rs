@@ -167,7 +167,7 @@ mod tests {
         let base = layer_key(disk, &disk.layers[0]);
         assert_eq!(
             base.point().map(|point| point.identity.as_str()),
-            Some("fe01-b")
+            Some("fe01-b-1600000000000000000")
         );
     }
 
@@ -177,7 +177,7 @@ mod tests {
         let disk = model.disk("vda").expect("the sample has vda");
         let key = internal_key(disk, &disk.internals[0]).expect("held by the active layer");
         let point = key.point().expect("a point");
-        assert_eq!(point.identity, "fe01-d-1-1700000000");
+        assert_eq!(point.identity, "fe01-d-1-1700000000000000000");
         let found = find_point(&model, point).expect("it exists");
         assert!(matches!(found, Found::Internal { .. }));
         assert_eq!(found.layers().len(), 3);

@@ -146,6 +146,11 @@ pub fn choose(
     }
 }
 
+/// Whether the nodes are ours to re-arrange, and the root is one that QEMU commits below.
+pub fn may_commit(disk: &Disk) -> bool {
+    disk.root.as_ref().is_some_and(|root| root.is_ours()) && !disk.tuning.filtered
+}
+
 fn internal_in(disk: &Disk, layer: Option<usize>) -> Option<&str> {
     disk.internals
         .iter()
@@ -187,7 +192,10 @@ fn commit_allowed(
     let here = &disk.layers[index];
     let up = above(disk, index);
     let no = |why: String| Err(Failure::new(Errno::EOPNOTSUPP, why));
-    if !disk.root.as_ref().is_some_and(|root| root.is_ours()) {
+    if disk.tuning.filtered {
+        return no("a filter (throttle, copy-on-read) stands above the disk, and QEMU commits only below a root".into());
+    }
+    if !may_commit(disk) {
         return no("no snapshot was taken since the VM started, so the root node is not ours to re-arrange".into());
     }
     if !up_is_active && up.record.is_none() {

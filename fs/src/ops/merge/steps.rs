@@ -194,7 +194,15 @@ pub(super) async fn finish(
     match merge.verb {
         Verb::Stream => {
             let up = merge.up();
-            finish_stream(bridge, here.node.as_ref(), &here.path, file, &up.path).await
+            finish_stream(
+                engine,
+                bridge,
+                here.node.as_ref(),
+                &here.path,
+                file,
+                &up.path,
+            )
+            .await
         }
         Verb::Commit => {
             let over = merge
@@ -238,6 +246,7 @@ pub(super) async fn finish(
 
 /// After a stream: the point's nodes and then its file go.
 pub(in crate::ops) async fn finish_stream(
+    engine: &Engine,
     bridge: &Bridge,
     point: Option<&NodeName>,
     path: &Path,
@@ -247,7 +256,7 @@ pub(in crate::ops) async fn finish_stream(
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, point).await?;
     let graph = bridge.graph().await?;
-    refuse_if_open(&graph, path)?;
+    refuse_if_open(engine, &graph, file, path)?;
     // the header of the layer above no longer names it; that must be on disk before the file goes
     let upper = upper.to_owned();
     crate::ops::snapshot::blocking(move || layer_file::fsync_file(&upper)).await?;
@@ -366,11 +375,11 @@ pub(in crate::ops) async fn finish_pivot(
     if sys::file_id(&done.active).ok() != Some(done.file) {
         layer_file::replace(&done.opened_as, &done.active)?;
     }
-    layer_file::clear_point(&done.active)?;
-    settle::remove_file(&done.sealed, done.file)?;
     if done.resume {
         engine.resume_guest().await?;
     }
+    layer_file::clear_point(&done.active)?;
+    settle::remove_file(&done.sealed, done.file)?;
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, done.old_node.as_ref()).await?;
     if let Some(alias) = &done.old_alias {
@@ -390,8 +399,20 @@ async fn drop_if_there(
     }
 }
 
-fn refuse_if_open(graph: &BlockGraph, path: &Path) -> Result<(), Failure> {
-    if graph.nodes().any(|node| node.path.as_deref() == Some(path)) {
+/// By the file, not by its name: another disk may have it open under another one.
+fn refuse_if_open(
+    engine: &Engine,
+    graph: &BlockGraph,
+    file: FileId,
+    path: &Path,
+) -> Result<(), Failure> {
+    let sight = engine.sight(engine.bridge()?);
+    let is_it = |name: PathBuf| sys::file_id(&name).is_ok_and(|found| found == file);
+    if graph
+        .nodes()
+        .filter_map(|node| sight.resolve(node.path.as_deref()?))
+        .any(is_it)
+    {
         return Err(Failure::new(
             Errno::EBUSY,
             format!("QEMU still has {} open; it is not removed", path.display()),

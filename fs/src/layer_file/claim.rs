@@ -1,0 +1,76 @@
+//! Who changes a disk: one process at a time on this host, also where two mounts came through two
+//! monitors of one VM. It knows the disk's path; it does not know what is done to it.
+//! A claim is a name among abstract sockets: it ends with its process, and leaves no file.
+
+use crate::errno::{Errno, Failure};
+use crate::sys;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+
+/// The right of this process to change one disk, until it is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    _name: UnixDatagram,
+}
+
+/// Claims the disk of an active path; EBUSY while another process has it.
+pub fn claim(active: &Path) -> Result<Claim, Failure> {
+    let doing = || format!("claim {}", active.display());
+    let directory = active.parent().unwrap_or(Path::new("/"));
+    let place = sys::file_id(directory).map_err(|error| Failure::io(doing(), &error))?;
+    let name = format!(
+        "qmpfs/{:x}/{:x}/{:x}",
+        place.dev,
+        place.ino,
+        digest(active.file_name().unwrap_or_default().as_bytes())
+    );
+    SocketAddr::from_abstract_name(name)
+        .and_then(|name| UnixDatagram::bind_addr(&name))
+        .map(|name| Claim { _name: name })
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => Failure::new(
+                Errno::EBUSY,
+                format!("another qmpfs is at work on {}", active.display()),
+            )
+            .next("wait for it, or use the other mount"),
+            _ => Failure::io(doing(), &error),
+        })
+}
+
+/// FNV-1a: a name of any length in the few bytes that a socket's name may have.
+fn digest(name: &[u8]) -> u64 {
+    name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_claimed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("web1.qcow2"), dir.path().join("web2.qcow2"));
+        let held = claim(&one).unwrap();
+        assert_eq!(claim(&one).unwrap_err().errno, Errno::EBUSY);
+        let _other = claim(&other).unwrap();
+        drop(held);
+        claim(&one).unwrap();
+        claim(&dir.path().join("x".repeat(255))).unwrap();
+    }
+
+    #[test]
+    fn a_disk_is_the_same_by_every_way_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let _held = claim(&dir.path().join("web1.qcow2")).unwrap();
+        assert_eq!(
+            claim(&link.join("web1.qcow2")).unwrap_err().errno,
+            Errno::EBUSY
+        );
+    }
+}
