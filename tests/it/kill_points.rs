@@ -18,6 +18,7 @@ fn at_every_command(
     mut settle: impl FnMut(&mut Bench),
 ) {
     let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket());
+    let mut kills = 0;
     let direct = bench.machine.qmpfs_socket().to_path_buf();
     for when in [When::Before, When::After] {
         let mut number = 0;
@@ -46,11 +47,13 @@ fn at_every_command(
             if !killed {
                 break;
             }
+            kills += 1;
             number += 1;
             assert!(number < TOO_MANY, "it never ends: {commands:?}");
         }
         assert!(number > 2, "hardly a command was seen");
     }
+    println!("survived {kills} kills");
 }
 
 /// mkdir, killed; afterwards the point is there with the right bytes, or it is not there at all.
