@@ -95,6 +95,13 @@ pub struct JobInfo {
     pub auto_finalize: Option<bool>,
 }
 
+impl JobInfo {
+    /// Whether it is a `block-stream`.
+    pub fn is_stream(&self) -> bool {
+        self.kind == STREAM
+    }
+}
+
 /// What a waiter was woken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobStage {
