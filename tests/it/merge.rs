@@ -2,6 +2,7 @@
 //! while every other point stays right and the guest goes on writing.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -240,6 +241,81 @@ fn a_signal_ends_the_wait_and_ls_never_freezes() {
         bench.machine.limit_jobs(0);
     }
     bench.disk().wait().expect("the merge");
+    bench.verify();
+    bench.finish();
+}
+
+#[test]
+fn a_throttled_disk_is_merged_by_streams() {
+    let mut bench = Bench::new("merge-throttled", Attachment::BlockdevThrottled);
+    bench.write(100);
+    bench.seal("one");
+    bench.write(2);
+    bench.seal("two");
+    bench.write(2);
+    bench.remove("one");
+    bench.remove("two");
+    bench.restart();
+    bench.finish();
+}
+
+/// A view that was opened a moment before the rmdir was accepted keeps its bytes.
+#[test]
+fn who_opens_a_point_while_it_goes_never_reads_a_mixed_one() {
+    let scratch = Scratch::new("merge-open-race");
+    let dir = scratch.dir("images");
+    oracle::create(&dir.join("web1.qcow2"), SIZE);
+    let options = ["-o", "merge=commit"];
+    let mut bench = Bench::on(
+        scratch,
+        dir,
+        Vec::new(),
+        Attachment::StorageDaemon,
+        &options,
+    );
+    bench.seal("zero");
+    for round in 0..12 {
+        let name = format!("n{round}");
+        bench.write(60);
+        bench.seal(&name);
+        bench.write(60);
+        let expected = bench.bytes_of(&name).to_path_buf();
+        let point = bench.point(&name).disk_raw();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let opened: Vec<File> = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..4u64)
+                .map(|reader| {
+                    let (point, ended) = (&point, &ended);
+                    scope.spawn(move || {
+                        wait::poll(Duration::from_micros(500 * (round + reader)), || None::<()>);
+                        File::open(point).ok().inspect(|_| {
+                            wait::until_true("rmdir returns", || {
+                                ended.load(std::sync::atomic::Ordering::SeqCst)
+                            });
+                        })
+                    })
+                })
+                .collect();
+            let _ = bench.point(&name).delete();
+            ended.store(true, std::sync::atomic::Ordering::SeqCst);
+            readers
+                .into_iter()
+                .filter_map(|reader| reader.join().expect("a reader"))
+                .collect()
+        });
+        let _ = bench.disk().wait();
+        for file in &opened {
+            let held =
+                Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(file).to_string());
+            oracle::assert_same(&held, &expected);
+        }
+        drop(opened);
+        if bench.point(&name).exists() {
+            bench.point(&name).delete_when_closed();
+            bench.disk().wait().expect("the merge");
+        }
+        bench.forget(&name);
+    }
     bench.verify();
     bench.finish();
 }

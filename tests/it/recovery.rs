@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use libc::{ENOTCONN, ETIMEDOUT};
-use qmpfs_tests::bench::Bench;
+use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
 use serde_json::json;
@@ -189,4 +190,56 @@ fn a_stale_mount_is_cleared_and_strays_with_it() {
     bench.seal("two");
     bench.remove("one");
     bench.finish();
+}
+
+/// A commit that QEMU's death cut short is ended by a stream; qmpfs dies as well, and finds the stream at work.
+fn stream_in_place_of_a_commit(name: &str, of_the_top: bool) {
+    let scratch = Scratch::new(name);
+    let dir = scratch.dir("images");
+    oracle::create(&dir.join("web1.qcow2"), SIZE + (64 << 20));
+    let options = ["-o", "merge=commit"];
+    let mut bench = Bench::on(scratch, dir, Vec::new(), Attachment::Blockdev, &options);
+    bench.write_bulk();
+    bench.seal("one");
+    bench.write_bulk();
+    if !of_the_top {
+        bench.seal("two");
+    }
+    bench.begin_removal("one");
+    bench.machine.limit_jobs(1 << 20);
+    a_moment(100);
+    bench.machine.kill9();
+    let disk = bench.scratch().file("disk.raw");
+    oracle::convert(&bench.active(), &disk);
+    bench.machine.start_again();
+    let held = wait::poll(Duration::from_secs(20), || {
+        (bench.machine.limit_jobs(1 << 20) > 0).then_some(())
+    });
+    bench.mount.kill9();
+    bench.mount.mount_again();
+    a_moment(200);
+    bench.machine.limit_jobs(0);
+    assert!(held.is_some(), "the merge is taken up again, as a stream");
+    wait::until_true("the merge has ended", || !bench.sealed("one").exists());
+    let _ = bench.disk().wait();
+    if !of_the_top {
+        let expected = bench.bytes_of("two").to_path_buf();
+        oracle::assert_same(&bench.point("two").disk_raw(), &expected);
+    }
+    bench.machine.quit();
+    let chain = oracle::chain(&bench.active());
+    assert_eq!(chain.len(), if of_the_top { 1 } else { 2 }, "{chain:?}");
+    let after = bench.scratch().file("after.raw");
+    oracle::convert(&bench.active(), &after);
+    oracle::assert_same(&after, &disk);
+}
+
+#[test]
+fn a_stream_in_place_of_a_commit_is_found_at_work() {
+    stream_in_place_of_a_commit("recovery-stream-for-commit", false);
+}
+
+#[test]
+fn a_stream_in_place_of_an_active_commit_is_found_at_work() {
+    stream_in_place_of_a_commit("recovery-stream-for-active", true);
 }

@@ -283,3 +283,124 @@ fn forty_points_are_forty_points() {
         oracle::assert_same(&disk.snapshot(&format!("n{i}")).disk_raw(), &expected);
     }
 }
+
+/// Cache mode, aio and discards of the VM's own disk are those of every layer that takes its place.
+#[test]
+fn a_tuned_disk_keeps_its_options() {
+    let mut bench = Bench::new("snapshot-tuned", Attachment::BlockdevDirect);
+    for name in ["one", "two", "three"] {
+        bench.seal(name);
+        bench.write(20);
+    }
+    let nodes = bench
+        .machine
+        .qmp
+        .run("query-named-block-nodes", json!({"flat": true}));
+    let active = |driver: &str| {
+        let all = nodes.as_array().expect("nodes").iter();
+        all.filter(|node| {
+            node["drv"] == driver
+                && node["file"]
+                    .as_str()
+                    .is_some_and(|file| file.contains("/.web1."))
+        })
+        .cloned()
+        .collect::<Vec<_>>()
+    };
+    let (format, file) = (active("qcow2"), active("file"));
+    assert_eq!((format.len(), file.len()), (1, 1), "{nodes:#}");
+    assert_eq!(file[0]["cache"]["direct"], true);
+    assert_eq!(format[0]["cache"]["direct"], false);
+    assert_eq!(format[0]["detect_zeroes"], "unmap");
+    let path = bench.active();
+    let held = || path.metadata().expect("the active layer").blocks() * 512;
+    let before = held();
+    let mut guest = |what: &str| {
+        let line = format!("qemu-io -d /machine/peripheral/vda/virtio-backend \"{what}\"");
+        let line = json!({ "command-line": line });
+        bench.machine.qmp.run("human-monitor-command", line);
+    };
+    guest("write -P 7 0 16M");
+    assert!(held() >= before + (12 << 20), "written to the active layer");
+    guest("discard 0 16M");
+    assert!(held() < before + (8 << 20), "a discard gives the room back");
+}
+
+#[test]
+fn a_drive_that_copies_on_read_is_refused() {
+    let scratch = Scratch::new("snapshot-copy-on-read");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 4 << 20);
+    let drive = format!(
+        "file={},format=qcow2,if=none,id=d,copy-on-read=on",
+        image.display()
+    );
+    let extra = ["-drive", &drive, "-device", "virtio-blk-pci,drive=d,id=vda"].map(str::to_owned);
+    let machine = Machine::start_with(&scratch, "vm", Attachment::Drive, &[], &extra);
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    assert_errno(mount.disk("vda").snapshot("one").make(), &[EOPNOTSUPP]);
+    assert_eq!(names(&scratch.dir("images")), ["web1.qcow2"]);
+}
+
+/// Two mounts through two monitors: one at a time changes a disk.
+#[test]
+fn two_mounts_of_one_vm_take_turns() {
+    let scratch = Scratch::new("snapshot-two-mounts");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 4 << 20);
+    let monitor = scratch.socket("other.qmp");
+    let extra = [
+        "-qmp".to_owned(),
+        format!("unix:{},server=on,wait=off", monitor.display()),
+    ];
+    let mut machine = Machine::start_with(
+        &scratch,
+        "vm",
+        Attachment::Blockdev,
+        &[Disk::qcow2("vda", &image)],
+        &extra,
+    );
+    let elsewhere = Scratch::new("snapshot-two-mounts-b");
+    let mounts = [
+        Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]),
+        Mounted::new(&elsewhere, &[&monitor], &[]),
+    ];
+    let mut guest = machine.nbd("vda");
+    let mut made = Vec::new();
+    for round in 0..8u8 {
+        guest
+            .write(u64::from(round) * STEP, &[round + 1; BLOCK])
+            .expect("the guest writes");
+        let points: Vec<_> = ["a", "b"]
+            .iter()
+            .zip(&mounts)
+            .map(|(side, mount)| {
+                (
+                    format!("{side}{round}"),
+                    mount.disk("vda").snapshot(&format!("{side}{round}")),
+                )
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = points
+                .iter()
+                .map(|(name, point)| scope.spawn(move || (name.clone(), point.make())))
+                .collect();
+            for call in calls {
+                let (name, outcome) = call.join().expect("mkdir returns");
+                match outcome {
+                    Ok(()) => made.push(name),
+                    Err(error) => assert_errno::<()>(Err(error), &[EBUSY]),
+                }
+            }
+        });
+    }
+    let mut expected = vec![0; 4 << 20];
+    guest.read(0, &mut expected).expect("the guest reads");
+    machine.quit();
+    assert_eq!(oracle::chain(&image).len(), made.len() + 1, "{made:?}");
+    let (bytes, now) = (scratch.file("expected.raw"), scratch.file("now.raw"));
+    std::fs::write(&bytes, &expected).expect("the expected bytes");
+    oracle::convert(&image, &now);
+    oracle::assert_same(&now, &bytes);
+}
