@@ -131,7 +131,8 @@ impl Qemu {
 
     /// Stands still until it is killed: what is sent to it stays unanswered.
     pub(crate) fn freeze(&self) {
-        run(Process::new("kill").args(["-STOP", &self.pid().to_string()]));
+        let stop = format!("kill -STOP {}", self.pid());
+        run(Process::new("sh").args(["-c", &stop]));
     }
 
     /// kill -9
