@@ -2,7 +2,7 @@
 //! [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
 
 use crate::errno::{Errno, Failure};
-use crate::model::{ConnectionState, Model};
+use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{Found, NodeKey, Section, find_point, valid_name};
 
 /// A verb, understood.
@@ -146,6 +146,16 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 name: internal.name.clone(),
             },
             Some(Found::Layer { disk, layer, .. }) => match &layer.record {
+                Some(record) if shares_its_name(disk, &record.name) => {
+                    return Err(Failure::new(
+                        Errno::EPERM,
+                        format!(
+                            "two layers of disk '{}' are sealed as '{}': which one is meant cannot be told",
+                            disk.name, record.name
+                        ),
+                    )
+                    .next("see their files in disk.json; the name stands in their attribute user.qmpfs.point"));
+                }
                 Some(record) => Intent::DeleteExternal {
                     disk: disk.name.clone(),
                     name: record.name.clone(),
@@ -180,6 +190,12 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
     allowed(verbs, Effect::Destroys)?;
     connected(model)?;
     Ok(intent)
+}
+
+/// A chain that was put together by hand may have two points of one name.
+fn shares_its_name(disk: &Disk, name: &str) -> bool {
+    let records = disk.layers.iter().filter_map(|layer| layer.record.as_ref());
+    records.filter(|record| record.name == name).count() > 1
 }
 
 /// What a verb does to the points that exist.

@@ -142,6 +142,18 @@ fn rmdir_removes_what_is_ours_only() {
 }
 
 #[test]
+fn of_two_points_with_one_name_none_is_removed() {
+    let mut model = sample::two_disks();
+    let mut twin = sample::layer("/vm/web1.twin.qcow2", 0xf, Some("before"));
+    twin.record.as_mut().expect("it has a record").id = "id-twin".into();
+    model.disks[0].layers.push(twin);
+    assert_eq!(
+        removed(&model, ALL, Section::Snapshots, "before"),
+        Err(Errno::EPERM)
+    );
+}
+
+#[test]
 fn rmdir_is_refused_everywhere_else() {
     let model = sample::two_disks();
     for key in [
