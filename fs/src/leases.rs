@@ -2,7 +2,7 @@
 //! It knows files and process ids; it does not know what a view is or how it reads.
 
 use crate::model::FileId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a view holds: a point, by the file that makes it.
@@ -33,6 +33,7 @@ pub struct Leases {
 struct Book {
     next: u64,
     held: HashMap<u64, (LeaseKey, u32)>,
+    closed: HashSet<LeaseKey>,
 }
 
 /// Dropping it gives the point back.
@@ -43,20 +44,51 @@ pub struct Lease {
     leases: Leases,
 }
 
+/// Keeps new leases away from a point that is being removed, until it is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it lets readers in again"]
+pub struct Closed {
+    key: LeaseKey,
+    leases: Leases,
+}
+
 /// Stands for us where a view is only measured: it holds its files, but keeps no point.
 pub const MEASURING: u32 = 0;
 
 impl Leases {
-    /// Holds a point for a process. A point may be held many times.
-    pub fn hold(&self, key: LeaseKey, pid: u32) -> Lease {
+    /// Holds a point for a process. A point may be held many times. None while it is being removed.
+    pub fn hold(&self, key: LeaseKey, pid: u32) -> Option<Lease> {
         let mut book = self.book();
+        let own_state = LeaseKey {
+            internal: None,
+            ..key.clone()
+        };
+        if book.closed.contains(&key) || book.closed.contains(&own_state) {
+            return None;
+        }
         let number = book.next;
         book.next += 1;
         book.held.insert(number, (key, pid));
-        Lease {
+        Some(Lease {
             number,
             leases: self.clone(),
+        })
+    }
+
+    /// Lets nobody in any more: to an internal snapshot, or to a file's own state and all in it.
+    /// The readers that are there already, oldest first, where there are any: between asking who
+    /// reads and the removal nobody may come.
+    pub fn close(&self, key: LeaseKey) -> Result<Closed, Vec<Holder>> {
+        let mut readers = self.readers(key.file);
+        readers.retain(|reader| key.internal.is_none() || reader.internal == key.internal);
+        if !readers.is_empty() {
+            return Err(readers);
         }
+        self.book().closed.insert(key.clone());
+        Ok(Closed {
+            key,
+            leases: self.clone(),
+        })
     }
 
     /// Everybody who holds the file's own state or an internal snapshot of it, oldest first.
@@ -95,6 +127,12 @@ impl Leases {
     }
 }
 
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.leases.book().closed.remove(&self.key);
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.leases.book().held.remove(&self.number);
@@ -107,37 +145,22 @@ mod tests {
 
     const FILE: FileId = FileId { dev: 1, ino: 2 };
 
+    fn key(file: FileId, internal: Option<&str>) -> LeaseKey {
+        LeaseKey {
+            file,
+            internal: internal.map(str::to_owned),
+        }
+    }
+
     #[test]
     fn a_lease_lasts_as_long_as_its_guard() {
         let leases = Leases::default();
-        let own = leases.hold(
-            LeaseKey {
-                file: FILE,
-                internal: None,
-            },
-            10,
-        );
-        let again = leases.clone().hold(
-            LeaseKey {
-                file: FILE,
-                internal: None,
-            },
-            10,
-        );
-        let internal = leases.hold(
-            LeaseKey {
-                file: FILE,
-                internal: Some("3".into()),
-            },
-            11,
-        );
-        let _other = leases.hold(
-            LeaseKey {
-                file: FileId { dev: 1, ino: 3 },
-                internal: None,
-            },
-            12,
-        );
+        let hold = |key, pid| leases.clone().hold(key, pid).expect("nothing is closed");
+        let other_file = FileId { dev: 1, ino: 3 };
+        let own = hold(key(FILE, None), 10);
+        let again = hold(key(FILE, None), 10);
+        let internal = hold(key(FILE, Some("3")), 11);
+        let _other = hold(key(other_file, None), 12);
 
         assert_eq!(
             leases.holders(FILE),
@@ -168,6 +191,26 @@ mod tests {
         assert!(leases.any_in(FILE));
         drop(again);
         assert!(!leases.any_in(FILE));
-        assert!(leases.any_in(FileId { dev: 1, ino: 3 }));
+        assert!(leases.any_in(other_file));
+    }
+
+    #[test]
+    fn nobody_comes_to_what_is_being_removed() {
+        let leases = Leases::default();
+        let one = leases.close(key(FILE, Some("1"))).expect("nobody reads");
+        assert!(leases.hold(key(FILE, Some("1")), 10).is_none());
+        let two = leases.hold(key(FILE, Some("2")), 10).expect("another");
+        let own = leases.hold(key(FILE, None), MEASURING).expect("another");
+        assert_eq!(leases.close(key(FILE, None)).expect_err("read").len(), 1);
+        assert_eq!(
+            leases.close(key(FILE, Some("2"))).expect_err("read").len(),
+            1
+        );
+        drop(two);
+        let all = leases.close(key(FILE, None)).expect("we only measure");
+        assert!(leases.hold(key(FILE, Some("2")), 10).is_none());
+        assert!(leases.hold(key(FILE, None), MEASURING).is_none());
+        drop((one, all, own));
+        assert!(leases.hold(key(FILE, Some("1")), 10).is_some());
     }
 }

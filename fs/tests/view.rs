@@ -129,13 +129,11 @@ fn specs(chain: &[ResolvedLayer]) -> Vec<LayerSpec> {
 
 fn open(cache: &LayerCache, chain: &[LayerSpec], at: Option<&InternalRef>) -> Arc<View> {
     let file = chain.last().and_then(|top| top.file).unwrap();
-    let lease = Leases::default().hold(
-        LeaseKey {
-            file,
-            internal: None,
-        },
-        1,
-    );
+    let key = LeaseKey {
+        file,
+        internal: None,
+    };
+    let lease = Leases::default().hold(key, 1).unwrap();
     Arc::new(View::open(cache, chain, at, lease).unwrap())
 }
 

@@ -6,7 +6,8 @@ use libc::{EBUSY, EEXIST, ENOENT};
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::tree::assert_errno;
-use qmpfs_tests::{oracle, sh};
+use qmpfs_tests::{oracle, sh, wait};
+use serde_json::json;
 
 over_attachments! {
     /// Made, read, kept through writes, an external snapshot and a restart, deleted.
@@ -59,6 +60,112 @@ fn internal_and_external_points_live_side_by_side() {
     oracle::assert_same(&bench.disk().internal("inside").disk_raw(), &expected);
     bench.seal("later");
     oracle::assert_same(&bench.disk().internal("inside").disk_raw(), &expected);
+    bench.finish();
+}
+
+/// The node of the disk, for what others do to it.
+fn node(bench: &Bench) -> String {
+    bench.disk().json()["node_name"]
+        .as_str()
+        .expect("a node")
+        .to_owned()
+}
+
+#[test]
+fn points_that_look_alike_are_removed_one_by_one() {
+    let mut bench = Bench::new("internal-alike", Attachment::StorageDaemon);
+    let node = node(&bench);
+    let long = "x".repeat(200);
+    let tags = [
+        format!("{long}a"),
+        format!("{long}b"),
+        "a b".into(),
+        "a/b".into(),
+        "../../etc/passwd".into(),
+        "new\nline".into(),
+    ];
+    for tag in &tags {
+        bench.machine.qmp.run(
+            "blockdev-snapshot-internal-sync",
+            json!({"device": node, "name": tag}),
+        );
+    }
+    let mut names: Vec<String> = bench.disk().list("internal");
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), tags.len(), "{names:?}");
+    // The plan of each names no other, and what goes is what its point.json is of.
+    while let Some(name) = names.pop() {
+        let time = bench.disk().internal(&name).json()["time"].to_string();
+        let before = instants(&bench);
+        bench.disk().internal(&name).delete().expect("rmdir");
+        let after = instants(&bench);
+        assert_eq!(before.len(), after.len() + 1);
+        assert!(before.contains(&time) && !after.contains(&time), "{name}");
+        names = bench.disk().list("internal");
+    }
+    bench.finish();
+}
+
+/// The instants of all internal snapshots as the mount tells them.
+fn instants(bench: &Bench) -> Vec<String> {
+    let names = bench.disk().list("internal");
+    names
+        .iter()
+        .map(|name| bench.disk().internal(name).json()["time"].to_string())
+        .collect()
+}
+
+#[test]
+fn a_point_made_again_by_others_in_the_same_second_shows_its_own_bytes() {
+    let mut bench = Bench::new("internal-again", Attachment::StorageDaemon);
+    let node = node(&bench);
+    for round in 0..5 {
+        for _ in 0..2 {
+            bench.write(1);
+            bench.machine.qmp.run(
+                "blockdev-snapshot-internal-sync",
+                json!({"device": node, "name": "again"}),
+            );
+            let expected = expected(&bench, "again");
+            oracle::convert_internal(&bench.active(), "again", &expected);
+            wait::until_true("the point is listed", || {
+                bench.disk().list("internal") == ["again"]
+            });
+            oracle::assert_same(&bench.disk().internal("again").disk_raw(), &expected);
+            bench.machine.qmp.run(
+                "blockdev-snapshot-delete-internal-sync",
+                json!({"device": node, "name": "again"}),
+            );
+        }
+        eprintln!("round {round}");
+    }
+    bench.finish();
+}
+
+#[test]
+fn a_point_is_open_or_gone_but_never_both() {
+    let bench = Bench::new("internal-race", Attachment::StorageDaemon);
+    for round in 0..100 {
+        let point = bench.disk().internal(&format!("r{round}"));
+        point.make().expect("mkdir");
+        let path = point.disk_raw();
+        path.metadata().expect("it was measured");
+        let opening = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_micros(round * 50));
+            File::open(path)
+        });
+        let deleted = point.delete();
+        let opened = opening.join().expect("the reader");
+        assert!(
+            deleted.is_err() || opened.is_err(),
+            "round {round}: removed while it was read"
+        );
+        drop(opened);
+        if deleted.is_err() {
+            point.delete_when_closed();
+        }
+    }
     bench.finish();
 }
 

@@ -2,6 +2,7 @@
 
 use super::engine::{DiskGuard, Engine};
 use crate::errno::{Errno, Failure};
+use crate::leases::LeaseKey;
 use crate::model::Disk;
 use qmpbridge::command::{BlockdevSnapshotDeleteInternalSync, BlockdevSnapshotInternalSync};
 
@@ -32,19 +33,22 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
         return Err(Failure::new(Errno::EOPNOTSUPP, format!("'{name}' lies inside the sealed {}, which nobody may write", disk.layers[layer].path.display()))
             .next("it can be removed again once the layer was committed into the active one, or goes with its file"));
     }
-    if let Some(file) = disk.active.file
-        && let Some(reader) = engine
-            .leases
-            .readers(file)
-            .iter()
-            .find(|reader| reader.internal.as_ref() == Some(&internal.id))
-    {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!("'{name}' is open: pid {}", reader.pid),
+    let file = disk.active.file.ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} cannot be seen from here", disk.active.path.display()),
         )
-        .next(format!("close it (ps -p {})", reader.pid)));
-    }
+    })?;
+    let key = LeaseKey {
+        file,
+        internal: Some(internal.id.clone()),
+    };
+    // nobody opens it between this look and QEMU's answer
+    let _closed = engine.leases.close(key).map_err(|readers| {
+        let pid = readers.first().map_or(0, |reader| reader.pid);
+        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
+            .next(format!("close it (ps -p {pid})"))
+    })?;
     let command = BlockdevSnapshotDeleteInternalSync {
         device: device(&disk)?,
         // by both: a name may look like another snapshot's id

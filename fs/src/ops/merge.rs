@@ -7,7 +7,6 @@ pub mod plan;
 pub(super) mod steps;
 mod text;
 
-pub(super) use text::layer_index;
 pub use text::plan_text;
 
 use super::Answer;

@@ -4,10 +4,10 @@
 
 use super::engine::Engine;
 use crate::errno::{Errno, Failure};
-use crate::leases::LeaseKey;
-use crate::model::{Disk, FileId, Internal, Layer};
-use crate::tree::{PointKey, PointKind, Section, point_place};
-use crate::view::{InternalRef, LayerSpec, View};
+use crate::leases::{Lease, LeaseKey};
+use crate::model::{FileId, Internal, Layer};
+use crate::tree::{Found, PointKey, find_point};
+use crate::view::{InternalRef, LayerCache, LayerSpec, View};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,29 +52,50 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     }
     let model = engine.current();
     let gone = || Failure::new(Errno::ESTALE, "this point is gone");
-    let (disk, section, name) = point_place(&model, point).ok_or_else(gone)?;
-    let disk = model.disk(&disk).ok_or_else(gone)?;
-    let (chain, internal) = files(disk, point.kind, section, &name).ok_or_else(gone)?;
+    let found = find_point(&model, point).ok_or_else(gone)?;
+    let chain = found.layers();
+    let internal = match found {
+        Found::Internal { internal, .. } => Some(internal.clone()),
+        Found::Layer { .. } => None,
+    };
     let top = chain.last().ok_or_else(gone)?;
     let file = seen(top)?;
     for layer in &chain {
         seen(layer)?;
     }
     let specs: Vec<LayerSpec> = chain.iter().map(|layer| LayerSpec::from(*layer)).collect();
-    let lease = engine.leases.hold(
-        LeaseKey {
-            file,
-            internal: internal.map(|internal| internal.id.clone()),
-        },
-        pid,
-    );
-    let at = internal.map(|internal| InternalRef {
+    let key = LeaseKey {
+        file,
+        internal: internal.as_ref().map(|internal| internal.id.clone()),
+    };
+    let lease = engine.leases.hold(key, pid).ok_or_else(gone)?;
+    let cache = engine.cache.clone();
+    super::snapshot::blocking(move || match internal {
+        None => View::open(&cache, &specs, None, lease).map(Arc::new),
+        Some(internal) => at_internal(&cache, &specs, &internal, lease),
+    })
+    .await
+}
+
+fn at_internal(
+    cache: &LayerCache,
+    specs: &[LayerSpec],
+    internal: &Internal,
+    lease: Lease,
+) -> Result<Arc<View>, Failure> {
+    let at = InternalRef {
         id: internal.id.clone(),
         tag: internal.tag.clone(),
-    });
-    let cache = engine.cache.clone();
-    super::snapshot::blocking(move || View::open(&cache, &specs, at.as_ref(), lease).map(Arc::new))
-        .await
+    };
+    let view = View::open(cache, specs, Some(&at), lease)?;
+    // One that somebody made again has the id and the name, but another instant.
+    if view.opened().snapshot_time(&at)? != Some(internal.time) {
+        return Err(Failure::new(
+            Errno::ESTALE,
+            format!("'{}' was removed and made again", internal.tag),
+        ));
+    }
+    Ok(Arc::new(view))
 }
 
 fn seen(layer: &Layer) -> Result<FileId, Failure> {
@@ -87,28 +108,4 @@ fn seen(layer: &Layer) -> Result<FileId, Failure> {
             ),
         )
     })
-}
-
-/// The layers of a point, base first.
-fn files<'a>(
-    disk: &'a Disk,
-    kind: PointKind,
-    section: Section,
-    name: &str,
-) -> Option<(Vec<&'a Layer>, Option<&'a Internal>)> {
-    let up_to = |index: usize| disk.layers[..=index].iter().collect::<Vec<_>>();
-    match kind {
-        PointKind::Internal => {
-            let internal = disk.internal(name)?;
-            let chain = match internal.layer {
-                Some(index) => up_to(index),
-                None => disk.layers.iter().chain([&disk.active]).collect(),
-            };
-            Some((chain, Some(internal)))
-        }
-        PointKind::Layer | PointKind::External => {
-            let index = super::merge::layer_index(disk, name, section)?;
-            Some((up_to(index), None))
-        }
-    }
 }

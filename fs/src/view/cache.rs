@@ -3,14 +3,15 @@
 //! It knows which open layer is the current one of a file; it does not know who reads it or why
 //! it is kept.
 
-use super::failure_of;
 use super::layer::{LayerSpec, OpenLayer, Reach};
+use super::{failure, failure_of};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::sys;
 use qmpfs_qcow2::{Caches, Chain, Layer};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
 /// Memory for L2 tables of all layers together: enough for 512 GiB of disk with 64 KiB clusters,
 /// and a quarter of what the process may take.
@@ -18,6 +19,9 @@ const TABLE_BYTES: usize = 64 << 20;
 
 /// Memory for decompressed clusters of all layers together: 16 readers in clusters of 2 MiB.
 const CLUSTER_BYTES: usize = 32 << 20;
+
+/// A header may say more, and means no other second by it.
+const NANOS_MAX: u32 = 999_999_999;
 
 /// An internal snapshot as the model names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +47,21 @@ impl OpenChain {
     /// The files, base first.
     pub fn layers(&self) -> &[Arc<OpenLayer>] {
         &self.layers
+    }
+
+    /// When the internal snapshot of the top was taken that is called so now.
+    pub fn snapshot_time(&self, at: &InternalRef) -> Result<Option<SystemTime>, Failure> {
+        let Some(Layer::Qcow2(image)) = self.layers.last().map(|top| &**top.layer()) else {
+            return Ok(None);
+        };
+        let snapshots = image.snapshots().map_err(|error| failure(&error))?;
+        let called = snapshots
+            .iter()
+            .find(|snapshot| snapshot.id_str() == at.id && snapshot.name_str() == at.tag);
+        Ok(called.map(|snapshot| {
+            let nanos = snapshot.date_nanos.min(NANOS_MAX);
+            SystemTime::UNIX_EPOCH + Duration::new(snapshot.date_secs.into(), nanos)
+        }))
     }
 
     /// Whether nobody has written to any of the files since they were opened.

@@ -69,13 +69,11 @@ impl Images {
 }
 
 fn lease() -> Lease {
-    Leases::default().hold(
-        LeaseKey {
-            file: FileId { dev: 0, ino: 0 },
-            internal: None,
-        },
-        1,
-    )
+    let key = LeaseKey {
+        file: FileId { dev: 0, ino: 0 },
+        internal: None,
+    };
+    Leases::default().hold(key, 1).unwrap()
 }
 
 fn open(cache: &LayerCache, chain: &[LayerSpec]) -> View {
@@ -109,13 +107,15 @@ fn a_killed_view_is_stale() {
         &LayerCache::default(),
         &chain,
         None,
-        leases.hold(
-            LeaseKey {
-                file,
-                internal: None,
-            },
-            7,
-        ),
+        leases
+            .hold(
+                LeaseKey {
+                    file,
+                    internal: None,
+                },
+                7,
+            )
+            .unwrap(),
     )
     .unwrap();
     assert!(leases.any_in(file));

@@ -42,7 +42,7 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
     }
 }
 
-pub(crate) fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
+fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
     match section {
         Section::Layers => name
             .split_once('-')
