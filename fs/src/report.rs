@@ -69,16 +69,24 @@ impl Log {
 
     /// The whole log, oldest line first.
     pub fn text(&self) -> String {
+        self.text_since(0).0
+    }
+
+    /// The lines from number `first` on, which is counted from the first there ever was, and the
+    /// number that comes next.
+    pub fn text_since(&self, first: u64) -> (String, u64) {
         let lines = self.lock();
         let mut text = String::new();
-        if lines.dropped > 0 {
-            text.push_str(&format!("({} older lines are gone)\n", lines.dropped));
+        let gone = lines.dropped.saturating_sub(first);
+        if gone > 0 {
+            text.push_str(&format!("({gone} older lines are gone)\n"));
         }
-        for line in &lines.lines {
+        let known = usize::try_from(first.saturating_sub(lines.dropped)).unwrap_or(usize::MAX);
+        for line in lines.lines.iter().skip(known) {
             text.push_str(line);
             text.push('\n');
         }
-        text
+        (text, lines.dropped + lines.lines.len() as u64)
     }
 
     /// When the last line was written.
@@ -180,5 +188,15 @@ mod tests {
         );
         assert_eq!(text.lines().count(), LOG_LINES + 1);
         assert!(text.ends_with(" ...\n"));
+
+        let (_, next) = log.text_since(0);
+        assert_eq!(log.text_since(next), (String::new(), next));
+        log.note("one more");
+        let (more, after) = log.text_since(next);
+        assert!(
+            more.ends_with("one more\n") && more.lines().count() == 1,
+            "{more}"
+        );
+        assert_eq!(after, next + 1);
     }
 }

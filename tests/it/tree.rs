@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -223,4 +224,20 @@ fn mkfifo(path: &Path) -> std::io::Result<()> {
     } else {
         Err(std::io::Error::last_os_error())
     }
+}
+
+#[test]
+fn the_log_can_be_followed() {
+    let bench = Bench::new("tree-log", Attachment::StorageDaemon);
+    let mut log = File::open(bench.mount.path().join("log")).expect("the log");
+    let mut seen = String::new();
+    log.read_to_string(&mut seen).expect("text");
+    assert!(!seen.contains("disks/vda/internal/x"), "{seen}");
+    bench.disk().internal("x").make().expect("mkdir");
+    let mut more = String::new();
+    log.read_to_string(&mut more).expect("more of it");
+    assert!(more.contains("mkdir /disks/vda/internal/x ok"), "{more}");
+    assert_eq!(more.lines().count(), 1, "{more}");
+    drop(log);
+    bench.finish();
 }

@@ -11,7 +11,7 @@ use crate::view::View;
 use fuser::{FileHandle, INodeNo, ReplyData, ReplyLseek, ReplyOpen};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
     let key = match shared.key(ino) {
@@ -33,6 +33,10 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
             scope,
             text: OnceLock::new(),
         });
+        return reply.opened(handle, TEXT_FLAGS);
+    }
+    if key == NodeKey::Log {
+        let handle = shared.handles.insert(Handle::Log(Mutex::default()));
         return reply.opened(handle, TEXT_FLAGS);
     }
     let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
@@ -79,6 +83,10 @@ pub(super) fn read(shared: &Arc<Shared>, fh: FileHandle, offset: u64, size: u32,
     match &*handle {
         Handle::Directory(_) => reply.error(fuser::Errno::EISDIR),
         Handle::Text(text) => reply.data(part(text, offset, size)),
+        Handle::Log(following) => {
+            let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
+            reply.data(part(following.up_to_now(&shared.log), offset, size));
+        }
         Handle::Wait { scope, text } => {
             if let Some(text) = text.get() {
                 return reply.data(part(text.as_bytes(), offset, size));
@@ -143,6 +151,11 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
         (Some(Handle::View { view, .. }), Ok(offset)) => seek_view(view, offset, whence),
         // A text is all data.
         (Some(Handle::Text(text)), Ok(offset)) => Ok(seek_text(text.len() as u64, offset, whence)),
+        (Some(Handle::Log(following)), Ok(offset)) => {
+            let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
+            let length = following.up_to_now(&shared.log).len() as u64;
+            Ok(seek_text(length, offset, whence))
+        }
         (Some(Handle::Wait { .. } | Handle::Directory(_)), Ok(offset)) => {
             Ok(seek_text(0, offset, whence))
         }

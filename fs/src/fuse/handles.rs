@@ -1,18 +1,21 @@
-//! Open files and directories. A text and a listing are fixed when they are opened, a view is
-//! held open (and with it its lease) until its last reader closes it.
+//! Open files and directories. A text and a listing are fixed when they are opened, the log
+//! grows, a view is held open (and with it its lease) until its last reader closes it.
 
 use crate::ops::WaitScope;
+use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::View;
 use fuser::{FileHandle, FileType};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// What a file descriptor of the kernel stands for.
 pub(super) enum Handle {
     /// A text, as it was when it was opened.
     Text(Vec<u8>),
+    /// The log.
+    Log(Mutex<Following>),
     /// A `wait` file.
     Wait {
         /// Whose work.
@@ -31,6 +34,23 @@ pub(super) enum Handle {
     },
     /// A directory's names as they were when it was opened.
     Directory(Vec<Entry>),
+}
+
+/// The log as one reader has it: what it has seen stays where it was, new lines come behind it.
+#[derive(Default)]
+pub(super) struct Following {
+    text: Vec<u8>,
+    next: u64,
+}
+
+impl Following {
+    /// The text, with what was written since the last call.
+    pub(super) fn up_to_now(&mut self, log: &Log) -> &[u8] {
+        let (more, next) = log.text_since(self.next);
+        self.text.extend_from_slice(more.as_bytes());
+        self.next = next;
+        &self.text
+    }
 }
 
 /// One name of a directory.
