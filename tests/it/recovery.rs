@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use libc::{ENOTCONN, ETIMEDOUT};
+use libc::{EEXIST, ENOTCONN, ETIMEDOUT};
 use qmpfs_tests::bench::{Bench, SIZE};
-use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
@@ -242,4 +243,51 @@ fn a_stream_in_place_of_a_commit_is_found_at_work() {
 #[test]
 fn a_stream_in_place_of_an_active_commit_is_found_at_work() {
     stream_in_place_of_a_commit("recovery-stream-for-active", true);
+}
+
+/// `web1.a.qcow2` beside `web1.qcow2` looks like a layer of it. A merge of the one is no business of the other.
+#[test]
+fn disks_that_are_named_alike_are_told_apart() {
+    let scratch = Scratch::new("recovery-named-alike");
+    let dir = scratch.dir("images");
+    let images = [dir.join("web1.qcow2"), dir.join("web1.a.qcow2")];
+    for image in &images {
+        oracle::create(image, 32 << 20);
+    }
+    let disks = [
+        Disk::qcow2("vda", &images[0]),
+        Disk::qcow2("vdb", &images[1]),
+    ];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &["-o", "merge=commit"]);
+    let (vda, vdb) = (mount.disk("vda"), mount.disk("vdb"));
+    assert_errno(vda.snapshot("a").make(), &[EEXIST]);
+    vda.snapshot("x").make().expect("mkdir");
+    let mut guest = machine.nbd("vdb");
+    for (fill, name) in [(1, "b"), (2, "c")] {
+        for offset in (0..(24 << 20)).step_by(1 << 20) {
+            guest
+                .write(offset, &[fill; 1 << 20])
+                .expect("the guest writes");
+        }
+        vdb.snapshot(name).make().expect("mkdir");
+    }
+    vdb.snapshot("b").delete().expect("rmdir");
+    let held = machine.limit_jobs(1 << 20);
+    mount.kill9();
+    mount.mount_again();
+    wait::until_true("the disks are back", || vda.0.is_dir() && vdb.0.is_dir());
+    if held > 0 {
+        assert_eq!(vdb.list("jobs").len(), 1, "taken up again");
+        vda.snapshot("y").make().expect("the other disk is free");
+    }
+    machine.limit_jobs(0);
+    vdb.wait().expect("the merge");
+    assert!(vda.snapshot("x").exists());
+    assert_eq!(vdb.list("snapshots"), ["c"]);
+    let log = mount.text("log");
+    assert!(
+        !log.contains("'vda': could not") && !log.contains("left alone"),
+        "{log}"
+    );
 }

@@ -3,6 +3,7 @@
 //! It knows directories and the qcow2 header; what it cannot rule out it does not rule out.
 
 use super::names::{active_of_alias, sealed_path};
+use super::record::read_point;
 use crate::errno::{Errno, Failure};
 use crate::model::FileId;
 use crate::sys;
@@ -89,6 +90,16 @@ pub fn siblings(active: &Path) -> Result<Vec<PathBuf>, Failure> {
 pub fn is_name_of(path: &Path, active: &Path) -> bool {
     let named = active_of_alias(path).unwrap_or_else(|| path.to_owned());
     named == active || is_sealed_of(&named, active)
+}
+
+/// Active images of other disks that are named like a sealed layer of this one: `web1.a.qcow2`
+/// beside `web1.qcow2`. What is named after them is theirs.
+pub fn namesakes(active: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut found = siblings(active)?;
+    found.retain(|path| {
+        path != active && active_of_alias(path).is_none() && matches!(read_point(path), Ok(None))
+    });
+    Ok(found)
 }
 
 /// Whether a path is what `sealed_path` makes of `active` and some name.

@@ -163,6 +163,7 @@ fn lost_active(disk: &Disk) -> Failure {
 
 /// Files of this disk that carry the journal of a merge.
 fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure> {
+    let namesakes = layer_file::namesakes(&disk.active_path)?;
     let mut found: Vec<(PathBuf, FileId, MergeJournal)> = Vec::new();
     for path in layer_file::siblings(&disk.active_path)? {
         let Ok(file) = sys::file_id(&path) else {
@@ -171,7 +172,15 @@ fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure
         if found.iter().any(|(_, known, _)| *known == file) {
             continue;
         }
-        if let Some(journal) = layer_file::read_merge(&path)? {
+        let Some(journal) = layer_file::read_merge(&path)? else {
+            continue;
+        };
+        let of = |other: &PathBuf| layer_file::is_name_of(&journal.upper, other);
+        let in_chain = disk
+            .layers
+            .iter()
+            .any(|layer| layer.file == Some(file) || layer.path == journal.upper);
+        if in_chain || !namesakes.iter().any(of) {
             found.push((path, file, journal));
         }
     }
@@ -466,6 +475,11 @@ async fn idle_nodes(
     whose: Whose,
 ) -> Result<(), Failure> {
     let sight = engine.sight(bridge);
+    let namesakes = layer_file::namesakes(&disk.active_path)?;
+    let is_name = |path: &Path| {
+        let of = |active: &PathBuf| layer_file::is_name_of(path, active);
+        of(&disk.active_path) && !namesakes.iter().any(of)
+    };
     // a chain of idle nodes goes from its top down, one a round
     for _ in 0..IDLE_ROUNDS {
         let graph = bridge.graph().await?;
@@ -480,7 +494,7 @@ async fn idle_nodes(
             .filter(|node| whose == Whose::Anybodys || node.name.is_ours())
             .find(|node| {
                 let path = node.path.as_deref().and_then(|path| sight.named(path));
-                path.is_some_and(|path| layer_file::is_name_of(&path, &disk.active_path))
+                path.is_some_and(|path| is_name(&path))
             })
             .map(|node| node.name.clone());
         let Some(idle) = idle else {
