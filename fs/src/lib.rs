@@ -6,7 +6,6 @@
 
 pub mod cat;
 pub mod cli;
-pub mod embedded;
 pub mod errno;
 pub mod fuse;
 pub mod intent;

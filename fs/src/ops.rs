@@ -3,7 +3,9 @@
 //! [`Model`] when QEMU's graph has changed. One verb a file: snapshot, internal, merge; recover
 //! finishes or undoes what a killed daemon left.
 
+mod blocking;
 mod carried;
+mod embedded;
 mod engine;
 mod internal;
 pub mod merge;
@@ -15,7 +17,6 @@ mod settle;
 mod snapshot;
 mod watch;
 
-use crate::embedded::StorageDaemon;
 use crate::errno::{Errno, Failure};
 use crate::intent::{Intent, Verbs};
 pub use crate::model::MergePolicy;
@@ -23,9 +24,10 @@ use crate::model::{Format, Model};
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::View;
+use embedded::StorageDaemon;
 use engine::{DiskGuard, Engine, Work};
 pub use nodes::add_chain;
-pub use observe::{fit, name_internals};
+pub use observe::name_internals;
 use qmpbridge::{Address, Bridge};
 use std::path::PathBuf;
 use std::rc::Rc;

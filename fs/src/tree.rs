@@ -8,7 +8,7 @@ mod place;
 
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of};
-pub use name::{internal_identity, layer_dir_name, layer_identity, valid_name};
+pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
 pub use place::{Found, external_key, find_point, internal_key, layer_key, point_place};
 
 /// One entry of the tree, by meaning. Two entries with the same key are the same inode.

@@ -5,8 +5,9 @@ use super::chain::{ResolvedLayer, resolve_chain};
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{ConnectionState, Disk, Format, Internal, Layer, Model, Tuning, Vm};
-use crate::ops::{fit, name_internals};
+use crate::ops::name_internals;
 use crate::sys;
+use crate::tree::fit_name;
 use crate::view::{LayerCache, LayerSpec};
 use qmpfs_qcow2::{Header, InternalSnapshot};
 use std::os::unix::fs::MetadataExt;
@@ -65,7 +66,7 @@ fn disk(chain: &[ResolvedLayer]) -> Result<Disk, Failure> {
         .unwrap_or_default()
         .to_string_lossy();
     Ok(Disk {
-        name: fit(&stem),
+        name: fit_name(&stem),
         root: None,
         active_path: active.path.clone(),
         active,
@@ -134,7 +135,7 @@ fn internal(snapshot: &InternalSnapshot, layer: Option<usize>) -> Internal {
     );
     Internal {
         id: snapshot.id_str().into_owned(),
-        name: fit(&tag),
+        name: fit_name(&tag),
         tag,
         time: SystemTime::UNIX_EPOCH + since,
         virtual_size: snapshot.virtual_size,

@@ -91,7 +91,7 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
     })?;
     refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
-    let facts = super::snapshot::blocking(move || text::facts(&facts_of, index)).await?;
+    let facts = super::blocking::blocking(move || text::facts(&facts_of, index)).await?;
     let Plan { verb, because, .. } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
     let point = here
         .record
@@ -210,7 +210,7 @@ async fn work(
         .then(|| merge.up().file)
         .flatten();
     // held until the new chain is shown: what is opened meanwhile reads the chain as it was
-    let pin = super::snapshot::blocking(move || cache.pin(&chain, source)).await?;
+    let pin = super::blocking::blocking(move || cache.pin(&chain, source)).await?;
     engine.freeze(
         guard,
         &merge.disk,

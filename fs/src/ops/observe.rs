@@ -7,7 +7,7 @@ use crate::intent::Verbs;
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format, Internal, Layer, Tuning};
 use crate::sys;
-use crate::tree::valid_name;
+use crate::tree::fit_name;
 use qmpbridge::graph::RootKind;
 use qmpbridge::{BlockGraph, Bridge, Node, Root};
 use std::collections::BTreeMap;
@@ -229,30 +229,11 @@ fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<St
                 Some((_, name)) => Some(name.clone()),
                 None if !sight.embedded.is_empty() || root.node.is_generated() => None,
                 None if root.node.is_ours() && top.read_only => None,
-                None => stem().map(|stem| fit(&stem)),
+                None => stem().map(|stem| fit_name(&stem)),
             };
         }
     };
-    name.or_else(stem).map(|name| fit(&name))
-}
-
-/// A name that can stand in a directory and be typed.
-pub fn fit(name: &str) -> String {
-    let mut fit: String = name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(NAME_MAX)
-        .collect();
-    if !valid_name(&fit) {
-        fit = format!("d{fit}").chars().take(NAME_MAX).collect();
-    }
-    fit
+    name.or_else(stem).map(|name| fit_name(&name))
 }
 
 fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
@@ -336,7 +317,7 @@ fn internal(
         .min(999_999_999);
     Internal {
         id: snapshot.id.clone(),
-        name: fit(&snapshot.name),
+        name: fit_name(&snapshot.name),
         tag: snapshot.name.clone(),
         time: SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos),
         virtual_size,
@@ -371,14 +352,14 @@ fn suffixed(name: &str, word: &str) -> String {
     let word: String = word.chars().take(SUFFIX_MAX).collect();
     let room = NAME_MAX - 1 - word.chars().count();
     let name: String = name.chars().take(room).collect();
-    fit(&format!("{name}.{word}"))
+    fit_name(&format!("{name}.{word}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{NAME_MAX, fit, name_internals};
+    use super::{NAME_MAX, name_internals};
     use crate::model::Internal;
-    use crate::tree::valid_name;
+    use crate::tree::{fit_name, valid_name};
     use std::collections::BTreeSet;
     use std::time::UNIX_EPOCH;
 
@@ -404,7 +385,7 @@ mod tests {
             .iter()
             .map(|(id, tag)| Internal {
                 id: (*id).to_owned(),
-                name: fit(tag),
+                name: fit_name(tag),
                 tag: tag.clone(),
                 time: UNIX_EPOCH,
                 virtual_size: 0,

@@ -70,7 +70,7 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     };
     let lease = engine.leases.hold(key, pid).ok_or_else(gone)?;
     let cache = engine.cache.clone();
-    super::snapshot::blocking(move || match internal {
+    super::blocking::blocking(move || match internal {
         None => View::open(&cache, &specs, None, lease).map(Arc::new),
         Some(internal) => at_internal(&cache, &specs, &internal, lease),
     })

@@ -3,6 +3,7 @@
 //! never changes"). Every step leaves a bootable disk; every failure before the transaction is
 //! undone, every one after it is finished.
 
+use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
 use super::nodes::{self, Carried, Role};
 use super::settle;
@@ -325,13 +326,4 @@ pub(super) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
 struct Overlay {
     protocol: NodeName,
     format: NodeName,
-}
-
-/// Runs what may wait for the host's disk beside the engine, not in it.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(Failure::new(Errno::EIO, format!("a worker died: {error}"))))
 }

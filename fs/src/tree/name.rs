@@ -22,6 +22,25 @@ pub fn valid_name(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
+/// The nearest valid name: for what others have named.
+pub fn fit_name(name: &str) -> String {
+    let mut fit: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(POINT_NAME_MAX)
+        .collect();
+    if !valid_name(&fit) {
+        fit = format!("d{fit}").chars().take(POINT_NAME_MAX).collect();
+    }
+    fit
+}
+
 /// The name under layers/: the index in the chain and the file's stem.
 pub fn layer_dir_name(index: usize, layer: &Layer) -> String {
     format!("{index}-{}", stem(&layer.path))

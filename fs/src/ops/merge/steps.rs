@@ -259,7 +259,7 @@ pub(in crate::ops) async fn finish_stream(
     refuse_if_open(engine, &graph, file, path)?;
     // the header of the layer above no longer names it; that must be on disk before the file goes
     let upper = upper.to_owned();
-    crate::ops::snapshot::blocking(move || layer_file::fsync_file(&upper)).await?;
+    crate::ops::blocking::blocking(move || layer_file::fsync_file(&upper)).await?;
     settle::remove_file(path, file)
 }
 
@@ -344,7 +344,7 @@ pub(in crate::ops) async fn finish_commit(
         nodes::drop_layer(bridge, &graph, &receiver.name).await?;
     }
     let over = done.over_path.clone();
-    crate::ops::snapshot::blocking(move || layer_file::fsync_file(&over)).await?;
+    crate::ops::blocking::blocking(move || layer_file::fsync_file(&over)).await?;
     settle::remove_file(&done.sealed, done.file)?;
     layer_file::clear_merge(&done.upper_path)
 }

@@ -70,7 +70,7 @@ impl StorageDaemon {
             let stem = active
                 .file_stem()
                 .map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
-            let name = crate::ops::fit(&stem);
+            let name = crate::tree::fit_name(&stem);
             let taken = |name: &str| disks.iter().any(|(_, other)| other == name);
             let name = (1..)
                 .map(|n| {
