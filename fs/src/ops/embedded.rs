@@ -26,7 +26,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A running storage daemon of ours.
-pub struct StorageDaemon {
+pub(super) struct StorageDaemon {
     child: Child,
     bridge: Bridge,
     disks: Vec<(PathBuf, String)>,
@@ -34,7 +34,7 @@ pub struct StorageDaemon {
 
 impl StorageDaemon {
     /// Starts it and opens the images, each with its whole chain.
-    pub async fn start(images: &[PathBuf], format: Option<Format>) -> Result<Self, Failure> {
+    pub(super) async fn start(images: &[PathBuf], format: Option<Format>) -> Result<Self, Failure> {
         let mut chains = Vec::new();
         for image in images {
             let mut chain = offline::resolve_chain(image, format.clone())?;
@@ -106,17 +106,17 @@ impl StorageDaemon {
     }
 
     /// QEMU's side of it.
-    pub fn bridge(&self) -> &Bridge {
+    pub(super) fn bridge(&self) -> &Bridge {
         &self.bridge
     }
 
     /// Each disk's active path and name.
-    pub fn disks(&self) -> &[(PathBuf, String)] {
+    pub(super) fn disks(&self) -> &[(PathBuf, String)] {
         &self.disks
     }
 
     /// Ends it in order, and removes the hidden names that nobody uses any more.
-    pub async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         if let Err(error) = self.bridge.run(Quit).await {
             tracing::debug!(%error, "quit");
         }
