@@ -3,11 +3,11 @@
 //! (nothing is probed, no header is followed by QEMU), talks to us alone over a socket that has no
 //! name any more, and dies with us.
 
+use super::nodes::add_chain;
+use super::recover;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::offline;
-use crate::ops::add_chain;
-use crate::ops::recover;
 use crate::sys;
 use qmpbridge::command::Quit;
 use qmpbridge::{Address, Bridge};

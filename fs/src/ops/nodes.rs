@@ -263,7 +263,7 @@ async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
 }
 
 /// Opens a whole chain, base first, in a storage daemon that has none of it yet.
-pub async fn add_chain(
+pub(super) async fn add_chain(
     bridge: &Bridge,
     layers: &[(PathBuf, crate::model::Format)],
 ) -> Result<NodeName, Failure> {

@@ -562,7 +562,7 @@ fn remove_strays(
 }
 
 /// The files of a disk whose QEMU is gone, before our own daemon opens them.
-pub fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
+pub(super) fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
     let Ok(file) = sys::file_id(active) else {
         return Ok(());
     };
