@@ -375,7 +375,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let outcome = match engine.hold(&disk).await {
                 Ok(guard) => {
                     let outcome = snapshot::take_external(&engine, &guard, &name).await;
-                    seen(&engine, guard).await;
+                    seen(&engine, guard, &outcome).await;
                     watch::resume_merges(&engine, &disk);
                     outcome
                 }
@@ -387,7 +387,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let outcome = match engine.hold(&disk).await {
                 Ok(guard) => {
                     let outcome = internal::take(&engine, &guard, &name).await;
-                    seen(&engine, guard).await;
+                    seen(&engine, guard, &outcome).await;
                     outcome
                 }
                 Err(failure) => Err(failure),
@@ -398,7 +398,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let outcome = match engine.hold(&disk).await {
                 Ok(guard) => {
                     let outcome = internal::delete(&engine, &guard, &name).await;
-                    seen(&engine, guard).await;
+                    seen(&engine, guard, &outcome).await;
                     outcome
                 }
                 Err(failure) => Err(failure),
@@ -417,7 +417,12 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
 }
 
 /// The new model is published before the call returns: the name is there, or gone, at once.
-async fn seen(engine: &Engine, guard: DiskGuard) {
+/// A QEMU that has just kept us waiting is not waited for once more: the caller's directory is
+/// locked until it gets its answer.
+async fn seen(engine: &Engine, guard: DiskGuard, outcome: &Result<(), Failure>) {
+    if matches!(outcome, Err(failure) if failure.errno == Errno::ETIMEDOUT) {
+        return;
+    }
     if let Err(failure) = engine.refresh(Some(guard.name())).await {
         tracing::debug!(%failure, "refresh after a verb");
     }
