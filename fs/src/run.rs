@@ -218,6 +218,8 @@ pub fn umount(path: &Path) -> Result<(), Failure> {
         );
     }
     let daemon = daemon_of(&path);
+    // Whoever calls this from inside the mount must not be the reader it waits for.
+    std::env::set_current_dir("/").map_err(|error| Failure::io("leave the mount", &error))?;
     match mountpoint::unmount(&path, Unmount::Plain) {
         Ok(()) => {}
         Err(failure) if failure.errno == Errno::EBUSY => {
