@@ -6,13 +6,16 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use libc::{EACCES, EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS};
+use libc::{EACCES, EEXIST, EINVAL, ENAMETOOLONG, ENOENT, EPERM, EROFS, ETIMEDOUT};
 use qmpfs_tests::bench::{Bench, SIZE};
-use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
+use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
-use qmpfs_tests::{oracle, sh};
+use qmpfs_tests::{mounted, oracle, sh, wait};
 
 /// A view is for reading: EPERM or EROFS; from the kernel itself EACCES, unless the caller is root.
 const NO: &[i32] = &[EPERM, EROFS, EACCES];
@@ -240,4 +243,78 @@ fn the_log_can_be_followed() {
     assert_eq!(more.lines().count(), 1, "{more}");
     drop(log);
     bench.finish();
+}
+
+#[test]
+fn a_hanging_qemu_holds_a_verb_up_once() {
+    let bench = Bench::new("tree-hang", Attachment::StorageDaemon);
+    let signal = |signal| {
+        let pid = i32::try_from(bench.machine.pid()).expect("a pid");
+        // SAFETY: the machine is our own child and is not waited for yet.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    };
+    for point in [bench.point("z"), bench.disk().internal("z")] {
+        signal(libc::SIGSTOP);
+        let began = Instant::now();
+        let made = point.make();
+        signal(libc::SIGCONT);
+        assert_errno(made, &[ETIMEDOUT]);
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+        wait::until_true("it is settled", || !point.exists());
+    }
+    bench.finish();
+}
+
+#[test]
+fn umount_from_inside_the_mount_ends() {
+    let mut bench = Bench::new("tree-inside", Attachment::StorageDaemon);
+    let mount = bench.mount.path().to_owned();
+    let umount = std::process::Command::new(mounted::program())
+        .arg("umount")
+        .arg(&mount)
+        .current_dir(mount.join("disks"))
+        .spawn();
+    let mut umount = umount.expect("it is started");
+    let ended = wait::poll(Duration::from_secs(20), || umount.try_wait().expect("ours"));
+    if ended.is_none() {
+        umount.kill().expect("our own child");
+        umount.wait().expect("our own child");
+    }
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+    bench.mount.mount_again();
+    bench.finish();
+}
+
+#[test]
+fn a_base_that_was_rewritten_while_the_vm_was_off_shows_its_new_bytes() {
+    let scratch = Scratch::new("tree-rewritten");
+    let dir = scratch.dir("images");
+    let (base, image) = (dir.join("base.qcow2"), dir.join("web1.qcow2"));
+    let fill = |byte: u8| {
+        sh!(
+            "qemu-io -f qcow2 -c 'write -P {byte} 0 1M' {}",
+            base.display()
+        )
+    };
+    oracle::create(&base, 1 << 20);
+    fill(1);
+    oracle::create_overlay(&image, &base, 1 << 20);
+    let disks = [Disk::qcow2("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::StorageDaemon, &disks);
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let read =
+        || fs::read(mount.disk("vda").layer(0).disk_raw()).map(|bytes| (bytes.len(), bytes[4096]));
+    assert_eq!(read().expect("the base"), (1 << 20, 1));
+    machine.quit();
+    fill(2);
+    sh!("qemu-img resize -q {} 2M", base.display());
+    machine.start_again();
+    wait::until_true("it is connected again", || {
+        mount.text("log").contains("QEMU is connected")
+    });
+    assert_eq!(read().expect("the base"), (2 << 20, 2));
 }
