@@ -2,9 +2,11 @@
 
 use std::fs::File;
 
-use libc::{EBUSY, EEXIST, ENOENT};
+use libc::{EBUSY, EEXIST, ENOENT, ESTALE};
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
@@ -141,6 +143,26 @@ fn a_point_made_again_by_others_in_the_same_second_shows_its_own_bytes() {
         eprintln!("round {round}");
     }
     bench.finish();
+}
+
+#[test]
+fn a_point_of_images_made_again_by_others_is_stale() {
+    let scratch = Scratch::new("internal-offline");
+    let image = scratch.file("web1.qcow2");
+    oracle::create(&image, 1 << 20);
+    let take = |byte: u8| {
+        sh!(
+            "qemu-io -f qcow2 -c 'write -P {byte} 0 1M' {0}; qemu-img snapshot -c one {0}",
+            image.display()
+        )
+    };
+    take(1);
+    let mount = Mounted::new(&scratch, &[&image], &["-o", "ro"]);
+    let view = mount.disk("web1").internal("one").disk_raw();
+    assert_eq!(std::fs::read(&view).expect("the point")[4096], 1);
+    sh!("qemu-img snapshot -d one {}", image.display());
+    take(2);
+    assert_errno(std::fs::read(&view), &[ESTALE]);
 }
 
 #[test]
