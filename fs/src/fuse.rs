@@ -8,6 +8,7 @@ mod caller;
 mod files;
 mod handles;
 mod names;
+mod pages;
 mod session;
 mod shared;
 mod sizes;
@@ -395,5 +396,3 @@ impl Filesystem for Qmpfs {
 
 /// How a text is opened: its length is known only at open, so the kernel must not cache pages.
 const TEXT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
-/// How a view is opened: its bytes never change, pages of an earlier open are as good as new.
-const VIEW_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;

@@ -17,6 +17,7 @@ pub use lock::written_by_someone;
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
 use extents::Extents;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
 /// The disk as it was at one instant. Read by many threads at once.
@@ -103,6 +104,15 @@ impl View {
     pub fn kill(&self, reason: impl Into<String>) {
         // The first reason is the one that counts.
         let _ = self.dead.set(reason.into());
+    }
+
+    /// What the files of the view were when it was opened: the same number, the same bytes.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for layer in self.opened.layers() {
+            (layer.id(), layer.stamp()).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The layers that are read, base first.

@@ -309,6 +309,10 @@ fn a_base_that_was_rewritten_while_the_vm_was_off_shows_its_new_bytes() {
     let read =
         || fs::read(mount.disk("vda").layer(0).disk_raw()).map(|bytes| (bytes.len(), bytes[4096]));
     assert_eq!(read().expect("the base"), (1 << 20, 1));
+    let above = mount.disk("vda").snapshot("above");
+    above.make().expect("mkdir");
+    let read_above = || fs::read(above.disk_raw()).map(|bytes| bytes[4096]);
+    assert_eq!(read_above().expect("a point on the base"), 1);
     machine.quit();
     fill(2);
     sh!("qemu-img resize -q {} 2M", base.display());
@@ -317,4 +321,9 @@ fn a_base_that_was_rewritten_while_the_vm_was_off_shows_its_new_bytes() {
         mount.text("log").contains("QEMU is connected")
     });
     assert_eq!(read().expect("the base"), (2 << 20, 2));
+    assert_eq!(
+        read_above().expect("a point on the base"),
+        2,
+        "what the guest would see"
+    );
 }

@@ -3,12 +3,12 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{TEXT_FLAGS, VIEW_FLAGS, caller, failed};
+use super::{TEXT_FLAGS, caller, failed};
 use crate::errno::Failure;
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
 use crate::view::View;
-use fuser::{FileHandle, INodeNo, ReplyData, ReplyLseek, ReplyOpen};
+use fuser::{FileHandle, FopenFlags, INodeNo, ReplyData, ReplyLseek, ReplyOpen};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -55,12 +55,17 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     let (process, key, in_answer) = (caller::process_of(pid), point.clone(), Arc::clone(shared));
     let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
         Ok(view) => {
+            let flags = if in_answer.pages.are_of(&key, view.fingerprint()) {
+                FopenFlags::FOPEN_KEEP_CACHE
+            } else {
+                FopenFlags::empty()
+            };
             let handle = Handle::View {
                 view,
                 point: key,
                 complained: AtomicBool::new(false),
             };
-            reply.opened(in_answer.handles.insert(handle), VIEW_FLAGS);
+            reply.opened(in_answer.handles.insert(handle), flags);
         }
         Err(failure) => reply.error(failed(&in_answer.refused("open", &path, process, failure))),
     });

@@ -3,6 +3,7 @@
 
 use super::attr::Owner;
 use super::handles::Handles;
+use super::pages::Pages;
 use super::shared::Shared;
 use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
@@ -91,6 +92,7 @@ pub fn mount(
         ids: Ids::new(),
         handles: Handles::default(),
         sweeps: Sweeps::default(),
+        pages: Pages::default(),
     };
     let filesystem = Qmpfs {
         shared: Arc::new(shared),

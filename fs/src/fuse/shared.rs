@@ -3,6 +3,7 @@
 
 use super::attr::Owner;
 use super::handles::{Entry, Handles};
+use super::pages::Pages;
 use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
 use super::{NO_TTL, caller};
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) handles: Handles,
     pub(super) sizes: SizeCache,
     pub(super) sweeps: Sweeps,
+    pub(super) pages: Pages,
 }
 
 impl Shared {

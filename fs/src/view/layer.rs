@@ -55,7 +55,7 @@ pub struct OpenLayer {
 }
 
 /// Whether a file is as it was: a merge that is not ours changes both its time and its maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Stamp {
     length: u64,
     modified: Option<SystemTime>,
