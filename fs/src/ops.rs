@@ -335,8 +335,9 @@ async fn begin(
     }
     let engine = Rc::new(Engine::new(bridge, config.clone(), model));
     if engine.bridge().is_ok() {
-        engine.refresh(None).await?;
         watch::recover_all(&engine).await;
+        // a QEMU that cannot be looked at is told here, on the terminal
+        engine.refresh(None).await?;
     }
     Ok((engine, daemon))
 }

@@ -42,6 +42,8 @@ pub struct Engine {
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     looked: Cell<Option<Instant>>,
+    /// The connection since whose beginning all disks have been settled.
+    settled: Cell<u64>,
     /// One look at a time, or an older one might be published after a newer.
     looking: Mutex<()>,
     /// Counts changes of work: waiters look again at each.
@@ -105,6 +107,7 @@ impl Engine {
             model,
             disks: RefCell::default(),
             looked: Cell::new(None),
+            settled: Cell::new(0),
             looking: Mutex::default(),
             work: watch::Sender::new(0),
             unsettled: RefCell::default(),
@@ -192,7 +195,7 @@ impl Engine {
             })
     }
 
-    async fn observe(&self) -> Result<Vec<Disk>, Failure> {
+    pub(super) async fn observe(&self) -> Result<Vec<Disk>, Failure> {
         let bridge = self.bridge()?;
         let graph = bridge.graph().await?;
         Ok(observe::disks(&graph, &self.sight(bridge)))
@@ -215,6 +218,14 @@ impl Engine {
         if let Connection::Down { reason, .. } = &*bridge.connection().borrow() {
             self.publish_connection(ConnectionState::Down(reason.clone()));
             return Err(qmpbridge::Error::Disconnected.into());
+        }
+        if own.is_none() && self.generation() != Some(self.settled.get()) {
+            // in the middle of a merge that QEMU's end cut short a point may be in no chain for a
+            // moment: first the repairs, then the look
+            return Err(Failure::new(
+                Errno::EBUSY,
+                "QEMU is back and its disks are being settled",
+            ));
         }
         let _one = self.looking.lock().await;
         let turns = self.turns();
@@ -290,6 +301,21 @@ impl Engine {
             .iter()
             .map(|(name, state)| (name.clone(), state.turns.get()))
             .collect()
+    }
+
+    /// The number of the connection to QEMU, while there is one.
+    fn generation(&self) -> Option<u64> {
+        match *self.bridge.as_ref()?.connection().borrow() {
+            Connection::Up { generation } => Some(generation),
+            Connection::Down { .. } => None,
+        }
+    }
+
+    /// From now on what QEMU shows is shown: its disks are settled.
+    pub(super) fn settled(&self) {
+        if let Some(generation) = self.generation() {
+            self.settled.set(generation);
+        }
     }
 
     /// Like `refresh`, unless that was just done.

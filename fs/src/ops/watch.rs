@@ -38,9 +38,8 @@ pub(super) async fn keep(engine: Rc<Engine>) {
                 let now = connection.borrow_and_update().clone();
                 match now {
                     Connection::Up { .. } => {
-                        engine.log.note("QEMU is connected");
-                        look(&engine).await;
                         recover_all(&engine).await;
+                        engine.log.note("QEMU is connected");
                     }
                     Connection::Down { reason, .. } => {
                         engine.log.note(&format!("QEMU is gone: {reason}; sealed points stay readable"));
@@ -72,14 +71,17 @@ async fn look(engine: &Engine) {
     }
 }
 
-/// Finishes or undoes what was left unfinished on every disk.
+/// Finishes or undoes what was left unfinished on every disk, and then shows what there is.
 pub(super) async fn recover_all(engine: &Rc<Engine>) {
-    for disk in &engine.current().disks {
-        if disk.no_snapshots.is_some() {
-            continue;
+    match engine.observe().await {
+        Ok(disks) => {
+            for disk in disks.iter().filter(|disk| disk.no_snapshots.is_none()) {
+                recover_one(engine, &disk.name).await;
+            }
         }
-        recover_one(engine, &disk.name).await;
+        Err(failure) => tracing::debug!(%failure, "no look at the disks"),
     }
+    engine.settled();
     look(engine).await;
 }
 
