@@ -379,6 +379,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Shows a job from before its first step on: who looks, or waits, finds it at work.
+    pub(super) fn announce(&self, guard: &DiskGuard, job: Job) {
+        let state = &guard.state;
+        state.merging.set(true);
+        state.cancelled.set(false);
+        // what failed before is history once new work was accepted
+        let mut jobs = state.jobs.borrow_mut();
+        jobs.retain(|known| !known.ended() && known.id != job.id);
+        jobs.push(job);
+    }
+
     /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
     pub(super) fn freeze(
         &self,
@@ -390,13 +401,8 @@ impl Engine {
     ) {
         let mut shown = disk.clone();
         shown.layers[leaving].leaving = true;
-        let state = &guard.state;
-        state.merging.set(true);
-        state.cancelled.set(false);
-        // what failed before is history once new work was accepted
-        state.jobs.borrow_mut().retain(|job| !job.ended());
-        state.jobs.borrow_mut().push(job);
-        *state.frozen.borrow_mut() = Some(Frozen {
+        self.announce(guard, job);
+        *guard.state.frozen.borrow_mut() = Some(Frozen {
             disk: shown,
             _pin: pin,
         });

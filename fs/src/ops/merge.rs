@@ -307,7 +307,7 @@ async fn follow(
     }
 }
 
-fn entry(merge: &Merge, state: &str) -> Job {
+pub(super) fn entry(merge: &Merge, state: &str) -> Job {
     Job {
         id: merge.job.as_str().into(),
         verb: if merge.verb == Verb::Stream {

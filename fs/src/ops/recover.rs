@@ -43,6 +43,7 @@ pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Fai
                     guard.name(),
                     merge.journal.point.name
                 ));
+                engine.announce(&guard, merge::entry(&merge, "created"));
                 tokio::task::spawn_local(merge::run(engine, guard, *merge, None));
                 return Ok(());
             }
