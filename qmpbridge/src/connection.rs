@@ -241,27 +241,48 @@ async fn greeting(link: &mut Link) -> Result<QemuVersion, Error> {
     }
 }
 
+/// The greeting. What QEMU had not yet sent to a client that is gone it sends to the next one, before the greeting:
+/// events, replies, and the rest of a line that was cut.
 async fn first_line(link: &mut Link) -> Result<QemuVersion, Error> {
     let mut chunk = [0; 4096];
+    let mut garbage: Option<Error> = None;
     loop {
-        match link.socket.read(&mut chunk).await {
-            Ok(0) | Err(_) if link.decoder.rest().is_empty() => return Err(Error::Disconnected),
-            Ok(0) | Err(_) => return Err(not_qmp(link.decoder.rest())),
-            Ok(n) => link.decoder.push(&chunk[..n]),
+        let read = link.socket.read(&mut chunk);
+        let read = match garbage.take() {
+            None => read.await,
+            Some(said) => match timeout(PROBE_DEADLINE, read).await {
+                Ok(read) => {
+                    garbage = Some(said);
+                    read
+                }
+                Err(_) => return Err(said),
+            },
+        };
+        match read {
+            Ok(n) if n > 0 => link.decoder.push(&chunk[..n]),
+            Ok(_) | Err(_) if garbage.is_none() && link.decoder.rest().is_empty() => {
+                return Err(Error::Disconnected);
+            }
+            Ok(_) | Err(_) => {
+                return Err(garbage.unwrap_or_else(|| not_qmp(link.decoder.rest())));
+            }
+        }
+        loop {
+            match link.decoder.next_line() {
+                Ok(Some(line)) => match wire::parse(line) {
+                    Ok(Message::Greeting(version)) => return Ok(version),
+                    // Without a greeting right behind it, it was no leftover.
+                    Ok(_) | Err(_) => {
+                        garbage.get_or_insert_with(|| not_qmp(line));
+                    }
+                },
+                Ok(None) => break,
+                Err(_) => return Err(not_qmp(link.decoder.rest())),
+            }
         }
         let start = link.decoder.rest().trim_ascii_start();
         if start.first().is_some_and(|&b| b != b'{') {
-            return Err(not_qmp(start));
-        }
-        match link.decoder.next_line() {
-            Ok(None) => {}
-            Ok(Some(line)) => {
-                return match wire::parse(line) {
-                    Ok(Message::Greeting(version)) => Ok(version),
-                    _ => Err(not_qmp(line)),
-                };
-            }
-            Err(_) => return Err(not_qmp(link.decoder.rest())),
+            garbage.get_or_insert_with(|| not_qmp(start));
         }
     }
 }

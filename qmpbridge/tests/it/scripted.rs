@@ -217,6 +217,27 @@ async fn an_object_that_is_no_message() {
     breaks(b"{\"hello\": 1}\n", "neither").await;
 }
 
+/// QEMU sends to the next client what it had not yet sent to one that was killed.
+#[tokio::test]
+async fn what_was_meant_for_the_client_before_us() {
+    let server = Server::new();
+    let shake = async {
+        let mut peer = server.accept().await;
+        peer.raw(b"US_CHANGE\", \"data\": {\"status\": \"null\", \"id\": \"j\"}}\r\n")
+            .await;
+        peer.say(r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}"#)
+            .await;
+        peer.say(r#"{"return": {}, "id": 1}"#).await;
+        peer.say(GREETING).await;
+        peer.answer("qmp_capabilities", json!({})).await;
+        let names: Vec<Value> = COMMANDS.iter().map(|name| json!({"name": name})).collect();
+        peer.answer("query-commands", names.into()).await;
+        peer
+    };
+    let (bridge, _peer) = tokio::join!(Bridge::connect(Address::Unix(server.path.clone())), shake);
+    assert!(bridge.unwrap().supports("query-jobs"));
+}
+
 #[tokio::test]
 async fn a_second_greeting() {
     breaks(format!("{GREETING}\n").as_bytes(), "greeted twice").await;
