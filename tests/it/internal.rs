@@ -92,6 +92,10 @@ fn points_that_look_alike_are_removed_one_by_one() {
             json!({"device": node, "name": tag}),
         );
     }
+    // A listing may be as old as the last look at the VM, which was a moment ago.
+    wait::until_true("all points are listed", || {
+        bench.disk().list("internal").len() == tags.len()
+    });
     let mut names: Vec<String> = bench.disk().list("internal");
     names.sort();
     names.dedup();
