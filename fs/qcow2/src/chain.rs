@@ -4,13 +4,15 @@
 //! Does not know: how a layer finds its bytes, or which file it is.
 //! Invariant: a chain never changes; another set of layers is another chain.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::flat_map::FlatMap;
 use crate::layer::Layer;
 use crate::mapping::{Mapping, Run};
-use crate::units::GuestOffset;
+use crate::units::{ClusterBits, GuestOffset};
 
 /// Pieces one `extent_at` may join, so that a badly fragmented disk does not hold it up for long.
 const MAX_PIECES_PER_EXTENT: u32 = 1 << 12;
@@ -20,9 +22,18 @@ const MAX_PIECES_PER_EXTENT: u32 = 1 << 12;
 const FIRST_WINDOW: u64 = 16 << 20;
 
 /// An immutable composition of layers, base first.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Chain {
     layers: Arc<[Arc<Layer>]>,
+    map: Arc<FlatMap>,
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain")
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A stretch of the disk that is all data or all hole.
@@ -73,35 +84,50 @@ impl Source {
             Source::Layer { .. } => ExtentKind::Data,
         }
     }
+
+    /// What lies `bytes` further on in the same piece.
+    pub(crate) fn skip(self, bytes: u64) -> Source {
+        match self {
+            Source::Zero => Source::Zero,
+            Source::Layer { index, mapping } => Source::Layer {
+                index,
+                mapping: mapping.skip(bytes),
+            },
+        }
+    }
 }
 
 impl Chain {
     /// A chain of these layers, the base first, the top last.
     pub fn new(layers_base_first: Vec<Arc<Layer>>) -> Chain {
+        let layers: Arc<[Arc<Layer>]> = layers_base_first.into();
+        let size = layers.last().map_or(0, |top| top.virtual_size());
+        let units = layers.iter().filter_map(|layer| layer.unit_bits());
+        let unit = units.min().unwrap_or(ClusterBits::MAX);
+        let caches = layers.iter().rev().find_map(|layer| layer.caches());
+        let room = caches.map_or_else(Arc::default, |caches| Arc::clone(&caches.maps));
         Chain {
-            layers: layers_base_first.into(),
+            map: Arc::new(FlatMap::new(size, unit, &room)),
+            layers,
         }
     }
 
     /// The same layers with another one over them.
     pub fn with_overlay(&self, top: Arc<Layer>) -> Chain {
-        Chain {
-            layers: self.layers.iter().cloned().chain([top]).collect(),
-        }
+        Chain::new(self.layers.iter().cloned().chain([top]).collect())
     }
 
     /// The same backing layers under another top: for an internal snapshot of the top.
     pub fn with_top(&self, top: Arc<Layer>) -> Chain {
         let below = self.layers.len().saturating_sub(1);
-        Chain {
-            layers: self
-                .layers
+        Chain::new(
+            self.layers
                 .iter()
                 .take(below)
                 .cloned()
                 .chain([top])
                 .collect(),
-        }
+        )
     }
 
     /// The layers, base first.
@@ -116,9 +142,27 @@ impl Chain {
 
     /// Where the bytes from `offset` on come from, for at most `max_len` bytes.
     pub fn resolve(&self, offset: u64, max_len: u64) -> Result<Piece, Error> {
-        self.resolve_with(offset, max_len, |layer, at, max_len| {
-            self.layers[layer].map(at, max_len)
-        })
+        if offset >= self.virtual_size() {
+            return Ok(Piece {
+                len: 0,
+                source: Source::Zero,
+            });
+        }
+        let mut walk = None;
+        let known = self.map.piece(offset, |at, max_len| {
+            walk.get_or_insert_with(|| Walk::new(self, max_len))
+                .piece_at(at, max_len)
+        });
+        match known {
+            Some(piece) => Ok(Piece {
+                len: piece.len.min(max_len),
+                ..piece
+            }),
+            // The tables are broken here, and this says how.
+            None => self.resolve_with(offset, max_len, |layer, at, max_len| {
+                self.layers[layer].map(at, max_len)
+            }),
+        }
     }
 
     fn resolve_with(
@@ -179,7 +223,7 @@ impl Chain {
     ///
     /// An extent may end before its kind does: ask again behind it.
     pub fn extent_at(&self, offset: u64, max_len: u64) -> Result<Extent, Error> {
-        Walk::new(self).extent_at(offset, max_len)
+        Walk::new(self, FIRST_WINDOW).extent_at(offset, max_len)
     }
 
     /// Bytes of the disk that are data: what `st_blocks` shows. Walks every table.
@@ -196,7 +240,7 @@ impl Chain {
     }
 
     fn count_allocated(&self, go_on: impl Fn() -> bool) -> Result<(u64, bool), Error> {
-        let mut walk = Walk::new(self);
+        let mut walk = Walk::new(self, FIRST_WINDOW);
         let mut sum: u64 = 0;
         let mut at: u64 = 0;
         while go_on() {
@@ -221,14 +265,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn new(chain: &Chain) -> Walk<'_> {
+    fn new(chain: &Chain, window: u64) -> Walk<'_> {
         let none = Run {
             len: 0,
             what: Mapping::Unallocated,
         };
         Walk {
             chain,
-            window: FIRST_WINDOW,
+            window,
             runs: vec![(0, none); chain.layers.len()],
         }
     }

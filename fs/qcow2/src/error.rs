@@ -55,6 +55,7 @@ pub(crate) enum CorruptCause {
     },
     TableTooLarge {
         table: &'static str,
+        offset: HostOffset,
         bytes: u64,
     },
     L1TooSmall {
@@ -96,6 +97,7 @@ pub(crate) enum CorruptCause {
     },
     SnapshotEntry {
         index: u32,
+        offset: HostOffset,
     },
     SnapshotTableChanging,
     SnapshotGone,
@@ -197,27 +199,40 @@ impl std::error::Error for Error {
     }
 }
 
+/// Where the header keeps the field at fault, as the last words of a sentence.
+macro_rules! in_header {
+    ($f:expr, $at:literal, $($words:tt)+) => {{
+        write!($f, $($words)+)?;
+        write!($f, " (header at {:#x})", $at)
+    }};
+}
+
 impl fmt::Display for Corrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            CorruptCause::NotQcow2 => write!(f, "not a qcow2 file"),
-            CorruptCause::HeaderLength(n) => write!(f, "header length of {n} bytes"),
-            CorruptCause::ClusterBits(n) => write!(f, "cluster size of 2^{n} bytes"),
-            CorruptCause::Subclusters(n) => write!(f, "subclusters in clusters of 2^{n} bytes"),
-            CorruptCause::RefcountWidth(n) => write!(f, "refcount width of 2^{n} bits"),
-            CorruptCause::NoRefcountTable => write!(f, "no refcount table"),
+            CorruptCause::NotQcow2 => in_header!(f, 0, "not a qcow2 file"),
+            CorruptCause::HeaderLength(n) => in_header!(f, 100, "header length of {n} bytes"),
+            CorruptCause::ClusterBits(n) => in_header!(f, 20, "cluster size of 2^{n} bytes"),
+            CorruptCause::Subclusters(n) => {
+                in_header!(f, 72, "subclusters in clusters of 2^{n} bytes")
+            }
+            CorruptCause::RefcountWidth(n) => in_header!(f, 96, "refcount width of 2^{n} bits"),
+            CorruptCause::NoRefcountTable => in_header!(f, 56, "no refcount table"),
             CorruptCause::Table { table, offset } => {
                 write!(f, "{table} at invalid offset {offset}")
             }
-            CorruptCause::TableTooLarge { table, bytes } => {
-                write!(f, "{table} too large with {bytes} bytes")
+            CorruptCause::TableTooLarge {
+                table,
+                offset,
+                bytes,
+            } => {
+                write!(f, "{table} at {offset} too large with {bytes} bytes")
             }
-            CorruptCause::L1TooSmall { entries, needed } => {
-                write!(
-                    f,
-                    "L1 table of {entries} entries where the disk needs {needed}"
-                )
-            }
+            CorruptCause::L1TooSmall { entries, needed } => in_header!(
+                f,
+                36,
+                "L1 table of {entries} entries where the disk needs {needed}"
+            ),
             CorruptCause::Extension { magic, offset } => {
                 write!(
                     f,
@@ -225,14 +240,13 @@ impl fmt::Display for Corrupt {
                 )
             }
             CorruptCause::BackingName { offset, len } => {
-                write!(f, "backing file name of {len} bytes at {offset:#x}")
+                in_header!(f, 8, "backing file name of {len} bytes at {offset:#x}")
             }
-            CorruptCause::CompressionBit => {
-                write!(
-                    f,
-                    "compression type and its feature bit contradict each other"
-                )
-            }
+            CorruptCause::CompressionBit => in_header!(
+                f,
+                104,
+                "compression type and its feature bit contradict each other"
+            ),
             CorruptCause::L1Entry { guest, table } => {
                 write!(
                     f,
@@ -254,23 +268,26 @@ impl fmt::Display for Corrupt {
             CorruptCause::ZeroInV2 { guest } => {
                 write!(
                     f,
-                    "zero cluster at guest offset {guest} in a version 2 image"
+                    "L2 entry for guest offset {guest} is a zero cluster in a version 2 image"
                 )
             }
             CorruptCause::CompressedInDataFile { guest } => {
                 write!(
                     f,
-                    "compressed cluster at guest offset {guest} beside an external data file"
+                    "L2 entry for guest offset {guest} is a compressed cluster beside an external data file"
                 )
             }
             CorruptCause::SubclusterBitmap { guest } => {
-                write!(f, "contradicting subcluster bitmap at guest offset {guest}")
+                write!(
+                    f,
+                    "L2 entry for guest offset {guest} has a contradicting subcluster bitmap"
+                )
             }
             CorruptCause::CompressedStream { host } => {
                 write!(f, "compressed cluster at {host} cannot be decompressed")
             }
-            CorruptCause::SnapshotEntry { index } => {
-                write!(f, "snapshot table entry {index} is invalid")
+            CorruptCause::SnapshotEntry { index, offset } => {
+                write!(f, "snapshot table entry {index} at {offset} is invalid")
             }
             CorruptCause::SnapshotTableChanging => {
                 write!(f, "snapshot table keeps changing while it is read")
@@ -279,7 +296,7 @@ impl fmt::Display for Corrupt {
                 write!(f, "internal snapshot is no longer in the snapshot table")
             }
             CorruptCause::RawWithoutDataFile => {
-                write!(f, "data file feature bits contradict each other")
+                in_header!(f, 88, "data file feature bits contradict each other")
             }
         }
     }
@@ -288,21 +305,30 @@ impl fmt::Display for Corrupt {
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            UnsupportedCause::Version(n) => write!(f, "qcow2 version {n} is not supported"),
-            UnsupportedCause::Encryption(1) => write!(f, "AES encryption is not supported"),
-            UnsupportedCause::Encryption(2) => write!(f, "LUKS encryption is not supported"),
-            UnsupportedCause::Encryption(n) => write!(f, "encryption {n} is not supported"),
+            UnsupportedCause::Version(n) => {
+                in_header!(f, 4, "qcow2 version {n} is not supported")
+            }
+            UnsupportedCause::Encryption(1) => {
+                in_header!(f, 32, "AES encryption is not supported")
+            }
+            UnsupportedCause::Encryption(2) => {
+                in_header!(f, 32, "LUKS encryption is not supported")
+            }
+            UnsupportedCause::Encryption(n) => {
+                in_header!(f, 32, "encryption {n} is not supported")
+            }
             UnsupportedCause::Features(names) => {
-                write!(f, "unknown incompatible features: {}", names.join(", "))
+                let names = names.join(", ");
+                in_header!(f, 72, "unknown incompatible features: {names}")
             }
             UnsupportedCause::CompressionType(n) => {
-                write!(f, "compression type {n} is not supported")
+                in_header!(f, 104, "compression type {n} is not supported")
             }
             UnsupportedCause::DataFileMissing => {
-                write!(f, "the image needs its external data file")
+                in_header!(f, 72, "the image needs its external data file")
             }
             UnsupportedCause::DataFileUnexpected => {
-                write!(f, "a data file was given, but the image has none")
+                in_header!(f, 72, "a data file was given, but the image has none")
             }
         }
     }

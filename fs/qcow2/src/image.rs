@@ -116,6 +116,14 @@ impl Image {
         self.virtual_size
     }
 
+    pub(crate) fn unit_bits(&self) -> u32 {
+        self.shared.format.unit_bits()
+    }
+
+    pub(crate) fn caches(&self) -> &Caches {
+        &self.shared.caches
+    }
+
     /// The internal snapshots, as they are in the file now.
     pub fn snapshots(&self) -> Result<Vec<InternalSnapshot>, Error> {
         let header = &self.shared.header;

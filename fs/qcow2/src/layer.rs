@@ -10,6 +10,7 @@ use crate::error::{Error, io_at};
 use crate::image::Image;
 use crate::mapping::{Mapping, Run};
 use crate::read_at::{OpenedFile, ReadAt};
+use crate::table_cache::Caches;
 use crate::units::{GuestOffset, HostOffset};
 
 /// QEMU counts raw files in whole sectors, the last one filled up with zeros.
@@ -67,6 +68,22 @@ impl Layer {
         match self {
             Layer::Qcow2(image) => image.virtual_size(),
             Layer::Raw(raw) => raw.virtual_size,
+        }
+    }
+
+    /// The smallest stretch with an answer of its own, as an exponent of two; a raw file has none.
+    pub(crate) fn unit_bits(&self) -> Option<u32> {
+        match self {
+            Layer::Qcow2(image) => Some(image.unit_bits()),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// The caches that this layer uses, if it needs any.
+    pub(crate) fn caches(&self) -> Option<&Caches> {
+        match self {
+            Layer::Qcow2(image) => Some(image.caches()),
+            Layer::Raw(_) => None,
         }
     }
 

@@ -11,6 +11,7 @@ mod bytes;
 mod chain;
 mod compressed;
 mod error;
+mod flat_map;
 mod header;
 mod image;
 mod layer;

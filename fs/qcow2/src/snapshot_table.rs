@@ -112,7 +112,10 @@ fn parse(
     let mut snapshots = Vec::new();
     let mut at: usize = 0;
     for index in 0..fields.count {
-        let broken = || CorruptCause::SnapshotEntry { index };
+        let broken = || CorruptCause::SnapshotEntry {
+            index,
+            offset: HostOffset(fields.offset.0.saturating_add(at as u64)),
+        };
         let fixed = table.get(at, FIXED)?.ok_or_else(broken)?;
         let extra_len = be32(fixed, 36).unwrap_or(u32::MAX);
         let id_len = usize::from(be16(fixed, 12).unwrap_or(0));

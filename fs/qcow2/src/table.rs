@@ -52,6 +52,20 @@ impl EntryFormat {
         self.cluster_bits
     }
 
+    /// The smallest stretch with a mapping of its own, a cluster or a subcluster, as an exponent.
+    pub(crate) fn unit_bits(&self) -> u32 {
+        if self.extended {
+            return self.subcluster_bits();
+        }
+        self.cluster_bits.get()
+    }
+
+    fn subcluster_bits(&self) -> u32 {
+        self.cluster_bits
+            .get()
+            .saturating_sub(SUBCLUSTERS.trailing_zeros())
+    }
+
     /// 64-bit words in an L2 entry, as an exponent of two.
     pub(crate) fn entry_words_bits(&self) -> u32 {
         u32::from(self.extended)
@@ -178,10 +192,7 @@ impl EntryFormat {
         if contradicts {
             return Err(CorruptCause::SubclusterBitmap { guest }.into());
         }
-        let sub_bits = self
-            .cluster_bits
-            .get()
-            .saturating_sub(SUBCLUSTERS.trailing_zeros());
+        let sub_bits = self.subcluster_bits();
         let first = (within >> sub_bits) as u32;
         let (what, same) = if zero >> first & 1 != 0 {
             (Mapping::Zero, zero)

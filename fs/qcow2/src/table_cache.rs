@@ -1,4 +1,4 @@
-//! Bounded caches for L2 tables and decompressed clusters, shared by many images.
+//! Bounded caches for L2 tables, decompressed clusters and flat maps, shared by many images.
 //!
 //! Knows: owners, host offsets, and how many bytes it may keep.
 //! Does not know: what a table says. Values are immutable once in.
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+use crate::flat_map::Room;
 use crate::units::HostOffset;
 
 /// Enough tables for 128 GiB of a disk with 64 KiB clusters.
@@ -21,6 +22,7 @@ const DEFAULT_CLUSTER_BYTES: usize = 8 << 20;
 pub struct Caches {
     pub(crate) tables: BoundedCache<u64>,
     pub(crate) clusters: BoundedCache<u8>,
+    pub(crate) maps: Arc<Room>,
 }
 
 impl Caches {
@@ -29,6 +31,15 @@ impl Caches {
         Caches {
             tables: BoundedCache::new(table_bytes),
             clusters: BoundedCache::new(cluster_bytes),
+            maps: Arc::default(),
+        }
+    }
+
+    /// The same with room for this many bytes of flat maps of chains.
+    pub fn with_map_bytes(self, bytes: usize) -> Caches {
+        Caches {
+            maps: Arc::new(Room::new(bytes)),
+            ..self
         }
     }
 
@@ -38,6 +49,7 @@ impl Caches {
             .lock()
             .bytes
             .saturating_add(self.clusters.lock().bytes)
+            .saturating_add(self.maps.bytes())
     }
 }
 

@@ -89,7 +89,12 @@ fn check_table(
     cluster_bits: ClusterBits,
 ) -> Result<(), Error> {
     if bytes > max_bytes {
-        return Err(CorruptCause::TableTooLarge { table, bytes }.into());
+        return Err(CorruptCause::TableTooLarge {
+            table,
+            offset,
+            bytes,
+        }
+        .into());
     }
     let end = offset
         .checked_add(bytes)
