@@ -493,7 +493,10 @@ fn encryption_is_refused_by_name() {
          -o encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10 luks.qcow2 1M",
     );
     let error = Image::open(lab.file("luks.qcow2")).expect_err("refused");
-    assert_eq!(error.to_string(), "LUKS encryption is not supported");
+    assert_eq!(
+        error.to_string(),
+        "LUKS encryption is not supported (header at 0x20)"
+    );
 }
 
 #[test]
@@ -512,7 +515,7 @@ fn unknown_incompatible_features_are_refused_by_name() {
     let error = Image::open(lab.file("a.qcow2")).expect_err("refused");
     assert_eq!(
         error.to_string(),
-        "unknown incompatible features: dirty bit, bit 63"
+        "unknown incompatible features: dirty bit, bit 63 (header at 0x48)"
     );
     assert!(!lab.img_succeeds("convert -O raw a.qcow2 b.raw"));
 }
