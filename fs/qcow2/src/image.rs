@@ -184,21 +184,7 @@ impl Image {
         within: u32,
         buf: &mut [u8],
     ) -> Result<(), Error> {
-        let size = self.shared.format.cluster_bits().bytes();
-        if within == 0 && buf.len() == size {
-            return self.decompress(cluster, buf);
-        }
-        let clusters = &self.shared.caches.clusters;
-        let whole = match clusters.get(self.owner, cluster.host) {
-            Some(whole) => whole,
-            None => {
-                let mut bytes = vec![0; size];
-                self.decompress(cluster, &mut bytes)?;
-                let whole: Arc<[u8]> = bytes.into();
-                clusters.insert(self.owner, cluster.host, Arc::clone(&whole));
-                whole
-            }
-        };
+        let whole = self.decompressed(cluster)?;
         let rest = whole.get(within as usize..).unwrap_or(&[]);
         let len = rest.len().min(buf.len());
         buf[..len].copy_from_slice(&rest[..len]);
@@ -206,7 +192,41 @@ impl Image {
         Ok(())
     }
 
-    fn decompress(&self, cluster: CompressedCluster, buf: &mut [u8]) -> Result<(), Error> {
+    /// A whole cluster. Whoever asks for one that another thread is at work on waits for that.
+    pub fn decompressed(&self, cluster: CompressedCluster) -> Result<Arc<[u8]>, Error> {
+        let size = self.shared.format.cluster_bits().bytes();
+        let key = (self.owner, cluster.host, cluster.len);
+        let clusters = &self.shared.caches.clusters;
+        let known = clusters.get_or_insert(key, size, Arc::default);
+        let mut error = None;
+        let whole =
+            known.get_or_init(|| self.decompress(cluster).map_err(|e| error = Some(e)).ok());
+        match (whole, error) {
+            (Some(whole), _) => Ok(Arc::clone(whole)),
+            (None, error) => {
+                // A file that could not be read now may be read the next time.
+                clusters.remove(key);
+                match error {
+                    Some(error) => Err(error),
+                    None => self.decompress(cluster),
+                }
+            }
+        }
+    }
+
+    /// Whether a cluster is decompressed, or somebody is at work on it.
+    pub fn is_decompressed(&self, cluster: CompressedCluster) -> bool {
+        self.shared
+            .caches
+            .clusters
+            .contains((self.owner, cluster.host, cluster.len))
+    }
+
+    fn decompress(&self, cluster: CompressedCluster) -> Result<Arc<[u8]>, Error> {
+        let mut whole: Arc<[u8]> =
+            std::iter::repeat_n(0, self.shared.format.cluster_bits().bytes()).collect();
+        // Nobody else has it yet.
+        let buf = Arc::get_mut(&mut whole).unwrap_or(&mut []);
         let mut stream = vec![0; cluster.len as usize];
         self.shared
             .file
@@ -215,7 +235,8 @@ impl Image {
         self.shared
             .decompressors
             .decompress(&stream, buf)
-            .map_err(|_| CorruptCause::CompressedStream { host: cluster.host }.into())
+            .map_err(|_| CorruptCause::CompressedStream { host: cluster.host })?;
+        Ok(whole)
     }
 
     /// How many bytes of the disk this layer holds, by kind. Walks every table.

@@ -156,7 +156,8 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// Bytes of the table, or nothing where the file or the limit ends before them.
+    /// Bytes of the table, or nothing beyond the limit. What is beyond the file's end is zeros, as
+    /// it is for QEMU: a broken name there does not hide the snapshots before it.
     fn get(&mut self, at: usize, len: usize) -> Result<Option<&[u8]>, Error> {
         let end = at.saturating_add(len);
         if end > MAX_TABLE_BYTES {
@@ -168,9 +169,8 @@ impl Table<'_> {
             self.bytes.resize(have.saturating_add(STEP), 0);
             let n = read_available(self.file, &mut self.bytes[have..], from)
                 .map_err(io_at("snapshot table", from))?;
-            self.bytes.truncate(have.saturating_add(n));
-            if n == 0 {
-                return Ok(None);
+            if n > 0 {
+                self.bytes.truncate(have.saturating_add(n));
             }
         }
         Ok(self.bytes.get(at..end))

@@ -6,7 +6,7 @@
 //! Lock order: this is the last lock; nothing else is taken under it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lru::LruCache;
 
@@ -20,8 +20,8 @@ const DEFAULT_CLUSTER_BYTES: usize = 8 << 20;
 
 /// The caches of one image, or of as many images as they are given to.
 pub struct Caches {
-    pub(crate) tables: BoundedCache<u64>,
-    pub(crate) clusters: BoundedCache<u8>,
+    pub(crate) tables: BoundedCache<[u64]>,
+    pub(crate) clusters: BoundedCache<DecompressedCluster>,
     pub(crate) maps: Arc<Room>,
 }
 
@@ -46,9 +46,8 @@ impl Caches {
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
         self.tables
-            .lock()
-            .bytes
-            .saturating_add(self.clusters.lock().bytes)
+            .bytes()
+            .saturating_add(self.clusters.bytes())
             .saturating_add(self.maps.bytes())
     }
 }
@@ -58,6 +57,10 @@ impl Default for Caches {
         Caches::new(DEFAULT_TABLE_BYTES, DEFAULT_CLUSTER_BYTES)
     }
 }
+
+/// A cluster that is decompressed, or being decompressed: who comes second waits for the first.
+/// None if it could not be.
+pub(crate) type DecompressedCluster = OnceLock<Option<Arc<[u8]>>>;
 
 /// Whose entries these are: a file as it was when an image was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,20 +74,26 @@ impl Owner {
     }
 }
 
-type Key = (Owner, HostOffset);
+/// Where a value was made from: of whom, at which place, of how many bytes of the file.
+pub(crate) type Key = (Owner, HostOffset, u32);
 
-/// Slices of `T` by place, least recently used out first.
-pub(crate) struct BoundedCache<T> {
+/// Values by place, least recently used out first.
+pub(crate) struct BoundedCache<T: ?Sized> {
     max_bytes: usize,
     state: Mutex<State<T>>,
 }
 
-struct State<T> {
-    entries: LruCache<Key, Arc<[T]>>,
+struct State<T: ?Sized> {
+    entries: LruCache<Key, Entry<T>>,
     bytes: usize,
 }
 
-impl<T> BoundedCache<T> {
+struct Entry<T: ?Sized> {
+    value: Arc<T>,
+    bytes: usize,
+}
+
+impl<T: ?Sized> BoundedCache<T> {
     fn new(max_bytes: usize) -> BoundedCache<T> {
         let state = State {
             entries: LruCache::unbounded(),
@@ -96,26 +105,57 @@ impl<T> BoundedCache<T> {
         }
     }
 
-    pub(crate) fn get(&self, owner: Owner, at: HostOffset) -> Option<Arc<[T]>> {
-        self.lock().entries.get(&(owner, at)).cloned()
+    pub(crate) fn get(&self, key: Key) -> Option<Arc<T>> {
+        let mut state = self.lock();
+        let entry = state.entries.get(&key)?;
+        Some(Arc::clone(&entry.value))
     }
 
-    pub(crate) fn insert(&self, owner: Owner, at: HostOffset, value: Arc<[T]>) {
-        let bytes = size_of_val::<[T]>(&value);
-        if bytes > self.max_bytes {
-            return;
-        }
+    /// Whether it is there, without using it.
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.lock().entries.contains(&key)
+    }
+
+    /// What is there, or else `value`, which counts as so many bytes and is in the cache now if it
+    /// fits at all.
+    pub(crate) fn get_or_insert(
+        &self,
+        key: Key,
+        bytes: usize,
+        value: impl FnOnce() -> Arc<T>,
+    ) -> Arc<T> {
         let mut state = self.lock();
-        state.bytes = state.bytes.saturating_add(bytes);
-        if let Some((_, old)) = state.entries.push((owner, at), value) {
-            state.bytes = state.bytes.saturating_sub(size_of_val::<[T]>(&old));
+        if let Some(entry) = state.entries.get(&key) {
+            return Arc::clone(&entry.value);
         }
+        let value = value();
+        if bytes > self.max_bytes {
+            return value;
+        }
+        state.bytes = state.bytes.saturating_add(bytes);
+        let entry = Entry {
+            value: Arc::clone(&value),
+            bytes,
+        };
+        state.entries.put(key, entry);
         while state.bytes > self.max_bytes {
             let Some((_, old)) = state.entries.pop_lru() else {
                 break;
             };
-            state.bytes = state.bytes.saturating_sub(size_of_val::<[T]>(&old));
+            state.bytes = state.bytes.saturating_sub(old.bytes);
         }
+        value
+    }
+
+    pub(crate) fn remove(&self, key: Key) {
+        let mut state = self.lock();
+        if let Some(old) = state.entries.pop(&key) {
+            state.bytes = state.bytes.saturating_sub(old.bytes);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.lock().bytes
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {

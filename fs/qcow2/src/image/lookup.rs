@@ -121,7 +121,9 @@ impl Image {
 
     fn l2_slice(&self, place: HostOffset, bytes: usize) -> Result<Arc<[u64]>, Error> {
         let tables = &self.shared.caches.tables;
-        if let Some(words) = tables.get(self.owner, place) {
+        // At most a slice.
+        let key = (self.owner, place, u32::try_from(bytes).unwrap_or(u32::MAX));
+        if let Some(words) = tables.get(key) {
             return Ok(words);
         }
         let mut raw = vec![0; bytes];
@@ -129,8 +131,7 @@ impl Image {
             .file
             .read(&mut raw, place.0)
             .map_err(io_at("L2 table", place.0))?;
-        let words: Arc<[u64]> = be64_table(&raw).collect();
-        tables.insert(self.owner, place, Arc::clone(&words));
-        Ok(words)
+        let words = be64_table(&raw).collect();
+        Ok(tables.get_or_insert(key, bytes, || words))
     }
 }
