@@ -66,6 +66,11 @@ impl Process {
         wait::until(what, || self.ended())
     }
 
+    /// Waits for its end without polling and without a deadline: for what is timed.
+    pub fn finish(&mut self) -> ExitStatus {
+        self.child.wait().expect("our own child can be waited for")
+    }
+
     /// Sends a signal to it, and only to it.
     pub fn signal(&mut self, signal: i32) {
         if self.ended().is_none() {

@@ -1,0 +1,88 @@
+//! The workloads by name. Each builds what it reads, checks every byte of every participant once, and measures in rounds:
+//! everybody once, then everybody again, so that whatever disturbs the machine disturbs all alike.
+
+mod again;
+mod random;
+mod sequential;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qmpfs_tests::oracle;
+
+use crate::images::{Image, Images};
+use crate::results::{Row, Series};
+use crate::servers::{Server, Who};
+
+/// What the participants share.
+pub(crate) struct Run {
+    pub(crate) dir: PathBuf,
+    pub(crate) images: Images,
+    pub(crate) rounds: usize,
+    /// How long one participant reads at random in one round.
+    pub(crate) random_for: Duration,
+}
+
+/// A workload: its name on the command line, and what measures it.
+pub(crate) type Workload = (&'static str, fn(&mut Run) -> Vec<Row>);
+
+/// All of them, in the order of the table.
+pub(crate) const ALL: &[Workload] = &[
+    ("sequential", sequential::contiguous),
+    ("fragmented", sequential::fragmented),
+    ("random", random::one),
+    ("queue", random::many),
+    ("again", again::again),
+];
+
+impl Run {
+    /// A participant with a view that nobody has read yet.
+    fn start(&self, who: Who, image: &Image) -> Server {
+        Server::start(who, image, &self.dir)
+    }
+
+    /// Compares all bytes that the participants give with those that are right. A fast wrong answer wins nothing.
+    fn check(&self, image: &Image, whos: &[Who]) {
+        image.warm();
+        for &who in whos.iter().filter(|&&who| who != Who::RawFile) {
+            let server = self.start(who, image);
+            oracle::assert_same(&server.view, &image.expected);
+        }
+    }
+
+    /// Measures `N` numbers of everybody in each round.
+    fn measure<const N: usize>(
+        &self,
+        name: &str,
+        whos: &[Who],
+        mut once: impl FnMut(Who) -> [f64; N],
+    ) -> [Vec<Series>; N] {
+        let empty = || {
+            whos.iter()
+                .map(|&who| Series {
+                    who,
+                    values: Vec::new(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let mut numbers: [Vec<Series>; N] = std::array::from_fn(|_| empty());
+        for round in 1..=self.rounds {
+            eprint!("\rbench: {name}: round {round} of {}", self.rounds);
+            for (index, &who) in whos.iter().enumerate() {
+                for (number, value) in once(who).into_iter().enumerate() {
+                    numbers[number][index].values.push(value);
+                }
+            }
+        }
+        eprintln!();
+        numbers
+    }
+}
+
+/// Without those who have no such number.
+fn without(series: Vec<Series>, who: Who) -> Vec<Series> {
+    series
+        .into_iter()
+        .filter(|series| series.who != who)
+        .collect()
+}

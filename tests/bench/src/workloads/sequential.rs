@@ -1,0 +1,69 @@
+//! A view that nobody has read, from end to end, by one reader.
+
+use super::{Run, without};
+use crate::goals;
+use crate::images::Image;
+use crate::reader;
+use crate::results::{Row, Unit};
+use crate::servers::Who;
+
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile];
+
+const LARGE: usize = 1 << 20;
+/// What `cat` and `cp` ask for.
+const SMALL: usize = 128 << 10;
+
+pub(super) fn contiguous(run: &mut Run) -> Vec<Row> {
+    let image = run.images.contiguous();
+    run.check(&image, WHOS);
+    let [large, small, cpu] = run.measure("sequential", WHOS, |who| {
+        let (large, cpu) = read(run, who, &image, LARGE);
+        let (small, _) = read(run, who, &image, SMALL);
+        [large, small, cpu]
+    });
+    vec![
+        Row {
+            label: "sequential, 1 MiB reads".to_owned(),
+            unit: Unit::GigabytesPerSecond,
+            series: large,
+            goals: goals::SEQUENTIAL,
+        },
+        Row {
+            label: "sequential, 128 KiB reads".to_owned(),
+            unit: Unit::GigabytesPerSecond,
+            series: small,
+            goals: goals::NONE,
+        },
+        Row {
+            label: "CPU of the server, 1 MiB reads".to_owned(),
+            unit: Unit::SecondsPerGib,
+            series: without(cpu, Who::RawFile),
+            goals: goals::CPU,
+        },
+    ]
+}
+
+pub(super) fn fragmented(run: &mut Run) -> Vec<Row> {
+    let image = run.images.fragmented();
+    run.check(&image, WHOS);
+    let [series] = run.measure("fragmented", WHOS, |who| [read(run, who, &image, LARGE).0]);
+    vec![Row {
+        label: "fragmented image, sequential".to_owned(),
+        unit: Unit::GigabytesPerSecond,
+        series,
+        goals: goals::FRAGMENTED,
+    }]
+}
+
+/// GB/s, and CPU seconds per GiB, of the first read of a fresh view.
+pub(super) fn read(run: &Run, who: Who, image: &Image, request: usize) -> (f64, f64) {
+    let server = run.start(who, image);
+    let before = server.cpu_seconds();
+    let (bytes, took) = reader::sequential(&server.view, request).expect("the view can be read");
+    let cpu = server.cpu_seconds() - before;
+    assert_eq!(bytes, image.size(), "{}: all of the disk", who.name());
+    (
+        bytes as f64 / took.as_secs_f64() / 1e9,
+        cpu / (bytes as f64 / f64::from(1 << 30)),
+    )
+}
