@@ -4,13 +4,19 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::arithmetic_side_effects, reason = "tests may overflow loudly")]
 
+mod compare;
+
+pub(crate) use compare::{assert_map, assert_reads};
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use qmpfs_qcow2::{Chain, ExtentKind, GuestOffset, Image, Layer, Mapping, OpenOptions, RawLayer};
+use qmpfs_qcow2::{
+    Chain, Compression, GuestOffset, Header, Image, Layer, Mapping, OpenOptions, RawLayer, ReadAt,
+};
 use tempfile::TempDir;
 
 /// A directory of images, gone with the test.
@@ -29,12 +35,24 @@ impl Lab {
         self.dir.path().join(name)
     }
 
+    /// A program that will run in the directory.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path());
+        command
+    }
+
     /// Runs `qemu-img` in the directory; it must succeed.
     pub(crate) fn img(&self, args: &str) -> String {
-        let out = self.try_tool("qemu-img", args.split_whitespace());
+        self.img_args(&args.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// The same with words that may be empty.
+    pub(crate) fn img_args(&self, args: &[&str]) -> String {
+        let out = self.try_tool("qemu-img", args.iter());
         assert!(
             out.status.success(),
-            "qemu-img {args}: {}",
+            "qemu-img {args:?}: {}",
             String::from_utf8_lossy(&out.stderr)
         );
         String::from_utf8(out.stdout).expect("text")
@@ -77,10 +95,19 @@ impl Lab {
         assert!(out.status.success() && !failed, "qemu-io {args:?}: {out:?}");
     }
 
+    /// Runs `qemu-io` commands on a raw image; they must succeed.
+    pub(crate) fn io_raw(&self, image: &str, commands: &str) {
+        let commands = commands.split(';').map(str::trim);
+        let mut args = vec!["-f", "raw"];
+        commands.for_each(|command| args.extend(["-c", command]));
+        args.push(image);
+        let out = self.try_tool("qemu-io", args.iter());
+        assert!(out.status.success(), "qemu-io {args:?}: {out:?}");
+    }
+
     fn try_tool(&self, tool: &str, args: impl Iterator<Item = impl AsRef<OsStr>>) -> Output {
-        let mut command = Command::new(tool);
-        command.current_dir(self.dir.path()).args(args);
-        command
+        self.command(tool)
+            .args(args)
             .output()
             .unwrap_or_else(|e| panic!("{tool} must be installed: {e}"))
     }
@@ -93,6 +120,18 @@ impl Lab {
             .then(|| std::fs::read(&out).expect("converted image"))
     }
 
+    /// Part of what the tools read, for disks too large to be converted; nothing if they refuse.
+    /// `at` is a multiple of `len`.
+    pub(crate) fn try_piece(&self, image: &str, at: u64, len: u64) -> Option<Vec<u8>> {
+        let _ = std::fs::remove_file(self.path("piece.raw"));
+        let skip = at / len;
+        self.img_succeeds(&format!(
+            "dd -f qcow2 -O raw bs={len} skip={skip} count={} if={image} of=piece.raw",
+            skip + 1
+        ))
+        .then(|| std::fs::read(self.path("piece.raw")).expect("a piece"))
+    }
+
     pub(crate) fn convert(&self, image: &str) -> Vec<u8> {
         self.try_convert(image, "-f qcow2")
             .unwrap_or_else(|| panic!("cannot convert {image}"))
@@ -102,8 +141,17 @@ impl Lab {
         Arc::new(File::open(self.path(name)).expect(name))
     }
 
+    /// An image, with the data file that its header names.
     pub(crate) fn image(&self, name: &str) -> Image {
-        Image::open(self.file(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+        let file = self.file(name);
+        let header = Header::read(&*file).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let data = header.data_file.filter(|_| header.features.data_file());
+        let data = data.map(|name| self.file(&String::from_utf8_lossy(&name)) as Arc<_>);
+        let options = OpenOptions {
+            data_file: data,
+            caches: None,
+        };
+        Image::open_with(file, options).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
     /// The chain under an image, as its headers name it.
@@ -117,13 +165,7 @@ impl Lab {
                 )));
                 break;
             }
-            let data = data_file_of(&self.path(&name)).map(|data| self.file(&data) as Arc<_>);
-            let options = OpenOptions {
-                data_file: data,
-                caches: None,
-            };
-            let image = Image::open_with(self.file(&name), options)
-                .unwrap_or_else(|e| panic!("{name}: {e}"));
+            let image = self.image(&name);
             if let Some(backing) = image.header().backing.clone() {
                 next = Some((
                     String::from_utf8(backing.name).expect("name"),
@@ -136,6 +178,29 @@ impl Lab {
         Chain::new(layers)
     }
 
+    /// Whether an image, now or at a snapshot, has a compressed cluster that the fast decompressor
+    /// takes and zlib does not: see docs/decisions/0005.
+    pub(crate) fn has_stream_that_zlib_refuses(&self, name: &str) -> bool {
+        let file = std::fs::read(self.path(name)).expect("read");
+        let image = self.image(name);
+        let snapshots = image.snapshots().unwrap_or_default();
+        let views = snapshots.iter().filter_map(|s| image.at_snapshot(s).ok());
+        let mut runs: Vec<_> = views.flat_map(|view| runs(&view)).collect();
+        runs.extend(self::runs(&image));
+        image.header().compression == Compression::Zlib
+            && runs.into_iter().any(|(_, _, what)| {
+                let Mapping::Compressed { cluster, .. } = what else {
+                    return false;
+                };
+                let mut stream = vec![0; cluster.len as usize];
+                file.read_at(&mut stream, cluster.host.0).expect("a vector");
+                let mut out = vec![0; image.header().cluster_bits.bytes()];
+                let mut zlib = flate2::Decompress::new(false);
+                zlib.decompress(&stream, &mut out, flate2::FlushDecompress::Finish)
+                    .is_err()
+            })
+    }
+
     /// Compares bytes and extents of a whole chain with the real tools.
     pub(crate) fn check(&self, top: &str) {
         let chain = self.chain(top);
@@ -144,37 +209,10 @@ impl Lab {
         self.check_map(top, &chain);
     }
 
-    /// Compares extents with `qemu-img map`, which calls data what some layer holds.
+    /// Compares extents with `qemu-img map`.
     pub(crate) fn check_map(&self, top: &str, chain: &Chain) {
         let json = self.img(&format!("map --output=json -f qcow2 {top}"));
-        let json: serde_json::Value = serde_json::from_str(&json).expect("json");
-        for entry in json.as_array().expect("array") {
-            let start = entry["start"].as_u64().expect("start");
-            let end = start + entry["length"].as_u64().expect("length");
-            let data = entry["data"].as_bool().expect("data");
-            let zero = entry["zero"].as_bool().expect("zero");
-            // `data` with `zero` is a hole in the file below; we may call that either.
-            if data && zero {
-                continue;
-            }
-            let raw_base = matches!(chain.layers().first().map(|l| &**l), Some(Layer::Raw(_)));
-            let mut at = start;
-            while at < end {
-                let extent = chain.extent_at(at, end - at).expect("extent");
-                assert!(extent.len > 0, "empty extent at {at:#x}");
-                let kind = if data {
-                    ExtentKind::Data
-                } else {
-                    ExtentKind::Hole
-                };
-                // Holes of a raw file count as data here.
-                assert!(
-                    extent.kind == kind || (raw_base && !data),
-                    "{top} at {at:#x}: {entry}"
-                );
-                at += extent.len;
-            }
-        }
+        assert_map(top, chain, &json);
     }
 }
 
@@ -204,88 +242,6 @@ pub(crate) fn read_all(chain: &Chain) -> Result<Vec<u8>, qmpfs_qcow2::Error> {
     let mut bytes = vec![0xee; chain.virtual_size() as usize];
     assert_eq!(chain.read_at(&mut bytes, 0)?, bytes.len());
     Ok(bytes)
-}
-
-/// The data file an image names, found without opening the image (which would want the file).
-fn data_file_of(path: &Path) -> Option<String> {
-    let out = Command::new("qemu-img")
-        .args(["info", "--output=json"])
-        .arg(path)
-        .output();
-    let out = out.expect("qemu-img must be installed");
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout).ok()?;
-    let name = json["format-specific"]["data"]["data-file"].as_str()?;
-    Some(name.to_owned())
-}
-
-/// Reads a chain in several ways and compares each with the expected bytes.
-pub(crate) fn assert_reads(chain: &Chain, expected: &[u8]) {
-    assert_eq!(chain.virtual_size(), expected.len() as u64, "virtual size");
-    for step in [1 << 20, 65536 + 512, 4096] {
-        let mut buf = vec![0xee; step];
-        let mut at = 0;
-        while at < expected.len() {
-            buf.fill(0xee);
-            let n = chain.read_at(&mut buf, at as u64).expect("read");
-            assert_eq!(n, step.min(expected.len() - at), "length at {at:#x}");
-            assert_same(&buf[..n], &expected[at..at + n], at);
-            at += n;
-        }
-    }
-    let mut buf = [0xee; 10];
-    assert_eq!(
-        chain
-            .read_at(&mut buf, expected.len() as u64)
-            .expect("at the end"),
-        0
-    );
-    assert_eq!(
-        chain.read_at(&mut buf, u64::MAX).expect("beyond the end"),
-        0
-    );
-    if expected.len() > 3 {
-        assert_eq!(
-            chain
-                .read_at(&mut buf, expected.len() as u64 - 3)
-                .expect("tail"),
-            3
-        );
-        assert_eq!(buf[..3], expected[expected.len() - 3..]);
-    }
-    assert_extents(chain, expected);
-}
-
-/// Extents must cover the disk, be zeros where they are holes, and sum up.
-pub(crate) fn assert_extents(chain: &Chain, expected: &[u8]) {
-    let (mut at, mut data) = (0u64, 0);
-    while at < chain.virtual_size() {
-        let extent = chain.extent_at(at, u64::MAX).expect("extent");
-        assert!(extent.len > 0, "no progress at {at:#x}");
-        let part = &expected[at as usize..(at + extent.len) as usize];
-        match extent.kind {
-            ExtentKind::Hole => assert!(part.iter().all(|&b| b == 0), "hole at {at:#x}"),
-            ExtentKind::Data => data += extent.len,
-        }
-        at += extent.len;
-    }
-    assert_eq!(at, chain.virtual_size());
-    assert_eq!(chain.allocated_bytes().expect("allocated"), data);
-}
-
-fn assert_same(got: &[u8], expected: &[u8], at: usize) {
-    if got != expected {
-        let i = got
-            .iter()
-            .zip(expected)
-            .position(|(a, b)| a != b)
-            .unwrap_or(0);
-        panic!(
-            "byte {:#x} is {:#x}, not {:#x}",
-            at + i,
-            got[i],
-            expected[i]
-        );
-    }
 }
 
 /// All runs of one image.
