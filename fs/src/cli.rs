@@ -27,6 +27,8 @@ Options for -o, comma-separated:
   log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
   allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount
                       as for other FUSE filesystems; umask applies to 0777 and 0444 and is 077
+  kernel_cache        read disk.raw through the kernel's page cache, always: for programs that
+                      map it (mmap) on kernels before 6.6, or read the same places again and again
   rw, default_permissions, nosuid, nodev, noexec, noatime
                       accepted, as they are so anyway";
 

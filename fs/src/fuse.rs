@@ -7,6 +7,7 @@ mod attr;
 mod caller;
 mod files;
 mod handles;
+mod message;
 mod names;
 mod pages;
 mod session;
@@ -79,7 +80,12 @@ fn utf8(name: &OsStr) -> Result<&str, Failure> {
 impl Filesystem for Qmpfs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Each is worth having alone, and an older kernel has none of them.
-        for wish in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
+        for wish in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            // Views are read past the page cache, and some programs map what they read.
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ] {
             if config.add_capabilities(wish).is_err() {
                 tracing::debug!(?wish, "not offered by this kernel");
             }
@@ -147,7 +153,7 @@ impl Filesystem for Qmpfs {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -157,7 +163,7 @@ impl Filesystem for Qmpfs {
         reply: ReplyData,
     ) {
         self.run("read", |shared| {
-            files::read(shared, fh, offset, size, reply)
+            files::read(shared, req.unique(), fh, offset, size, reply)
         });
     }
 

@@ -100,6 +100,7 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
             umask: options.umask,
         },
         verbs: options.verbs(),
+        kernel_cache: options.kernel_cache,
         auto_unmount: options.auto_unmount,
     };
     let unmounted = sender.clone();
@@ -109,6 +110,9 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
     });
     let mounted = fuse::mount(settings, handle, Arc::clone(&log), on_end)?;
     let device = mountpoint::ours(mountpoint)?.map(|entry| entry.device);
+    device
+        .iter()
+        .for_each(|device| mountpoint::read_ahead(device));
     hear_signals(signals, sender)?;
     log.note(&format!(
         "mounted {} on {}",

@@ -5,6 +5,7 @@
 mod daemon;
 mod file;
 mod lock;
+mod mapped;
 mod mount;
 mod process;
 mod xattr;
@@ -18,6 +19,7 @@ pub use file::{
     stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
+pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};
 pub use process::{die_with_parent, foreign_root, process_directory, raise_file_limit};
 pub use xattr::{xattr_get, xattr_remove, xattr_set};

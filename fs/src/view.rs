@@ -3,12 +3,16 @@
 //! Invariants: a view's chain never changes; of QEMU's lock bytes only 100 is ever held;
 //! no lock of ours is held while a file is read.
 
+mod ahead;
 mod allocated;
+mod answer;
 mod cache;
 mod extents;
 mod layer;
 mod lock;
+mod mappings;
 
+pub use ahead::{Cursor, decompress};
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
 pub use layer::{LayerSpec, OpenLayer, Reach};
@@ -16,6 +20,7 @@ pub use lock::written_by_someone;
 
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
+use crate::sys::Bytes;
 use extents::Extents;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
@@ -25,8 +30,6 @@ pub struct View {
     opened: OpenChain,
     /// Bytes that are data, once somebody has asked.
     allocated: OnceLock<u64>,
-    /// Why nothing is read any more.
-    dead: OnceLock<String>,
     _lease: Lease,
 }
 
@@ -36,7 +39,6 @@ impl View {
         View {
             opened,
             allocated: OnceLock::new(),
-            dead: OnceLock::new(),
             _lease: lease,
         }
     }
@@ -56,22 +58,21 @@ impl View {
         self.opened.chain().virtual_size()
     }
 
-    /// Reads into `buf`; fewer bytes than asked for only at the end of the disk.
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Failure> {
-        self.alive()?;
-        let read = self
-            .opened
-            .chain()
-            .read_at(buf, offset)
-            .map_err(|error| failure(&error))?;
-        // A view that died meanwhile may have read what took its files' place.
-        self.alive()?;
-        Ok(read)
+    /// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`: those
+    /// that had to be read first are in `buffer`, the others are copied from where they lie.
+    pub fn answer<R>(
+        &self,
+        cursor: &Cursor,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+        send: impl FnOnce(&[Bytes<'_>]) -> R,
+    ) -> Result<R, Failure> {
+        answer::answer(&self.opened, cursor, offset, size, buffer, send)
     }
 
     /// The next offset, from `offset` on, where there is data; None when there is none to the end.
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, Failure> {
-        self.alive()?;
         self.extents()
             .next(offset, true)
             .map_err(|error| failure(&error))
@@ -79,7 +80,6 @@ impl View {
 
     /// The next offset, from `offset` on, where there is a hole. The end of the disk is one.
     pub fn seek_hole(&self, offset: u64) -> Result<u64, Failure> {
-        self.alive()?;
         let hole = self
             .extents()
             .next(offset, false)
@@ -89,7 +89,6 @@ impl View {
 
     /// Bytes of the disk that are data. The first call walks all tables; the answer is kept.
     pub fn allocated_bytes(&self) -> Result<u64, Failure> {
-        self.alive()?;
         if let Some(known) = self.allocated.get() {
             return Ok(*known);
         }
@@ -98,12 +97,6 @@ impl View {
             .data_bytes()
             .map_err(|error| failure(&error))?;
         Ok(*self.allocated.get_or_init(|| bytes))
-    }
-
-    /// Ends the view: whatever is asked of it from now on answers ESTALE with this reason.
-    pub fn kill(&self, reason: impl Into<String>) {
-        // The first reason is the one that counts.
-        let _ = self.dead.set(reason.into());
     }
 
     /// What the files of the view were when it was opened: the same number, the same bytes.
@@ -122,13 +115,6 @@ impl View {
 
     fn extents(&self) -> Extents<'_> {
         Extents::new(&self.opened)
-    }
-
-    fn alive(&self) -> Result<(), Failure> {
-        match self.dead.get() {
-            None => Ok(()),
-            Some(reason) => Err(Failure::new(Errno::ESTALE, reason.clone())),
-        }
     }
 }
 

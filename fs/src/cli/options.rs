@@ -35,6 +35,8 @@ pub struct Options {
     pub umask: u16,
     /// `fsname=`
     pub fs_name: Option<String>,
+    /// `kernel_cache`
+    pub kernel_cache: bool,
     /// `auto_unmount`
     pub auto_unmount: bool,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
             gid: None,
             umask: DEFAULT_UMASK,
             fs_name: None,
+            kernel_cache: false,
             auto_unmount: false,
         }
     }
@@ -121,6 +124,7 @@ impl Options {
                 self.umask = umask.ok_or_else(|| one_of(option, "umask=OCTAL, like umask=022"))?;
             }
             ("fsname", Some(value)) if !value.is_empty() => self.fs_name = Some(value.to_owned()),
+            ("kernel_cache", None) => self.kernel_cache = true,
             ("auto_unmount", None) => self.auto_unmount = true,
             ("default_permissions" | "nosuid" | "nodev" | "noexec" | "noatime", None) => {}
             _ => {
@@ -156,10 +160,11 @@ mod tests {
     #[test]
     fn every_option_of_the_page() {
         let options = parse(
-            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,auto_unmount",
+            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,kernel_cache,auto_unmount",
         )
         .expect("all are known");
         assert!(options.verbs().read_only && options.verbs().no_delete && options.auto_unmount);
+        assert!(options.kernel_cache);
         assert_eq!(options.merge, MergePolicy::Stream);
         assert_eq!(options.format, Some(Format::Raw));
         assert_eq!(

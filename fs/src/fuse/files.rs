@@ -1,16 +1,17 @@
 //! Open files: texts and waits and views, read and sought.
 //! A view is read in the worker; opening one and waiting are the engine's.
 
-use super::handles::Handle;
+use super::handles::{Handle, OpenView};
+use super::pages::{MANY_SMALL_READS, SMALL_READ};
 use super::shared::Shared;
-use super::{TEXT_FLAGS, caller, failed};
-use crate::errno::Failure;
+use super::{TEXT_FLAGS, caller, failed, message};
+use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
-use crate::view::View;
-use fuser::{FileHandle, FopenFlags, INodeNo, ReplyData, ReplyLseek, ReplyOpen};
+use crate::view::{Cursor, View};
+use fuser::{FileHandle, INodeNo, ReplyData, ReplyLseek, ReplyOpen, RequestId};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
@@ -55,16 +56,14 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     let (process, key, in_answer) = (caller::process_of(pid), point.clone(), Arc::clone(shared));
     let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
         Ok(view) => {
-            let flags = if in_answer.pages.are_of(&key, view.fingerprint()) {
-                FopenFlags::FOPEN_KEEP_CACHE
-            } else {
-                FopenFlags::empty()
-            };
-            let handle = Handle::View {
+            let flags = in_answer.pages.open(&key, view.fingerprint());
+            let handle = Handle::View(OpenView {
                 view,
                 point: key,
+                cursor: Cursor::default(),
+                small_reads: AtomicU32::new(0),
                 complained: AtomicBool::new(false),
-            };
+            });
             reply.opened(in_answer.handles.insert(handle), flags);
         }
         Err(failure) => reply.error(failed(&in_answer.refused("open", &path, process, failure))),
@@ -77,11 +76,18 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
 }
 
 thread_local! {
-    /// The bytes on their way from the view to the kernel; each worker keeps its own.
+    /// Bytes that the kernel cannot copy from where they lie; each worker keeps its own.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-pub(super) fn read(shared: &Arc<Shared>, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+pub(super) fn read(
+    shared: &Arc<Shared>,
+    request: RequestId,
+    fh: FileHandle,
+    offset: u64,
+    size: u32,
+    reply: ReplyData,
+) {
     let Some(handle) = shared.handles.get(fh) else {
         return reply.error(fuser::Errno::EBADF);
     };
@@ -109,33 +115,50 @@ pub(super) fn read(shared: &Arc<Shared>, fh: FileHandle, offset: u64, size: u32,
             );
             shared.engine.send(Request::Wait { scope, answer });
         }
-        Handle::View {
-            view,
-            point,
-            complained,
-        } => BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match view.read_at(&mut buffer[..size], offset) {
-                Ok(count) => reply.data(&buffer[..count]),
-                Err(failure) => {
-                    reply.error(failed(&failure));
-                    if !complained.swap(true, Ordering::Relaxed) {
-                        let model = shared.engine.model();
-                        let path = tree::path_of(
-                            &model,
-                            &NodeKey::PointFile(point.clone(), PointFile::DiskRaw),
-                        );
-                        shared.log.note(&format!(
-                            "read {path} at {offset} {}: {failure}",
-                            failure.errno
-                        ));
-                    }
-                }
-            }
-        }),
+        Handle::View(open) => read_view(shared, open, request, offset, size, reply),
+    }
+}
+
+fn read_view(
+    shared: &Shared,
+    open: &OpenView,
+    request: RequestId,
+    offset: u64,
+    size: u32,
+    reply: ReplyData,
+) {
+    if size < SMALL_READ && open.small_reads.fetch_add(1, Ordering::Relaxed) == MANY_SMALL_READS {
+        shared.pages.expect_small_reads(&open.point);
+    }
+    let mut reply = Some(reply);
+    let answered = BUFFER.with_borrow_mut(|buffer| {
+        let OpenView { view, cursor, .. } = open;
+        view.answer(cursor, offset, size as usize, buffer, |parts| {
+            reply
+                .take()
+                .map(|reply| message::answer(shared.device(), request, reply, parts))
+        })
+    });
+    let failure = match answered {
+        Err(failure) => failure,
+        Ok(Some(Err(error))) if error.raw_os_error() == Some(libc::EFAULT) => {
+            Failure::new(Errno::EIO, "a layer's file was cut, or cannot be read")
+        }
+        // The reader was interrupted and waits no more.
+        Ok(Some(Err(error))) => return tracing::debug!(%error, "a read was not answered"),
+        Ok(_) => return,
+    };
+    if let Some(reply) = reply {
+        reply.error(failed(&failure));
+    }
+    if !open.complained.swap(true, Ordering::Relaxed) {
+        let model = shared.engine.model();
+        let file = NodeKey::PointFile(open.point.clone(), PointFile::DiskRaw);
+        let path = tree::path_of(&model, &file);
+        let errno = failure.errno;
+        shared
+            .log
+            .note(&format!("read {path} at {offset} {errno}: {failure}"));
     }
 }
 
@@ -153,7 +176,7 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
     let found = match (handle.as_deref(), u64::try_from(offset)) {
         (None, _) => return reply.error(fuser::Errno::EBADF),
         (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
-        (Some(Handle::View { view, .. }), Ok(offset)) => seek_view(view, offset, whence),
+        (Some(Handle::View(open)), Ok(offset)) => seek_view(&open.view, offset, whence),
         // A text is all data.
         (Some(Handle::Text(text)), Ok(offset)) => Ok(seek_text(text.len() as u64, offset, whence)),
         (Some(Handle::Log(following)), Ok(offset)) => {

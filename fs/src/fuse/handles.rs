@@ -4,10 +4,10 @@
 use crate::ops::WaitScope;
 use crate::report::Log;
 use crate::tree::PointKey;
-use crate::view::View;
+use crate::view::{Cursor, View};
 use fuser::{FileHandle, FileType};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// What a file descriptor of the kernel stands for.
@@ -24,16 +24,23 @@ pub(super) enum Handle {
         text: OnceLock<String>,
     },
     /// A `disk.raw`.
-    View {
-        /// Its bytes.
-        view: Arc<View>,
-        /// Which point, for the log.
-        point: PointKey,
-        /// Whether a failed read was written down already; one line says it.
-        complained: AtomicBool,
-    },
+    View(OpenView),
     /// A directory's names as they were when it was opened.
     Directory(Vec<Entry>),
+}
+
+/// A `disk.raw` that is open.
+pub(super) struct OpenView {
+    /// Its bytes.
+    pub(super) view: Arc<View>,
+    /// Which point, for the log.
+    pub(super) point: PointKey,
+    /// Where its reader is.
+    pub(super) cursor: Cursor,
+    /// Reads that were small.
+    pub(super) small_reads: AtomicU32,
+    /// Whether a failed read was written down already; one line says it.
+    pub(super) complained: AtomicBool,
 }
 
 /// The log as one reader has it: what it has seen stays where it was, new lines come behind it.

@@ -16,14 +16,13 @@ use crate::tree::Ids;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// Worker threads: a reader each on the machines this runs on, with one to spare for `ls`.
 const WORKERS: usize = 4;
-/// The kernel's end of every FUSE filesystem.
-const DEVICE: &str = "/dev/fuse";
 
 /// Who besides the mounting user may use the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +48,8 @@ pub struct Settings {
     pub owner: Owner,
     /// Which verbs there are.
     pub verbs: Verbs,
+    /// Read every view through the kernel's page cache.
+    pub kernel_cache: bool,
     /// Have fusermount unmount when this process dies.
     pub auto_unmount: bool,
 }
@@ -92,15 +93,19 @@ pub fn mount(
         ids: Ids::new(),
         handles: Handles::default(),
         sweeps: Sweeps::default(),
-        pages: Pages::default(),
+        pages: Pages::new(settings.kernel_cache),
+        device: OnceLock::new(),
     };
+    let shared = Arc::new(shared);
     let filesystem = Qmpfs {
-        shared: Arc::new(shared),
+        shared: Arc::clone(&shared),
         on_end: Some(on_end),
     };
-    let session = Session::new(filesystem, &at, &config)
-        .and_then(Session::spawn)
-        .map_err(|error| failed(&error))?;
+    let session = Session::new(filesystem, &at, &config).map_err(|error| failed(&error))?;
+    let device = session.as_fd().try_clone_to_owned();
+    let device = device.map_err(|error| failed(&error))?;
+    shared.device.get_or_init(|| File::from(device));
+    let session = session.spawn().map_err(|error| failed(&error))?;
     Ok(Mounted { session })
 }
 
@@ -146,7 +151,7 @@ fn config(settings: &Settings) -> Config {
         Access::Everybody => SessionACL::All,
     };
     config.n_threads = Some(WORKERS);
-    // Each worker opens the device anew; where only fusermount3 may, they share one descriptor.
-    config.clone_fd = File::options().read(true).write(true).open(DEVICE).is_ok();
+    // All on one descriptor: see `message`.
+    config.clone_fd = false;
     config
 }

@@ -15,8 +15,9 @@ use crate::render::{Extra, estimated_sizes, instant, text};
 use crate::report::Log;
 use crate::tree::{Ids, NodeKey, PointFile, children, exists, find_point, parent, path_of};
 use fuser::{FileAttr, FileType, INodeNo};
+use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// A view's attributes never change, but its first sizes may be an estimate.
@@ -38,9 +39,18 @@ pub(super) struct Shared {
     pub(super) sizes: SizeCache,
     pub(super) sweeps: Sweeps,
     pub(super) pages: Pages,
+    /// The kernel's end of the mount, for answers that fuser cannot write; set before any worker.
+    pub(super) device: OnceLock<File>,
 }
 
 impl Shared {
+    /// The descriptor that all requests are read from.
+    pub(super) fn device(&self) -> &File {
+        self.device
+            .get()
+            .expect("it is set before the first worker starts")
+    }
+
     /// What the inode stands for. One that we never gave out is a kernel's mistake or ours.
     pub(super) fn key(&self, ino: INodeNo) -> Result<NodeKey, Failure> {
         self.ids

@@ -10,6 +10,9 @@ use std::process::Command;
 /// What a mount of ours is called in mountinfo.
 const FS_TYPE: &str = "fuse.qmpfs";
 
+/// The longest read that FUSE makes: a mebibyte.
+const READ_AHEAD_KIB: &str = "1024";
+
 /// One line of mountinfo that matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -103,6 +106,15 @@ pub(super) fn topmost(path: &Path) -> Result<Option<Entry>, Failure> {
 /// Our own mount at `path`, if that is what is seen there.
 pub(super) fn ours(path: &Path) -> Result<Option<Entry>, Failure> {
     Ok(topmost(path)?.filter(|entry| entry.fs_type == FS_TYPE))
+}
+
+/// Lets the kernel read further ahead in what it reads through its cache. Only root may say so, and
+/// for others all works as well, in more and shorter reads.
+pub(super) fn read_ahead(device: &str) {
+    let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
+        tracing::debug!(%error, knob, "read-ahead stays as it is");
+    }
 }
 
 fn entries(table: &[u8]) -> impl Iterator<Item = Entry> {

@@ -3,7 +3,8 @@
 //! It knows which open layer is the current one of a file; it does not know who reads it or why
 //! it is kept.
 
-use super::layer::{LayerSpec, OpenLayer, Reach};
+use super::layer::{LayerSpec, OpenLayer, Opener, Reach};
+use super::mappings::Mappings;
 use super::{failure, failure_of};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
@@ -16,6 +17,10 @@ use std::time::{Duration, SystemTime};
 /// Memory for L2 tables of all layers together: enough for 512 GiB of disk with 64 KiB clusters,
 /// and a quarter of what the process may take.
 const TABLE_BYTES: usize = 64 << 20;
+
+/// Memory for flat maps of all chains together: enough for 80 GiB of disk of 64 KiB clusters that
+/// are all over the place, and for any disk that is not.
+const MAP_BYTES: usize = 48 << 20;
 
 /// Memory for decompressed clusters of all layers together: 16 readers in clusters of 2 MiB.
 const CLUSTER_BYTES: usize = 32 << 20;
@@ -36,6 +41,7 @@ pub struct InternalRef {
 pub struct OpenChain {
     chain: Chain,
     layers: Vec<Arc<OpenLayer>>,
+    mappings: Arc<Mappings>,
 }
 
 impl OpenChain {
@@ -47,6 +53,10 @@ impl OpenChain {
     /// The files, base first.
     pub fn layers(&self) -> &[Arc<OpenLayer>] {
         &self.layers
+    }
+
+    pub(super) fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     /// When the internal snapshot of the top was taken that is called so now.
@@ -79,8 +89,7 @@ pub struct LayerCache {
 struct Shared {
     /// Never held while a file is opened or read.
     files: Mutex<HashMap<FileId, Entry>>,
-    caches: Arc<Caches>,
-    reach: Reach,
+    opener: Opener,
 }
 
 /// What is open of one file.
@@ -130,12 +139,15 @@ impl Default for LayerCache {
 impl LayerCache {
     /// Nothing open yet; data files are looked for within `reach`.
     pub fn new(reach: Reach) -> Self {
-        let caches = Arc::new(Caches::new(TABLE_BYTES, CLUSTER_BYTES));
+        let caches = Caches::new(TABLE_BYTES, CLUSTER_BYTES).with_map_bytes(MAP_BYTES);
         LayerCache {
             shared: Arc::new(Shared {
                 files: Mutex::default(),
-                caches,
-                reach,
+                opener: Opener {
+                    caches: Arc::new(caches),
+                    mappings: Arc::default(),
+                    reach,
+                },
             }),
         }
     }
@@ -157,6 +169,7 @@ impl LayerCache {
         Ok(OpenChain {
             chain: reader,
             layers,
+            mappings: self.shared.opener.mappings.clone(),
         })
     }
 
@@ -174,7 +187,7 @@ impl LayerCache {
             .filter(|spec| !matches!(spec.format, Format::Other(_)))
         {
             let layer = if source.is_some() && spec.file == source {
-                Arc::new(OpenLayer::open_unlocked(spec, &self.shared.caches)?)
+                Arc::new(self.shared.opener.open_unlocked(spec)?)
             } else {
                 self.layer(spec)?
             };
@@ -227,11 +240,7 @@ impl LayerCache {
         {
             return Ok(known);
         }
-        let opened = Arc::new(OpenLayer::open(
-            spec,
-            &self.shared.caches,
-            self.shared.reach,
-        )?);
+        let opened = Arc::new(self.shared.opener.open(spec)?);
         let mut files = self.files();
         // Files whose layers are all closed are swept here, so that the map is bounded by what is open.
         files.retain(|_, entry| entry.is_used());

@@ -3,16 +3,17 @@
 
 use super::failure_of;
 use super::lock::Locked;
+use super::mappings::Mappings;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format, Layer as ModelLayer};
-use crate::sys;
-use qmpfs_qcow2::{Caches, Header, Image, Layer, OpenOptions, RawLayer};
+use crate::sys::{self, Bytes, MappedFile};
+use qmpfs_qcow2::{Caches, Header, Image, Layer, OpenOptions, RawLayer, ReadAt};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// Which file is a layer, and in which format, as QEMU or the overlay says it.
@@ -52,6 +53,11 @@ pub struct OpenLayer {
     locked: Locked,
     layer: Arc<Layer>,
     stamp: Stamp,
+    /// Where the guest's bytes are: the file itself, or its external data file.
+    data: Arc<File>,
+    /// The same in our address space, once somebody reads much at once.
+    mapped: OnceLock<Option<Arc<MappedFile>>>,
+    mappings: Arc<Mappings>,
 }
 
 /// Whether a file is as it was: a merge that is not ours changes both its time and its maps.
@@ -77,30 +83,30 @@ impl Stamp {
     }
 }
 
-impl OpenLayer {
+/// What the layers of a mount have in common.
+pub(super) struct Opener {
+    /// Memory for their tables and clusters.
+    pub(super) caches: Arc<Caches>,
+    /// Their files in our address space.
+    pub(super) mappings: Arc<Mappings>,
+    /// How far names in their headers are followed.
+    pub(super) reach: Reach,
+}
+
+impl Opener {
     /// Opens and locks a layer.
-    pub(super) fn open(
-        spec: &LayerSpec,
-        caches: &Arc<Caches>,
-        reach: Reach,
-    ) -> Result<OpenLayer, Failure> {
-        Self::open_with(spec, caches, reach, Locked::new)
+    pub(super) fn open(&self, spec: &LayerSpec) -> Result<OpenLayer, Failure> {
+        self.open_with(spec, Locked::new)
     }
 
     /// Opens a layer that our own running job is committing.
-    pub(super) fn open_unlocked(
-        spec: &LayerSpec,
-        caches: &Arc<Caches>,
-    ) -> Result<OpenLayer, Failure> {
-        Self::open_with(spec, caches, Reach::Guarded, |path, file| {
-            Ok(Locked::waived(path, file))
-        })
+    pub(super) fn open_unlocked(&self, spec: &LayerSpec) -> Result<OpenLayer, Failure> {
+        self.open_with(spec, |path, file| Ok(Locked::waived(path, file)))
     }
 
     fn open_with(
+        &self,
         spec: &LayerSpec,
-        caches: &Arc<Caches>,
-        reach: Reach,
         lock: impl FnOnce(&Path, Arc<File>) -> Result<Locked, Failure>,
     ) -> Result<OpenLayer, Failure> {
         let path = &spec.path;
@@ -114,17 +120,19 @@ impl OpenLayer {
             ));
         }
         let lock = || lock(path, Arc::new(file));
-        let (locked, layer) = match &spec.format {
+        let (locked, layer, data) = match &spec.format {
             Format::Qcow2 => {
                 let locked = lock()?;
-                let image = open_qcow2(path, locked.file(), caches, reach)?;
-                (locked, Layer::Qcow2(image))
+                let (image, data) = self.open_qcow2(path, locked.file())?;
+                let data = data.unwrap_or_else(|| locked.file().clone());
+                (locked, Layer::Qcow2(image), data)
             }
             Format::Raw => {
                 let locked = lock()?;
                 let raw = RawLayer::open(locked.file().clone())
                     .map_err(|error| failure_of(path, &error))?;
-                (locked, Layer::Raw(raw))
+                let data = locked.file().clone();
+                (locked, Layer::Raw(raw), data)
             }
             Format::Other(format) => {
                 return Err(Failure::new(
@@ -139,9 +147,33 @@ impl OpenLayer {
             locked,
             layer: Arc::new(layer),
             stamp: Stamp::of(&metadata),
+            data,
+            mapped: OnceLock::new(),
+            mappings: self.mappings.clone(),
         })
     }
 
+    fn open_qcow2(
+        &self,
+        path: &Path,
+        file: &Arc<File>,
+    ) -> Result<(Image, Option<Arc<File>>), Failure> {
+        let header = Header::read(&**file).map_err(|error| failure_of(path, &error))?;
+        let mut options = OpenOptions {
+            caches: Some(self.caches.clone()),
+            ..OpenOptions::default()
+        };
+        let mut data = None;
+        if header.features.data_file() {
+            let file = open_data_file(path, header.data_file.as_deref(), self.reach)?;
+            options.data_file = Some(data.insert(Arc::new(file)).clone());
+        }
+        let image = Image::open_with(file.clone(), options);
+        Ok((image.map_err(|error| failure_of(path, &error))?, data))
+    }
+}
+
+impl OpenLayer {
     /// Which file it is.
     pub fn id(&self) -> FileId {
         self.id
@@ -155,6 +187,36 @@ impl OpenLayer {
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
         self.locked.file()
+    }
+
+    /// Whether the kernel can copy these bytes from where they lie.
+    pub(super) fn maps(&self, host: u64, length: usize) -> bool {
+        let end = host.checked_add(length as u64);
+        self.mapped()
+            .is_some_and(|mapped| end.is_some_and(|end| end <= mapped.length()))
+    }
+
+    /// The bytes that [`OpenLayer::maps`] says are there.
+    pub(super) fn stretch(&self, host: u64, length: usize) -> Option<Bytes<'_>> {
+        self.mapped()?.stretch(host, length)
+    }
+
+    fn mapped(&self) -> Option<&MappedFile> {
+        let map = || {
+            // As long as it is now: bytes beyond are the reader's business.
+            let length = self.data.size().ok().filter(|length| *length > 0)?;
+            self.mappings.map(&self.data, length)
+        };
+        self.mapped.get_or_init(map).as_deref()
+    }
+
+    /// How long the file with the guest's bytes is by now, or "endless" for a device.
+    pub(super) fn data_length(&self) -> Result<u64, Failure> {
+        match self.data.metadata() {
+            Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
+            Ok(_) => Ok(u64::MAX),
+            Err(error) => Err(Failure::io("look at a layer's file", &error)),
+        }
     }
 
     /// Gives the lock back; the layer can still be read.
@@ -196,27 +258,6 @@ fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
         ));
     }
     Ok((file, metadata))
-}
-
-fn open_qcow2(
-    path: &Path,
-    file: &Arc<File>,
-    caches: &Arc<Caches>,
-    reach: Reach,
-) -> Result<Image, Failure> {
-    let header = Header::read(&**file).map_err(|error| failure_of(path, &error))?;
-    let mut options = OpenOptions {
-        caches: Some(caches.clone()),
-        ..OpenOptions::default()
-    };
-    if header.features.data_file() {
-        options.data_file = Some(Arc::new(open_data_file(
-            path,
-            header.data_file.as_deref(),
-            reach,
-        )?));
-    }
-    Image::open_with(file.clone(), options).map_err(|error| failure_of(path, &error))
 }
 
 /// It is not locked: QEMU takes the image's own lock whenever it uses both.

@@ -1,0 +1,36 @@
+//! Answers to reads in several parts. fuser answers a read with one slice; this writes the same
+//! message, as the kernel wants it, with all parts where they lie.
+//! Invariant: all workers share one descriptor of the device: an answer to a request that was
+//! read from another is not taken.
+
+use crate::sys::{Bytes, write_message};
+use fuser::{ReplyData, RequestId};
+use std::fs::File;
+use std::io;
+
+/// `struct fuse_out_header` of linux/fuse.h: length, error and the request's number.
+const HEADER: usize = 16;
+
+/// Answers a read, instead of `reply`. When this fails, the kernel has given the reader EIO (a
+/// file was cut under its mapping), or the reader has gone.
+pub(super) fn answer(
+    device: &File,
+    request: RequestId,
+    reply: ReplyData,
+    parts: &[Bytes<'_>],
+) -> io::Result<()> {
+    let length: usize = parts.iter().map(Bytes::length).sum();
+    let Ok(length) = u32::try_from(HEADER + length) else {
+        // Cannot be: the kernel asks for a mebibyte at most. `reply` says EIO as it goes.
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    // It would answer a second time. What it leaks is one count of the device's references.
+    std::mem::forget(reply);
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&length.to_ne_bytes());
+    header[8..].copy_from_slice(&request.0.to_ne_bytes());
+    let mut message = Vec::with_capacity(1 + parts.len());
+    message.push(Bytes::from(&header[..]));
+    message.extend_from_slice(parts);
+    write_message(device, &message)
+}
