@@ -9,6 +9,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use flate2::{Decompress, FlushDecompress, Status};
+use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective};
 
 use crate::header::Compression;
 use crate::units::HostOffset;
@@ -36,7 +37,7 @@ pub(crate) struct BadStream;
 
 enum Decompressor {
     Zlib(libdeflater::Decompressor),
-    Zstd(zstd::bulk::Decompressor<'static>),
+    Zstd(DCtx<'static>),
 }
 
 impl Decompressors {
@@ -71,9 +72,7 @@ impl Decompressor {
     fn new(compression: Compression) -> Result<Decompressor, BadStream> {
         Ok(match compression {
             Compression::Zlib => Decompressor::Zlib(libdeflater::Decompressor::new()),
-            Compression::Zstd => {
-                Decompressor::Zstd(zstd::bulk::Decompressor::new().map_err(|_| BadStream)?)
-            }
+            Compression::Zstd => Decompressor::Zstd(DCtx::try_create().ok_or(BadStream)?),
         })
     }
 
@@ -100,20 +99,27 @@ fn inflate_prefix(stream: &[u8], cluster: &mut [u8]) -> Result<(), BadStream> {
     }
 }
 
-/// Frames follow one another until the cluster is full; what comes after is padding.
+/// Frames follow one another until the cluster is full, with the end of a frame; what comes after is
+/// padding. Read as a stream, as QEMU does: a whole frame at once would be taken with any window.
 fn zstd_frames(
-    zstd: &mut zstd::bulk::Decompressor<'static>,
-    mut stream: &[u8],
-    mut cluster: &mut [u8],
+    zstd: &mut DCtx<'static>,
+    stream: &[u8],
+    cluster: &mut [u8],
 ) -> Result<(), BadStream> {
-    while !cluster.is_empty() {
-        let len = zstd::zstd_safe::find_frame_compressed_size(stream).map_err(|_| BadStream)?;
-        let (frame, rest) = stream.split_at_checked(len).ok_or(BadStream)?;
-        let n = zstd
-            .decompress_to_buffer(frame, cluster)
+    zstd.reset(ResetDirective::SessionOnly)
+        .map_err(|_| BadStream)?;
+    let full = cluster.len();
+    let mut input = InBuffer::around(stream);
+    let mut output = OutBuffer::around(cluster);
+    while output.pos() < full {
+        let before = (input.pos, output.pos());
+        let left = zstd
+            .decompress_stream(&mut output, &mut input)
             .map_err(|_| BadStream)?;
-        cluster = cluster.get_mut(n..).ok_or(BadStream)?;
-        stream = rest;
+        let stuck = before == (input.pos, output.pos());
+        if stuck || (output.pos() == full && left != 0) {
+            return Err(BadStream);
+        }
     }
     Ok(())
 }

@@ -335,3 +335,124 @@ fn a_compressed_cluster_fills_exactly_one_cluster_or_is_refused() {
         }
     }
 }
+
+/// A Zstandard frame of these blocks (kind, bytes they become), of repeated bytes or of raw ones.
+fn zstd_frame(window_bits: u32, blocks: &[(&str, usize)]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, ((window_bits - 10) << 3) as u8];
+    for (i, &(kind, len)) in blocks.iter().enumerate() {
+        let last = u32::from(i + 1 == blocks.len());
+        let (kind, body) = match kind {
+            "raw" => (0, vec![5; len]),
+            _ => (1, vec![7]),
+        };
+        let header = (len as u32) << 3 | kind << 1 | last;
+        frame.extend(&header.to_le_bytes()[..3]);
+        frame.extend(body);
+    }
+    frame
+}
+
+#[test]
+fn zstandard_frames_are_taken_as_the_tools_take_them() {
+    let lab = Lab::new();
+    lab.img("create -f qcow2 -o compression_type=zstd a.qcow2 64k");
+    lab.io("a.qcow2", "write -c -P 1 0 64k");
+    let path = lab.path("a.qcow2");
+    let l2 = peek64(&path, peek64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    let host = peek64(&path, l2) & ((1 << 54) - 1);
+    let whole = [("same", 65536)];
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], &[9; 4]].concat();
+    let halves = zstd_frame(17, &[("same", 32768)]).repeat(2);
+    let mut open_end = zstd_frame(17, &whole);
+    open_end[6] &= !1;
+    let sized = |mut frame: Vec<u8>, size: u32| {
+        // A frame content size of four bytes, behind the window descriptor.
+        frame[4] |= 0x80;
+        frame.splice(6..6, size.to_le_bytes());
+        frame
+    };
+    let checked = |sum: u32| {
+        let mut frame = zstd_frame(17, &whole);
+        frame[4] |= 4;
+        frame.extend(sum.to_le_bytes());
+        frame
+    };
+    let mut streams = vec![
+        ("two frames".to_owned(), halves.clone()),
+        ("three frames".into(), [&halves[..], &halves].concat()),
+        ("half a cluster".into(), zstd_frame(17, &[("same", 32768)])),
+        (
+            "an empty last block".into(),
+            zstd_frame(17, &[("same", 65536), ("raw", 0)]),
+        ),
+        ("no last block".into(), open_end),
+        (
+            "one byte more".into(),
+            zstd_frame(17, &[("same", 65536), ("raw", 1)]),
+        ),
+        ("one frame more".into(), zstd_frame(17, &whole).repeat(2)),
+        (
+            "an empty frame first".into(),
+            [zstd_frame(17, &[("raw", 0)]), zstd_frame(17, &whole)].concat(),
+        ),
+        (
+            "an empty frame last".into(),
+            [zstd_frame(17, &whole), zstd_frame(17, &[("raw", 0)])].concat(),
+        ),
+        (
+            "a skippable frame first".into(),
+            [&skippable[..], &zstd_frame(17, &whole)].concat(),
+        ),
+        (
+            "a skippable frame between".into(),
+            [&halves[..10], &skippable, &halves[10..]].concat(),
+        ),
+        (
+            "a skippable frame last".into(),
+            [&zstd_frame(17, &whole)[..], &skippable].concat(),
+        ),
+        (
+            "many small blocks".into(),
+            zstd_frame(17, &[("same", 64); 1024]),
+        ),
+        (
+            "raw blocks".into(),
+            zstd_frame(10, &[("raw", 1000), ("same", 536), ("same", 64000)]),
+        ),
+        ("a wrong checksum".into(), checked(0x1234_5678)),
+        (
+            "the right size".into(),
+            sized(zstd_frame(17, &whole), 65536),
+        ),
+        (
+            "a smaller size".into(),
+            sized(zstd_frame(17, &whole), 65535),
+        ),
+        ("a larger size".into(), sized(zstd_frame(17, &whole), 65537)),
+        ("no frame".into(), vec![0; 16]),
+    ];
+    for bits in [10, 15, 16, 17, 26, 27, 28, 30, 31, 41] {
+        let name = format!("a window of 2^{bits}");
+        streams.push((format!("{name}, of unknown size"), zstd_frame(bits, &whole)));
+        streams.push((
+            format!("{name}, of known size"),
+            sized(zstd_frame(bits, &whole), 65536),
+        ));
+    }
+    let mut faults = Vec::new();
+    for (name, mut stream) in streams {
+        stream.resize(8192, 0);
+        poke(&path, host, &stream);
+        poke(&path, l2, &(1u64 << 62 | 16 << 54 | host).to_be_bytes());
+        let expected = lab.try_convert("a.qcow2", "-f qcow2");
+        let got = read_all(&lab.chain("a.qcow2"));
+        if expected != got.as_ref().ok().cloned() {
+            faults.push(format!(
+                "{name}: tools {}, we {}",
+                expected.is_some(),
+                got.is_ok()
+            ));
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
