@@ -7,7 +7,7 @@ use crate::errno::{Errno, Failure};
 use crate::model::Format;
 use crate::offline;
 use crate::sys;
-use crate::view::{self, InternalRef, LayerCache, LayerSpec, OpenChain, Reach};
+use crate::view::{self, Cursor, InternalRef, LayerCache, LayerSpec, OpenChain, Reach};
 use qmpfs_qcow2::{InternalSnapshot, Layer};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -66,7 +66,7 @@ pub fn write_to(request: &Request, out: &mut impl Write) -> Result<Ended, Failur
     source.refuse_if_changed()?;
     let range = range(request, source.opened.chain().virtual_size())?;
     let mut buffer = vec![0; BUFFER];
-    let mut at = range.start;
+    let (mut at, cursor) = (range.start, Cursor::default());
     while at < range.end {
         let stopped = |failure: Failure| Failure {
             message: format!(
@@ -79,7 +79,9 @@ pub fn write_to(request: &Request, out: &mut impl Write) -> Result<Ended, Failur
         };
         let rest = usize::try_from(range.end - at).unwrap_or(usize::MAX);
         let part = &mut buffer[..rest.min(BUFFER)];
-        let read = source.opened.chain().read_at(part, at);
+        let chain = source.opened.chain();
+        cursor.read(chain, at..at + part.len() as u64, at);
+        let read = chain.read_at(part, at);
         let read = read.map_err(|error| stopped(view::failure_of(&image, &error)))?;
         if read < part.len() {
             // Cannot be: the range ends where the disk does.

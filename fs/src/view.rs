@@ -12,7 +12,7 @@ mod layer;
 mod lock;
 mod mappings;
 
-pub use ahead::{Cursor, decompress};
+pub use ahead::Cursor;
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
 pub use layer::{LayerSpec, OpenLayer, Reach};

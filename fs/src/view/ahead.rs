@@ -35,7 +35,7 @@ pub struct Cursor {
 impl Cursor {
     /// Says that `read` is being read, of which its reader itself decompresses what lies before
     /// `others`; has the rest decompressed, and what comes next if the reader goes on like that.
-    pub(super) fn read(&self, chain: &Chain, read: Range<u64>, others: u64) {
+    pub fn read(&self, chain: &Chain, read: Range<u64>, others: u64) {
         let last = self.end.swap(read.end, Ordering::Relaxed);
         if read.start.abs_diff(last) > NEAR {
             self.ahead.store(read.end, Ordering::Relaxed);
@@ -50,7 +50,7 @@ impl Cursor {
 }
 
 /// Has all compressed clusters of a stretch decompressed.
-pub fn decompress(chain: &Chain, stretch: Range<u64>) {
+fn decompress(chain: &Chain, stretch: Range<u64>) {
     let mut at = stretch.start;
     while at < stretch.end {
         let piece = match chain.resolve(at, stretch.end - at) {
