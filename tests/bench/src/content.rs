@@ -4,10 +4,10 @@
 pub(crate) const CLUSTER: usize = 64 << 10;
 
 const PAGE: usize = 4096;
-/// One page in four does not compress, as in a disk of text, programs, and things compressed already.
-const RANDOM_PAGES: u64 = 4;
-/// The words that text is made of: with 512 of them zlib gets about 3:1 out of a page of text.
-const WORDS: usize = 512;
+/// One page in five does not compress, as in a disk of text, programs, and things compressed already.
+const RANDOM_PAGES: u64 = 5;
+/// The words that text is made of: few enough that zlib gets about 2:1 out of the whole.
+const WORDS: usize = 128;
 
 /// A generator of numbers (splitmix64).
 #[derive(Debug, Clone)]

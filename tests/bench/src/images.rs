@@ -7,11 +7,22 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use qmpfs_tests::nbd::Nbd;
 use qmpfs_tests::{oracle, sh};
 
 use crate::content::{CLUSTER, Content, Dice, Maker};
 use crate::filler::Filler;
 use crate::reader;
+
+/// How much larger than its data the sparse disk is.
+const SPARSE: u64 = 8;
+/// The longest piece of data in it, in clusters: 4 MiB.
+const MAX_PIECE: u64 = 64;
+
+/// The disk whose views take the most memory.
+const WIDE: u64 = 1 << 40;
+/// Its layers.
+pub(crate) const WIDE_LAYERS: usize = 64;
 
 /// Bytes written at once where clusters lie one after another.
 const STRIDE: usize = 1 << 20;
@@ -45,6 +56,11 @@ impl Image {
     /// Bytes of the disk.
     pub(crate) fn size(&self) -> u64 {
         self.expected.metadata().expect("the expected bytes").len()
+    }
+
+    /// The files of its chain.
+    pub(crate) fn base_first(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.iter().rev()
     }
 
     /// Puts all of it into the page cache, and the expected bytes, too.
@@ -117,6 +133,62 @@ impl Images {
         })
     }
 
+    /// A disk that is mostly holes.
+    pub(crate) fn sparse(&mut self) -> Image {
+        self.make("sparse", |images, file| {
+            let expected = images.dir.join("sparse.raw");
+            let size = images.size * SPARSE;
+            oracle::create(file, size);
+            let mut hole = Both::new(&images.dir, &[file.to_owned()], &expected, size);
+            let (mut dice, mut written) = (Dice::new(31), 0);
+            while written < images.size {
+                let clusters = 1 + dice.below(MAX_PIECE);
+                let first = dice.below(size / CLUSTER as u64 - clusters);
+                for cluster in first..first + clusters {
+                    hole.write(0, cluster);
+                }
+                written += clusters * CLUSTER as u64;
+            }
+            expected
+        })
+    }
+
+    /// A disk of 1 TiB in 64 layers, each with some clusters all over it.
+    pub(crate) fn wide(&mut self) -> Image {
+        self.make("wide", |images, file| {
+            let expected = images.dir.join("wide.raw");
+            let layers = stack(file, WIDE_LAYERS, WIDE);
+            let mut disk = Both::new(&images.dir, &layers, &expected, WIDE);
+            let mut dice = Dice::new(41);
+            let clusters = images.size / CLUSTER as u64 / WIDE_LAYERS as u64;
+            for layer in 0..WIDE_LAYERS {
+                for _ in 0..clusters {
+                    disk.write(layer, dice.below(WIDE / CLUSTER as u64));
+                }
+            }
+            expected
+        })
+    }
+
+    /// Bytes that compress, compressed by qemu-img; a smaller disk, as it takes its time.
+    pub(crate) fn compressed(&mut self, method: &str) -> Image {
+        self.make(method, |images, file| {
+            let expected = images.disk(Content::Mixed);
+            sh!(
+                "qemu-img convert -c -f raw -O qcow2 -o compression_type={method} {} {}",
+                expected.display(),
+                file.display()
+            );
+            expected
+        })
+    }
+
+    /// A raw file.
+    pub(crate) fn raw(&mut self) -> Image {
+        let file = self.disk(Content::Random);
+        self.finish("raw", file.clone(), "raw", file)
+    }
+
     fn make(&mut self, name: &str, fill: impl FnOnce(&mut Self, &Path) -> PathBuf) -> Image {
         if let Some(made) = self.made.get(name) {
             return made.clone();
@@ -136,7 +208,10 @@ impl Images {
             file.display(),
             top.display()
         );
-        let files = oracle::chain(&file);
+        let files = match format {
+            "raw" => Vec::new(),
+            _ => oracle::chain(&file),
+        };
         // What is still on its way to the disk would compete with what is measured.
         sh!("sync -f {}", self.dir.display());
         Image {
@@ -160,7 +235,11 @@ impl Images {
         let maker = Maker::new(content);
         let mut cluster = vec![0; CLUSTER];
         let mut file = BufWriter::with_capacity(STRIDE, File::create(&path).expect("a raw file"));
-        for index in 0..self.size / CLUSTER as u64 {
+        let size = match content {
+            Content::Random => self.size,
+            Content::Mixed => self.size / 2,
+        };
+        for index in 0..size / CLUSTER as u64 {
             maker.fill(&mut cluster, index);
             file.write_all(&cluster).expect("room for the raw file");
         }
@@ -187,6 +266,45 @@ fn stack(top: &Path, depth: usize, size: u64) -> Vec<PathBuf> {
         below = Some(layer);
     }
     layers
+}
+
+/// Writes clusters into layers, and into the raw file that says what is right.
+struct Both {
+    connected: Option<(usize, Nbd)>,
+    filler: Filler,
+    raw: File,
+    maker: Maker,
+    bytes: Vec<u8>,
+    written: u64,
+}
+
+impl Both {
+    fn new(dir: &Path, layers: &[PathBuf], raw: &Path, size: u64) -> Self {
+        let raw = File::create(raw).expect("a raw file");
+        raw.set_len(size).expect("a filesystem with sparse files");
+        Self {
+            filler: Filler::start(dir, layers),
+            connected: None,
+            raw,
+            maker: Maker::new(Content::Random),
+            bytes: vec![0; CLUSTER],
+            written: 0,
+        }
+    }
+
+    fn write(&mut self, layer: usize, cluster: u64) {
+        self.written += 1;
+        self.maker.fill(&mut self.bytes, self.written);
+        let at = cluster * CLUSTER as u64;
+        let connected = self.connected.take().filter(|(to, _)| *to == layer);
+        let (_, disk) = self
+            .connected
+            .insert(connected.unwrap_or_else(|| (layer, self.filler.disk(layer))));
+        disk.write(at, &self.bytes).expect("QEMU takes the bytes");
+        self.raw
+            .write_all_at(&self.bytes, at)
+            .expect("room for the raw file");
+    }
 }
 
 fn open(path: &Path) -> File {

@@ -2,13 +2,14 @@
 //! Started by tests/bench/run, which makes the scratch directories and removes them, whatever happens.
 //! It starts every participant itself, as a user would, and nothing it starts outlives it.
 
-#![allow(dead_code)]
-
+mod compare;
 mod content;
 mod filler;
 mod goals;
 mod images;
+mod machine;
 mod options;
+mod page;
 mod reader;
 mod report;
 mod results;
@@ -22,7 +23,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use images::Images;
+use machine::Load;
 use options::{Options, USAGE};
+use page::Page;
 use workloads::{ALL, Run, Workload};
 
 /// Bytes of a disk: a second or two of reading for the slowest.
@@ -60,11 +63,16 @@ fn main() -> ExitCode {
     let mut run = Run {
         images: Images::new(&dir, size),
         dir,
+        copies: directory("QMPFS_BENCH_COPIES"),
         rounds: options
             .rounds
             .unwrap_or(if options.quick { QUICK_ROUNDS } else { ROUNDS }),
         random_for: Duration::from_millis(if options.quick { 200 } else { 1000 }),
     };
+    let load = Load::now();
+    if let Some(warning) = load.warning() {
+        eprintln!("bench: {warning}");
+    }
     let began = Instant::now();
     let mut rows = Vec::new();
     for (name, measure) in selected {
@@ -77,7 +85,33 @@ fn main() -> ExitCode {
         began.elapsed().as_secs_f64()
     );
     print!("{}", report::table(&rows));
+    let complete = !options.quick && options.only.is_empty();
+    let Some(path) = options
+        .out
+        .or_else(|| complete.then(|| directory("QMPFS_BENCH_PAGE")))
+    else {
+        return ExitCode::SUCCESS;
+    };
+    let page = Page {
+        rows: &rows,
+        machine: machine::description(&run.dir),
+        load,
+        rounds: run.rounds,
+        mib: size >> 20,
+        random_for: run.random_for,
+    };
+    if let Err(error) = page::write(&path, &page) {
+        eprintln!("bench: {}: {error}", path.display());
+        return ExitCode::FAILURE;
+    }
+    eprintln!("bench: written to {}", path.display());
     ExitCode::SUCCESS
+}
+
+fn directory(variable: &str) -> PathBuf {
+    let set = std::env::var_os(variable);
+    set.unwrap_or_else(|| panic!("tests/bench/run sets {variable}"))
+        .into()
 }
 
 fn select(only: &[String]) -> Result<Vec<Workload>, &String> {

@@ -161,6 +161,13 @@ impl Server {
         server
     }
 
+    /// Where it is mounted.
+    pub(crate) fn mountpoint(&self) -> &Path {
+        self.mountpoint
+            .as_ref()
+            .expect("only the raw file is not mounted")
+    }
+
     /// CPU time that its processes have used, in seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         self.pids().map(crate::usage::cpu_seconds).sum()

@@ -2,9 +2,14 @@
 //! everybody once, then everybody again, so that whatever disturbs the machine disturbs all alike.
 
 mod again;
+mod chain;
+mod copy;
+mod flat;
+mod lookup;
 mod random;
 mod sequential;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +22,8 @@ use crate::servers::{Server, Who};
 /// What the participants share.
 pub(crate) struct Run {
     pub(crate) dir: PathBuf,
+    /// Where copies go: a filesystem in memory, if there is one.
+    pub(crate) copies: PathBuf,
     pub(crate) images: Images,
     pub(crate) rounds: usize,
     /// How long one participant reads at random in one round.
@@ -33,6 +40,13 @@ pub(crate) const ALL: &[Workload] = &[
     ("random", random::one),
     ("queue", random::many),
     ("again", again::again),
+    ("copy", copy::copy),
+    ("chain", chain::chain),
+    ("compressed", sequential::compressed),
+    ("raw", sequential::raw),
+    ("ready", flat::ready),
+    ("memory", flat::memory),
+    ("lookup", lookup::lookup),
 ];
 
 impl Run {
@@ -67,14 +81,13 @@ impl Run {
         };
         let mut numbers: [Vec<Series>; N] = std::array::from_fn(|_| empty());
         for round in 1..=self.rounds {
-            eprint!("\rbench: {name}: round {round} of {}", self.rounds);
+            progress(&format!("{name}: round {round} of {}", self.rounds));
             for (index, &who) in whos.iter().enumerate() {
                 for (number, value) in once(who).into_iter().enumerate() {
                     numbers[number][index].values.push(value);
                 }
             }
         }
-        eprintln!();
         numbers
     }
 }
@@ -85,4 +98,11 @@ fn without(series: Vec<Series>, who: Who) -> Vec<Series> {
         .into_iter()
         .filter(|series| series.who != who)
         .collect()
+}
+
+/// Says what is going on, on one line, to somebody who looks.
+fn progress(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\rbench: {what}\x1b[K\r");
+    }
 }

@@ -4,12 +4,12 @@ use super::{Run, without};
 use crate::goals;
 use crate::images::Image;
 use crate::reader;
-use crate::results::{Row, Unit};
+use crate::results::{Goal, Row, Unit};
 use crate::servers::Who;
 
 const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile];
 
-const LARGE: usize = 1 << 20;
+pub(super) const LARGE: usize = 1 << 20;
 /// What `cat` and `cp` ask for.
 const SMALL: usize = 128 << 10;
 
@@ -45,13 +45,50 @@ pub(super) fn contiguous(run: &mut Run) -> Vec<Row> {
 
 pub(super) fn fragmented(run: &mut Run) -> Vec<Row> {
     let image = run.images.fragmented();
-    run.check(&image, WHOS);
-    let [series] = run.measure("fragmented", WHOS, |who| [read(run, who, &image, LARGE).0]);
+    let label = "fragmented image, sequential".to_owned();
+    first_read(run, "fragmented", label, &image, WHOS, goals::FRAGMENTED)
+}
+
+pub(super) fn raw(run: &mut Run) -> Vec<Row> {
+    let image = run.images.raw();
+    first_read(
+        run,
+        "raw",
+        "raw layer, sequential".to_owned(),
+        &image,
+        WHOS,
+        goals::RAW,
+    )
+}
+
+pub(super) fn compressed(run: &mut Run) -> Vec<Row> {
+    let both = [("zlib", goals::ZLIB), ("zstd", goals::ZSTD)];
+    let rows = both.map(|(method, goals)| {
+        let image = run.images.compressed(method);
+        let ratio =
+            image.size() as f64 / image.file.metadata().expect("an image of ours").len() as f64;
+        let label = format!("{method} compressed ({ratio:.1}:1), sequential");
+        // Beside it the raw file says nothing.
+        first_read(run, method, label, &image, &WHOS[..3], goals)
+    });
+    rows.concat()
+}
+
+fn first_read(
+    run: &Run,
+    name: &str,
+    label: String,
+    image: &Image,
+    whos: &[Who],
+    goals: &'static [Goal],
+) -> Vec<Row> {
+    run.check(image, whos);
+    let [series] = run.measure(name, whos, |who| [read(run, who, image, LARGE).0]);
     vec![Row {
-        label: "fragmented image, sequential".to_owned(),
+        label,
         unit: Unit::GigabytesPerSecond,
         series,
-        goals: goals::FRAGMENTED,
+        goals,
     }]
 }
 
