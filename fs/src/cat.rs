@@ -61,7 +61,7 @@ pub fn write_to(request: &Request, out: &mut impl Write) -> Result<Ended, Failur
         .canonicalize()
         .map_err(|error| Failure::io(format_args!("open {}", request.image.display()), &error))?;
     // An image that somebody writes is not even parsed.
-    refuse_if_written(&image)?;
+    offline::refuse_if_written(&image)?;
     let source = Source::open(request, &image)?;
     source.refuse_if_changed()?;
     let range = range(request, source.opened.chain().virtual_size())?;
@@ -130,7 +130,7 @@ impl Source {
     /// What is read while somebody writes is of no one instant.
     fn refuse_if_changed(&self) -> Result<(), Failure> {
         for spec in &self.specs {
-            refuse_if_written(&spec.path)?;
+            offline::refuse_if_written(&spec.path)?;
         }
         if self.opened.unchanged() {
             return Ok(());
@@ -141,20 +141,6 @@ impl Source {
         )
         .next("try again when nobody works on the images"))
     }
-}
-
-fn refuse_if_written(image: &Path) -> Result<(), Failure> {
-    if !view::written_by_someone(image)? {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Errno::EBUSY,
-        format!(
-            "{} is in use: a running VM (or another tool) writes it",
-            image.display()
-        ),
-    )
-    .next("mount its QMP socket and take a snapshot; the snapshot's disk.raw can be read"))
 }
 
 /// As QEMU does it: an id first, then a name.

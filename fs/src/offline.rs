@@ -1,7 +1,8 @@
 //! Chains of image files without a QEMU: for mounts with `-o ro`, and for what our own storage
 //! daemon is told to open.
 //! It knows headers and the formats that overlays record; it never probes a backing file, and
-//! follows no name that is not a plain file's, unless the user trusts the images.
+//! follows no name that is not a plain file's, unless the user trusts the images; and it reads no
+//! image that somebody writes.
 
 mod chain;
 mod disks;
@@ -9,3 +10,22 @@ mod json_name;
 
 pub use chain::{ResolvedLayer, resolve_chain, resolve_chain_within};
 pub use disks::model;
+
+use crate::errno::{Errno, Failure};
+use crate::view;
+use std::path::Path;
+
+/// What is read from outside while somebody writes it is of no one instant, if it is anything.
+pub(crate) fn refuse_if_written(image: &Path) -> Result<(), Failure> {
+    if !view::written_by_someone(image)? {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::EBUSY,
+        format!(
+            "{} is in use: a running VM (or another tool) writes it",
+            image.display()
+        ),
+    )
+    .next("mount its QMP socket and take a snapshot; the snapshot's disk.raw can be read"))
+}

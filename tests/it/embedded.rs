@@ -118,6 +118,38 @@ fn an_image_in_use_by_a_vm_is_refused() {
 }
 
 #[test]
+fn an_image_that_somebody_writes_is_not_read_either() {
+    let scratch = Scratch::new("embedded-ro-in-use");
+    let base = image(&scratch, "base.qcow2");
+    let overlay = scratch.dir("images").join("web1.qcow2");
+    oracle::create_overlay(&overlay, &base, SIZE);
+    let program = qmpfs_tests::mounted::program().display();
+    for (vm, written) in [("base-vm", &base), ("vm", &overlay)] {
+        let machine = Machine::start(
+            &scratch,
+            vm,
+            Attachment::StorageDaemon,
+            &[Disk::qcow2("vda", written)],
+        );
+        let (code, said) = Mounted::refused(&scratch, &[&overlay], &["-o", "ro"]);
+        assert_ne!(code, Some(0));
+        for words in [
+            "is in use",
+            "mount its QMP socket",
+            &*written.to_string_lossy(),
+        ] {
+            assert!(said.contains(words), "{words} is not in: {said}");
+        }
+        let output = sh::attempt(&format!("{program} cat {}", overlay.display()));
+        assert!(!output.status.success() && output.stdout.is_empty());
+        assert!(said.contains(sh::said(&output).trim()), "cat says the same");
+        drop(machine);
+    }
+    let mount = Mounted::new(&scratch, &[&overlay], &["-o", "ro"]);
+    assert_eq!(mount.disk("").list(""), ["web1"]);
+}
+
+#[test]
 fn a_killed_mount_leaves_an_image_that_can_be_mounted_again() {
     let scratch = Scratch::new("embedded-kill");
     let image = image(&scratch, "web1.qcow2");

@@ -2,6 +2,7 @@
 //! It reads headers, snapshot tables and our own records; it changes nothing.
 
 use super::chain::{ResolvedLayer, resolve_chain};
+use super::refuse_if_written;
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{ConnectionState, Disk, Format, Internal, Layer, Model, Tuning, Vm};
@@ -22,7 +23,13 @@ const STAT_BLOCK: u64 = 512;
 pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result<Model, Failure> {
     let mut disks: Vec<Disk> = Vec::new();
     for image in images {
-        let mut disk = disk(&resolve_chain(image, format.clone())?)?;
+        // An image that somebody writes is not even parsed.
+        refuse_if_written(image)?;
+        let chain = resolve_chain(image, format.clone())?;
+        chain
+            .iter()
+            .try_for_each(|layer| refuse_if_written(&layer.path))?;
+        let mut disk = disk(&chain)?;
         let wanted = disk.name.clone();
         let taken = |name: &str| disks.iter().any(|other| other.name == name);
         let mut number = 2;
