@@ -23,6 +23,9 @@ const MAX_PIECE: u64 = 64;
 const WIDE: u64 = 1 << 40;
 /// Its layers.
 pub(crate) const WIDE_LAYERS: usize = 64;
+/// A layer of it has one cluster for so many bytes of the other disks: 64 in a run of full size, so that
+/// nearly all of the disk's 2048 tables are in some layer.
+const WIDE_SHARE: u64 = 16 << 20;
 
 /// Bytes written at once where clusters lie one after another.
 const STRIDE: usize = 1 << 20;
@@ -160,9 +163,8 @@ impl Images {
             let layers = stack(file, WIDE_LAYERS, WIDE);
             let mut disk = Both::new(&images.dir, &layers, &expected, WIDE);
             let mut dice = Dice::new(41);
-            let clusters = images.size / CLUSTER as u64 / WIDE_LAYERS as u64;
             for layer in 0..WIDE_LAYERS {
-                for _ in 0..clusters {
+                for _ in 0..images.size / WIDE_SHARE {
                     disk.write(layer, dice.below(WIDE / CLUSTER as u64));
                 }
             }
