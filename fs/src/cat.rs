@@ -109,7 +109,9 @@ struct Source {
 
 impl Source {
     fn open(request: &Request, image: &Path) -> Result<Source, Failure> {
-        let chain = offline::resolve_chain_within(image, request.format.clone(), request.reach)?;
+        // By the name it was given: what it stands on may be named relative to that.
+        let (format, reach) = (request.format.clone(), request.reach);
+        let chain = offline::resolve_chain_within(&request.image, format, reach)?;
         let specs: Vec<LayerSpec> = chain
             .into_iter()
             .map(|layer| LayerSpec {

@@ -272,3 +272,98 @@ fn names_of_other_forms_are_followed_only_when_asked() {
     let said = images.refused("web1.qcow2", &["--follow"]);
     assert!(said.contains("plain file name"), "{said}");
 }
+
+/// Files that a link leads elsewhere from: what they stand on is where QEMU looks for it.
+#[test]
+fn through_a_symlink_it_is_what_the_tools_read() {
+    let images = Images::new();
+    for (directory, pattern) in [("a", 1), ("b", 2)] {
+        std::fs::create_dir(images.path(directory)).unwrap();
+        let base = format!("{directory}/base.qcow2");
+        images.run("qemu-img", &["create", "-q", "-f", "qcow2", &base, "1M"]);
+        images.write(&base, "qcow2", &[&format!("write -P {pattern} 0 1M")]);
+    }
+    let overlay = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "base.qcow2",
+        "-F",
+        "qcow2",
+    ];
+    images.run("qemu-img", &[&overlay[..], &["b/web1.qcow2"]].concat());
+    std::os::unix::fs::symlink("../b/web1.qcow2", images.path("a/web1.qcow2")).unwrap();
+    for name in ["a/web1.qcow2", "b/web1.qcow2"] {
+        let truth = images.truth(name, None);
+        // By its whole name, and as somebody types it.
+        same(&images.bytes(name, &[]), &truth);
+        let mut typed = command(Path::new(name), &[]);
+        same(
+            &typed.current_dir(images.path(".")).output().unwrap().stdout,
+            &truth,
+        );
+    }
+    assert_ne!(
+        images.truth("a/web1.qcow2", None),
+        images.truth("b/web1.qcow2", None)
+    );
+}
+
+/// One image of each kind that the reader's own tests make hundreds of.
+#[test]
+fn images_of_every_kind() {
+    let images = Images::new();
+    images.run(
+        "qemu-img",
+        &["create", "-q", "-f", "raw", "base.img", "3000001"],
+    );
+    images.write("base.img", "raw", &["write -P 9 100k 2M"]);
+    for (index, options) in [
+        "compat=0.10",
+        "compat=0.10,cluster_size=512",
+        "cluster_size=2M",
+        "compression_type=zstd",
+        "extended_l2=on,cluster_size=16k",
+        "extended_l2=on,compression_type=zstd,preallocation=metadata",
+        "lazy_refcounts=on,refcount_bits=64",
+        "data_file=d.raw",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{index}.qcow2");
+        // A data file's name is taken against the directory the tools run in, which is ours here.
+        let options = options.replace("d.raw", &format!("{index}.data"));
+        let create = [
+            "create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", "-o",
+        ];
+        images.run(
+            "qemu-img",
+            &[&create[..], &[&options, &name, "3M"]].concat(),
+        );
+        images.write(
+            &name,
+            "qcow2",
+            &["write -P 1 30k 500k", "write -z 600k 100k"],
+        );
+        let data_file = options.contains("data_file");
+        if !data_file {
+            if !options.contains("preallocation") {
+                images.write(&name, "qcow2", &["write -c -P 2 2M 1M"]);
+            }
+            images.run("qemu-img", &["snapshot", "-c", "kept", &name]);
+        }
+        images.write(
+            &name,
+            "qcow2",
+            &["write -P 3 1M 77k", "write -z -u 40k 64k"],
+        );
+        same(&images.bytes(&name, &[]), &images.truth(&name, None));
+        if !data_file {
+            let kept = images.bytes(&name, &["--snapshot", "kept"]);
+            same(&kept, &images.truth(&name, Some("kept")));
+        }
+    }
+}

@@ -149,6 +149,41 @@ fn an_image_that_somebody_writes_is_not_read_either() {
     assert_eq!(mount.disk("").list(""), ["web1"]);
 }
 
+/// QEMU takes a relative backing name against the name it was given; our points lie beside the file.
+#[test]
+fn a_symlink_that_changes_what_a_relative_name_means_is_refused() {
+    let scratch = Scratch::new("embedded-symlink");
+    let (links, images) = (scratch.dir("links"), scratch.dir("images"));
+    let linked = links.join("web1.qcow2");
+    image(&scratch, "alone.qcow2");
+    image(&scratch, "base.qcow2");
+    sh!(
+        "cp {0}/base.qcow2 {1}; qemu-io -f qcow2 -c 'write -P 9 0 1M' {1}/base.qcow2 >/dev/null",
+        images.display(),
+        links.display()
+    );
+    sh!(
+        "cd {}; qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 web1.qcow2; ln -s ../images/web1.qcow2 {2}; ln -s ../images/alone.qcow2 {1}/alone.qcow2",
+        images.display(),
+        links.display(),
+        linked.display()
+    );
+    let before = fs::read(&linked).expect("the image");
+    let (code, said) = Mounted::refused(&scratch, &[&linked], &[]);
+    assert_ne!(code, Some(0));
+    assert!(said.contains("relative name"), "{said}");
+    assert_eq!(fs::read(&linked).expect("the image"), before);
+    assert_eq!(names(&images), ["alone.qcow2", "base.qcow2", "web1.qcow2"]);
+    // Without a name in it, a link is as good as the file.
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&images.join("alone.qcow2"), &expected);
+    let mut mount = Mounted::new(&scratch, &[&links.join("alone.qcow2")], &[]);
+    let disk = mount.disk("alone");
+    disk.snapshot("before").make().expect("mkdir");
+    oracle::assert_same(&disk.snapshot("before").disk_raw(), &expected);
+    mount.unmount();
+}
+
 #[test]
 fn a_killed_mount_leaves_an_image_that_can_be_mounted_again() {
     let scratch = Scratch::new("embedded-kill");

@@ -18,12 +18,34 @@ fn cases() -> u32 {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { at: u64, len: u64, pattern: u8 },
-    Compressed { at: u64, len: u64, pattern: u8 },
-    Zero { at: u64, len: u64, unmap: bool },
-    Discard { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+        pattern: u8,
+    },
+    Compressed {
+        at: u64,
+        len: u64,
+        pattern: u8,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        at: u64,
+        len: u64,
+    },
     Snapshot,
     DeleteSnapshot(prop::sample::Index),
+    ApplySnapshot(prop::sample::Index),
+    /// What a machine's memory is: bytes behind the disk, which no view may show.
+    VmState {
+        at: u64,
+        len: u64,
+        pattern: u8,
+    },
     Resize(u64),
 }
 
@@ -34,6 +56,8 @@ struct LayerPlan {
     zstd: bool,
     extended: bool,
     data_file: bool,
+    lazy: bool,
+    preallocated: bool,
     sectors: Option<u64>,
     steps: Vec<Step>,
 }
@@ -49,6 +73,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => range().prop_map(|(at, len)| Step::Discard { at, len }),
         1 => Just(Step::Snapshot),
         1 => any::<prop::sample::Index>().prop_map(Step::DeleteSnapshot),
+        1 => any::<prop::sample::Index>().prop_map(Step::ApplySnapshot),
+        1 => (range(), 1..=255u8)
+            .prop_map(|((at, len), pattern)| Step::VmState { at, len, pattern }),
         1 => (1..MAX_SECTORS).prop_map(Step::Resize),
     ]
 }
@@ -59,6 +86,8 @@ fn layer() -> impl Strategy<Value = LayerPlan> {
         any::<bool>(),
         prop::bool::weighted(0.4),
         prop::bool::weighted(0.1),
+        any::<bool>(),
+        prop::bool::weighted(0.1),
     );
     let sectors = prop::option::weighted(0.3, 0..MAX_SECTORS);
     (
@@ -68,12 +97,19 @@ fn layer() -> impl Strategy<Value = LayerPlan> {
         prop::collection::vec(step(), 0..8),
     )
         .prop_map(
-            |(cluster_bits, (v2, zstd, extended, data_file), sectors, steps)| LayerPlan {
+            |(
+                cluster_bits,
+                (v2, zstd, extended, data_file, lazy, preallocated),
+                sectors,
+                steps,
+            )| LayerPlan {
                 cluster_bits,
                 v2,
                 zstd: zstd && !v2,
                 extended: extended && !v2 && cluster_bits >= 14,
                 data_file: data_file && !v2,
+                lazy: lazy && !v2,
+                preallocated,
                 sectors,
                 steps,
             },
@@ -94,6 +130,11 @@ fn make(lab: &Lab, name: &str, plan: &LayerPlan, backing: Option<(&str, &str)>) 
         ""
     };
     options += if plan.extended { ",extended_l2=on" } else { "" };
+    options += if plan.lazy { ",lazy_refcounts=on" } else { "" };
+    // Over a backing file, only subclusters can be preallocated.
+    if plan.preallocated && (backing.is_none() || plan.extended) {
+        options += ",preallocation=metadata";
+    }
     if plan.data_file {
         options += &format!(",data_file={name}.data");
     }
@@ -136,7 +177,12 @@ fn make(lab: &Lab, name: &str, plan: &LayerPlan, backing: Option<(&str, &str)>) 
                 let (at, len) = fit(at, len, disk);
                 (len > 0).then(|| format!("discard {at} {len}"))
             }
-            Step::Snapshot | Step::DeleteSnapshot(_) | Step::Resize(_) => None,
+            Step::VmState { at, len, pattern } => {
+                Some(format!("write -b -P {pattern} {} {}", at * 512, len * 512))
+            }
+            Step::Snapshot | Step::DeleteSnapshot(_) | Step::ApplySnapshot(_) | Step::Resize(_) => {
+                None
+            }
         };
         if let Some(command) = command {
             commands.push(command);
@@ -151,6 +197,12 @@ fn make(lab: &Lab, name: &str, plan: &LayerPlan, backing: Option<(&str, &str)>) 
             Step::DeleteSnapshot(which) if !snapshots.is_empty() => {
                 let gone = snapshots.remove(which.index(snapshots.len()));
                 lab.img(&format!("snapshot -d {gone} {name}"));
+            }
+            // Refused where the disk had another size: then nothing is changed.
+            Step::ApplySnapshot(which) if !snapshots.is_empty() => {
+                let name_of_it = &snapshots[which.index(snapshots.len())];
+                lab.img_succeeds(&format!("snapshot -a {name_of_it} {name}"));
+                disk = lab.image(name).virtual_size();
             }
             Step::Resize(sectors)
                 if lab.img_succeeds(&format!("resize -q --shrink {name} {}", sectors * 512)) =>

@@ -77,7 +77,11 @@ pub fn resolve_chain_within(
             None => format_of_image(&path, &file)?,
         };
         let backing;
-        (backing, next) = below(&path, &file, &format, reach)?;
+        let named = Named {
+            name: &name,
+            path: &path,
+        };
+        (backing, next) = below(named, &file, &format, reach)?;
         layers.push(ResolvedLayer {
             virtual_size: backing.0,
             backing_name: backing.1,
@@ -89,16 +93,25 @@ pub fn resolve_chain_within(
     Ok(layers)
 }
 
+/// A file by the name it was given, and where that leads. A relative backing name is taken against
+/// the directory of the first, as QEMU does it: through a symlink the two are not the same.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    name: &'a Path,
+    path: &'a Path,
+}
+
 /// A layer to go on with: its name, and its format as the overlay says it.
 type Next = Option<(PathBuf, Option<Format>)>;
 
 /// The size of a layer's disk and its backing name; and the layer below.
 fn below(
-    path: &Path,
+    named: Named<'_>,
     file: &File,
     format: &Format,
     reach: Reach,
 ) -> Result<((u64, Option<String>), Next), Failure> {
+    let path = named.path;
     match format {
         Format::Qcow2 => {
             let header =
@@ -107,7 +120,7 @@ fn below(
                 return Ok(((header.virtual_size, None), None));
             };
             let shown = String::from_utf8_lossy(&backing.name).into_owned();
-            let next = backing_file(path, &backing, &shown, reach)?;
+            let next = backing_file(named, &backing, &shown, reach)?;
             Ok(((header.virtual_size, Some(shown)), Some(next)))
         }
         Format::Raw => {
@@ -130,7 +143,10 @@ fn below(
 }
 
 fn backing_file(
-    overlay: &Path,
+    Named {
+        name: given,
+        path: overlay,
+    }: Named<'_>,
     backing: &BackingRef,
     shown: &str,
     reach: Reach,
@@ -158,7 +174,7 @@ fn backing_file(
         )
         .next("start the VM and mount its QMP socket"));
     }
-    let directory = overlay.parent().unwrap_or(Path::new("/"));
+    let directory = given.parent().unwrap_or(Path::new("/"));
     let path = directory.join(OsStr::from_bytes(name));
     let format = recorded.ok_or_else(|| {
         Failure::new(

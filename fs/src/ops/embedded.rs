@@ -7,7 +7,7 @@ use super::nodes::add_chain;
 use super::recover;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
-use crate::offline;
+use crate::offline::{self, ResolvedLayer};
 use crate::sys;
 use qmpbridge::command::Quit;
 use qmpbridge::{Address, Bridge};
@@ -51,6 +51,10 @@ impl StorageDaemon {
                 .filter_map(|layer| sys::file_id(&layer.path).ok())
                 .collect();
             recover::offline(&active, &files)?;
+            // Our points lie beside the file itself, and a name in it is then taken from there.
+            if Path::new(image).parent() != active.parent() {
+                refuse_if_other_by_its_own_name(image, &active, &chain)?;
+            }
             // settling a power cut may have changed what D is
             chain = offline::resolve_chain(&active, format.clone())?;
             chains.push((active, chain));
@@ -134,6 +138,27 @@ impl StorageDaemon {
             }
         }
     }
+}
+
+fn refuse_if_other_by_its_own_name(
+    image: &Path,
+    active: &Path,
+    chain: &[ResolvedLayer],
+) -> Result<(), Failure> {
+    let top = chain.last().map(|layer| layer.format.clone());
+    let by_own_name = offline::resolve_chain(active, top);
+    if by_own_name.is_ok_and(|by_own_name| by_own_name == chain) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::EINVAL,
+        format!(
+            "{} leads to {}, and a relative name of what it stands on means another file there",
+            image.display(),
+            active.display()
+        ),
+    )
+    .next("qemu-img rebase -u with the absolute name, or mount with -o ro"))
 }
 
 fn tidy(active: &Path) -> Result<(), Failure> {

@@ -176,6 +176,118 @@ fn names_that_are_no_plain_files_are_refused() {
     );
 }
 
+/// As QEMU has it: relative to the name that was given, wherever that leads.
+#[test]
+fn through_a_symlink_a_relative_name_is_relative_to_the_link() {
+    let images = Images::new();
+    for directory in ["links", "real", "real/deep"] {
+        std::fs::create_dir(images.path(directory)).unwrap();
+    }
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, images.path(at)).unwrap();
+    images.image("links/base.qcow2", "qcow2", "1M");
+    images.image("real/base.qcow2", "qcow2", "2M");
+    images.image("real/other.qcow2", "qcow2", "3M");
+    images.overlay("real/web1.qcow2", "base.qcow2", "qcow2");
+    link("../real/web1.qcow2", "links/web1.qcow2");
+    let base_of = |name: &str| {
+        let chain = resolve_chain(&images.path(name), None);
+        chain
+            .map(|chain| chain[0].path.clone())
+            .map_err(|failure| failure.errno)
+    };
+    assert_eq!(
+        base_of("links/web1.qcow2").unwrap(),
+        images.path("links/base.qcow2")
+    );
+    assert_eq!(
+        base_of("real/web1.qcow2").unwrap(),
+        images.path("real/base.qcow2")
+    );
+    // The link's own link, and a way up from where it leads: the kernel's matter, as for QEMU.
+    std::fs::remove_file(images.path("links/base.qcow2")).unwrap();
+    assert_eq!(base_of("links/web1.qcow2"), Err(Errno::ENOENT));
+    images.overlay("real/deep/web2.qcow2", "../other.qcow2", "qcow2");
+    assert_eq!(
+        base_of("real/deep/web2.qcow2").unwrap(),
+        images.path("real/other.qcow2")
+    );
+    link("../real/deep", "links/deep");
+    assert_eq!(
+        base_of("links/deep/web2.qcow2").unwrap(),
+        images.path("real/other.qcow2")
+    );
+    // A middle that is a link takes its own base from beside the link.
+    images.image("links/base.qcow2", "qcow2", "1M");
+    images.overlay("links/top.qcow2", "web1.qcow2", "qcow2");
+    assert_eq!(
+        base_of("links/top.qcow2").unwrap(),
+        images.path("links/base.qcow2")
+    );
+}
+
+#[test]
+fn files_that_are_no_images_are_refused_and_nobody_waits_for_them() {
+    let images = Images::new();
+    std::fs::create_dir(images.path("directory")).unwrap();
+    let pipe = std::process::Command::new("mkfifo")
+        .arg(images.path("pipe"))
+        .status();
+    assert!(pipe.unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(images.path("socket")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", images.path("device")).unwrap();
+    std::os::unix::fs::symlink("loop", images.path("loop")).unwrap();
+    for (name, errnos) in [
+        ("directory", &[Errno::EINVAL][..]),
+        ("pipe", &[Errno::EINVAL]),
+        ("device", &[Errno::EINVAL]),
+        ("/dev/null", &[Errno::EINVAL]),
+        ("socket", &[Errno::EIO]),
+        ("loop", &[Errno::EIO]),
+        ("pipe/x", &[Errno::EIO]),
+    ] {
+        for format in ["raw", "qcow2"] {
+            images.overlay("top.qcow2", name, format);
+            let refused = images.refused("top.qcow2");
+            assert!(errnos.contains(&refused.errno), "{name}: {refused:?}");
+            let words = name.trim_start_matches('/');
+            let shown = refused.message.contains(words) || refused.message.contains("/dev/zero");
+            assert!(shown, "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_format_that_is_lied_about() {
+    let images = Images::new();
+    images.image("base.qcow2", "qcow2", "1M");
+    images.image("base.img", "raw", "1M");
+    // A raw file that is said to be qcow2 is not one.
+    images.overlay("top.qcow2", "base.img", "qcow2");
+    assert_eq!(images.refused("top.qcow2").errno, Errno::EUCLEAN);
+    // A qcow2 file that is said to be raw is its own bytes, as for QEMU.
+    images.overlay("top.qcow2", "base.qcow2", "raw");
+    let chain = resolve_chain(&images.path("top.qcow2"), None).unwrap();
+    assert_eq!(chain[0].format, Format::Raw);
+    for format in ["vmdk", "luks", "qcow", "bochs", "no such format"] {
+        images.overlay("top.qcow2", "base.img", "raw");
+        let mut bytes = std::fs::read(images.path("top.qcow2")).unwrap();
+        let at = bytes
+            .windows(8)
+            .position(|w| w == [0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3])
+            .unwrap();
+        // Its three letters are padded to eight: longer names would need another header.
+        let name = &format.as_bytes()[..format.len().min(8)];
+        bytes[at + 7] = name.len() as u8;
+        bytes[at + 8..at + 8 + name.len()].copy_from_slice(name);
+        std::fs::write(images.path("top.qcow2"), bytes).unwrap();
+        assert_eq!(
+            images.refused("top.qcow2").errno,
+            Errno::EOPNOTSUPP,
+            "{format}"
+        );
+    }
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let images = Images::new();
