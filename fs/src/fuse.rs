@@ -10,6 +10,7 @@ mod handles;
 mod message;
 mod names;
 mod pages;
+mod passthrough;
 mod session;
 mod shared;
 mod sizes;
@@ -41,6 +42,9 @@ const GENERATION: Generation = Generation(0);
 /// Requests the kernel may have in flight in the background (read-ahead, async direct reads):
 /// queue depth 32 of one reader and as much for another.
 const BACKGROUND: u16 = 64;
+
+/// Layers that the kernel reads by itself lie on plain filesystems, not on stacked ones.
+const STACK_DEPTH: u32 = 1;
 
 /// Called once when the last worker has ended.
 pub type OnEnd = Box<dyn FnOnce() + Send + Sync>;
@@ -89,6 +93,12 @@ impl Filesystem for Qmpfs {
             if config.add_capabilities(wish).is_err() {
                 tracing::debug!(?wish, "not offered by this kernel");
             }
+        }
+        let passes_through = config
+            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
+            .is_ok_and(|()| config.set_max_stack_depth(STACK_DEPTH).is_ok());
+        if passes_through {
+            self.shared.passthrough.offer();
         }
         if let Err(nearest) = config.set_max_background(BACKGROUND) {
             tracing::debug!(nearest, "background requests not set");

@@ -22,6 +22,7 @@ use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
 use crate::sys::Bytes;
 use extents::Extents;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
@@ -69,6 +70,14 @@ impl View {
         send: impl FnOnce(&[Bytes<'_>]) -> R,
     ) -> Result<R, Failure> {
         answer::answer(&self.opened, cursor, offset, size, buffer, send)
+    }
+
+    /// The file whose bytes are the view's, first to last, if there is one.
+    pub fn as_file(&self) -> Option<&File> {
+        match self.opened.layers() {
+            [only] => only.as_file(self.virtual_size()),
+            _ => None,
+        }
     }
 
     /// The next offset, from `offset` on, where there is data; None when there is none to the end.

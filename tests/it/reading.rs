@@ -251,3 +251,132 @@ fn an_image_cut_short_under_an_open_view_gives_an_error_and_the_mount_lives() {
         "the mount lives"
     );
 }
+
+/// A mount of `image`, and its view.
+fn mounted_layer(
+    scratch: &Scratch,
+    format: &str,
+    image: &Path,
+    options: &[&str],
+) -> (Mounted, PathBuf) {
+    let overlay = scratch.file("overlay.qcow2");
+    sh!(
+        "qemu-img create -q -f qcow2 -b {} -F {format} {}",
+        image.display(),
+        overlay.display()
+    );
+    let options: Vec<&str> = ["-o", "ro"].iter().chain(options).copied().collect();
+    let mount = Mounted::new(scratch, &[&overlay], &options);
+    let view = mount.disk("overlay").layer(0).disk_raw();
+    (mount, view)
+}
+
+/// Mixed data: half of it can be compressed, and no two clusters are the same.
+fn make_mixed(raw: &Path) {
+    sh!(
+        "for i in $(seq 1 24); do seq $i 97 $((i * 3000000)) | head -c 700000; head -c 300000 /dev/urandom; done >{}",
+        raw.display()
+    );
+    sh!("truncate -s {SIZE} {}", raw.display());
+}
+
+#[test]
+fn compressed_layers_are_read_in_any_order_by_many_at_once() {
+    for compression in ["zlib", "zstd"] {
+        let scratch = Scratch::new(&format!("reading-{compression}"));
+        let (raw, image) = (scratch.file("made.raw"), scratch.file("base.qcow2"));
+        make_mixed(&raw);
+        sh!(
+            "qemu-img convert -c -O qcow2 -o compression_type={compression} {} {}",
+            raw.display(),
+            image.display()
+        );
+        let (_mount, view) = mounted_layer(&scratch, "qcow2", &image, &[]);
+        let truth = std::fs::read(&raw).expect("what was made");
+        std::thread::scope(|scope| {
+            for reader in 1..=6 {
+                let (view, truth) = (&view, &truth);
+                scope.spawn(move || {
+                    let file = std::fs::File::open(view).expect("the view");
+                    // Each goes through the disk at a pace of its own, with a jump now and then.
+                    let (mut at, mut random) = (0, reader * 0x9e37_79b9_u64);
+                    for _ in 0..200 {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        if random.is_multiple_of(17) {
+                            at = random % SIZE;
+                        }
+                        let length = (random >> 20) % (reader * 60_000) + 1;
+                        let length = length.min(SIZE - at) as usize;
+                        let mut piece = vec![0; length];
+                        file.read_exact_at(&mut piece, at).expect("a read");
+                        let from = at as usize;
+                        assert!(
+                            piece == truth[from..from + length],
+                            "{length} bytes at {at}"
+                        );
+                        at = (at + length as u64) % SIZE;
+                    }
+                });
+            }
+        });
+        oracle::assert_same(&view, &raw);
+    }
+}
+
+#[test]
+fn a_view_can_be_mapped() {
+    let scratch = Scratch::new("reading-mapped");
+    let (raw, image) = (scratch.file("made.raw"), scratch.file("base.qcow2"));
+    make_mixed(&raw);
+    sh!(
+        "qemu-img convert -O qcow2 {} {}",
+        raw.display(),
+        image.display()
+    );
+    // Without the option kernels before 6.6 refuse it.
+    let (_mount, view) = mounted_layer(&scratch, "qcow2", &image, &["-o", "kernel_cache"]);
+    let file = std::fs::File::open(&view).expect("the view");
+    // SAFETY: a new read-only mapping of an open file, and nobody cuts that.
+    let mapped = unsafe {
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            SIZE as usize,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            0,
+        );
+        assert_ne!(start, libc::MAP_FAILED);
+        std::slice::from_raw_parts(start.cast::<u8>(), SIZE as usize)
+    };
+    assert!(mapped == std::fs::read(&raw).expect("what was made"));
+    // SAFETY: the mapping made above, which is not used any more.
+    unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), mapped.len()) };
+}
+
+#[test]
+fn a_raw_layer_is_read_whoever_reads_it() {
+    let scratch = Scratch::new("reading-raw");
+    let raw = scratch.file("base.raw");
+    make_mixed(&raw);
+    let (mount, view) = mounted_layer(&scratch, "raw", &raw, &[]);
+    oracle::assert_same(&view, &raw);
+    let first = std::fs::File::open(&view).expect("the view");
+    let second = std::fs::File::open(&view).expect("the view, again");
+    let mut piece = [[0; 4096]; 2];
+    first.read_exact_at(&mut piece[0], 12_345).expect("a read");
+    second.read_exact_at(&mut piece[1], 12_345).expect("a read");
+    assert_eq!(piece[0], piece[1]);
+    drop((first, second));
+    // Of an odd size: the last sector is filled up, which no file of the kernel's can be.
+    sh!("truncate -s -77 {}", raw.display());
+    wait::until_true("the view has the new bytes", || {
+        std::fs::read(&view).is_ok_and(|bytes| {
+            let end = bytes.len() - 77;
+            bytes[..end] == std::fs::read(&raw).expect("the base")[..] && bytes[end..] == [0; 77]
+        })
+    });
+    drop(mount);
+}

@@ -9,7 +9,7 @@ use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
 use crate::view::{Cursor, View};
-use fuser::{FileHandle, INodeNo, ReplyData, ReplyLseek, ReplyOpen, RequestId};
+use fuser::{FileHandle, FopenFlags, INodeNo, ReplyData, ReplyLseek, ReplyOpen, RequestId};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -57,14 +57,19 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
         Ok(view) => {
             let flags = in_answer.pages.open(&key, view.fingerprint());
-            let handle = Handle::View(OpenView {
+            let backing = in_answer.passthrough.register(&key, &view, &reply);
+            let handle = in_answer.handles.insert(Handle::View(OpenView {
                 view,
                 point: key,
+                _backing: backing.clone(),
                 cursor: Cursor::default(),
                 small_reads: AtomicU32::new(0),
                 complained: AtomicBool::new(false),
-            });
-            reply.opened(in_answer.handles.insert(handle), flags);
+            }));
+            match backing {
+                Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
+                None => reply.opened(handle, flags),
+            }
         }
         Err(failure) => reply.error(failed(&in_answer.refused("open", &path, process, failure))),
     });

@@ -5,7 +5,7 @@ use crate::ops::WaitScope;
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::{Cursor, View};
-use fuser::{FileHandle, FileType};
+use fuser::{BackingId, FileHandle, FileType};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -35,6 +35,8 @@ pub(super) struct OpenView {
     pub(super) view: Arc<View>,
     /// Which point, for the log.
     pub(super) point: PointKey,
+    /// Its file, if the kernel reads that by itself.
+    pub(super) _backing: Option<Arc<BackingId>>,
     /// Where its reader is.
     pub(super) cursor: Cursor,
     /// Reads that were small.

@@ -4,6 +4,7 @@
 use super::attr::Owner;
 use super::handles::Handles;
 use super::pages::Pages;
+use super::passthrough::Passthrough;
 use super::shared::Shared;
 use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
@@ -94,6 +95,7 @@ pub fn mount(
         handles: Handles::default(),
         sweeps: Sweeps::default(),
         pages: Pages::new(settings.kernel_cache),
+        passthrough: Passthrough::default(),
         device: OnceLock::new(),
     };
     let shared = Arc::new(shared);

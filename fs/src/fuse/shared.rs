@@ -4,6 +4,7 @@
 use super::attr::Owner;
 use super::handles::{Entry, Handles};
 use super::pages::Pages;
+use super::passthrough::Passthrough;
 use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
 use super::{NO_TTL, caller};
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) sizes: SizeCache,
     pub(super) sweeps: Sweeps,
     pub(super) pages: Pages,
+    pub(super) passthrough: Passthrough,
     /// The kernel's end of the mount, for answers that fuser cannot write; set before any worker.
     pub(super) device: OnceLock<File>,
 }

@@ -201,6 +201,14 @@ impl OpenLayer {
         self.mapped()?.stretch(host, length)
     }
 
+    /// The file of a raw layer of this size, if it is no longer and no shorter than that.
+    pub(super) fn as_file(&self, size: u64) -> Option<&File> {
+        match &*self.layer {
+            Layer::Raw(_) if self.stamp.length == size => Some(&self.data),
+            Layer::Raw(_) | Layer::Qcow2(_) => None,
+        }
+    }
+
     fn mapped(&self) -> Option<&MappedFile> {
         let map = || {
             // As long as it is now: bytes beyond are the reader's business.
