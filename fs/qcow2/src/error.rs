@@ -236,7 +236,7 @@ impl fmt::Display for Corrupt {
             CorruptCause::Extension { magic, offset } => {
                 write!(
                     f,
-                    "header extension {magic:#010x} at {offset:#x} has an invalid length"
+                    "header extension {magic:#010x} at {offset:#x} is invalid"
                 )
             }
             CorruptCause::BackingName { offset, len } => {

@@ -170,6 +170,10 @@ impl Header {
         if crypt != 0 {
             return Err(UnsupportedCause::Encryption(crypt).into());
         }
+        if let Some(offset) = extensions.encryption {
+            let magic = extensions::ENCRYPTION;
+            return Err(CorruptCause::Extension { magic, offset }.into());
+        }
         if features.extended_l2() && cluster_bits.get() < EntryFormat::MIN_SUBCLUSTER_CLUSTER_BITS {
             return Err(CorruptCause::Subclusters(bits).into());
         }

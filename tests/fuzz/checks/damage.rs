@@ -53,17 +53,19 @@ pub fn damage(image: &mut [u8], numbers: &mut Numbers) {
 /// A field or an entry: where it is, and its length.
 fn place(image: &[u8], numbers: &mut Numbers) -> (u64, u64) {
     let word = |at| number(image, at, 8);
+    let within = |start: u64, len: u64, numbers: &mut Numbers| {
+        start.wrapping_add(numbers.below(len / 8) * 8)
+    };
     let l1 = word(40);
     let l1_len = number(image, 36, 4).min(64) * 8;
-    let l2 = word(l1 + 8 * numbers.below(l1_len / 8)) & 0x00ff_ffff_ffff_fe00;
+    let l2 = word(within(l1, l1_len, numbers)) & 0x00ff_ffff_ffff_fe00;
     let l2_len = 1 << number(image, 20, 4).clamp(9, 12);
-    let within = |start: u64, len: u64, numbers: &mut Numbers| start + numbers.below(len / 8) * 8;
     match numbers.below(16) {
         0..=3 => (numbers.below(30) * 4, 4),
         4 => (numbers.below(120) * 4, 4),
         5 | 6 => (within(l1, l1_len, numbers), 8),
         7..=10 => (within(l2, l2_len, numbers), 8),
-        11 | 12 => (word(64) + numbers.below(48) * 4, 4),
+        11 | 12 => (word(64).wrapping_add(numbers.below(48) * 4), 4),
         // A snapshot's L1 table.
         13 => (within(word(word(64)), 64, numbers), 8),
         // A compressed stream, or data.

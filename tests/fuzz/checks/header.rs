@@ -113,6 +113,18 @@ fn check_file(bytes: Vec<u8>) {
     assert!(half(36) * 8 <= 32 << 20, "the L1 table is bounded");
     assert!(u64::from(header.snapshot_count) <= 65536);
     assert_eq!(header.features.incompatible >> 5, 0, "unknown features");
+    let start = if header.version == 3 { half(100) } else { 72 };
+    let end = match word(8) {
+        0 => header.cluster_bits.size(),
+        backing => backing,
+    };
+    let mut at = start;
+    while at < end && half(at as usize) != 0 {
+        let (magic, len) = (half(at as usize), half(at as usize + 4));
+        assert!(at + 8 + len <= end, "an extension beyond its room");
+        assert_ne!(magic, 0x0537_be77, "an encryption without encryption");
+        at += 8 + len.next_multiple_of(8);
+    }
     if let Some(backing) = &header.backing {
         assert!((1..=1023).contains(&backing.name.len()));
         assert!(!backing.name.contains(&0));

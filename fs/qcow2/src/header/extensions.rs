@@ -9,6 +9,7 @@ use super::{Area, ParseFailure, until_nul};
 use crate::bytes::be32;
 use crate::error::CorruptCause;
 
+pub(super) const ENCRYPTION: u32 = 0x0537_be77;
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
@@ -29,6 +30,8 @@ pub(crate) struct Extensions {
     pub(crate) data_file: Option<Vec<u8>>,
     pub(crate) feature_names: Vec<FeatureName>,
     pub(crate) has_bitmaps: bool,
+    /// Where the encryption's record is; only an encrypted image may have one.
+    pub(crate) encryption: Option<u64>,
 }
 
 impl Extensions {
@@ -62,6 +65,7 @@ impl Extensions {
                     found.data_file = Some(until_nul(data()?));
                 }
                 BITMAPS => found.has_bitmaps = true,
+                ENCRYPTION => found.encryption = Some(offset),
                 _ => {}
             }
             offset = body.saturating_add(u64::from(len).next_multiple_of(8));
