@@ -178,6 +178,56 @@ fn a_raw_disk_is_refused_and_not_changed() {
     assert_eq!(names(&dir), ["web1.raw"]);
 }
 
+over_attachments! {
+    /// A link by which a relative backing name means another file than beside the image itself: the
+    /// sealed layer would stand on that one.
+    a_link_that_changes_what_a_relative_name_means_is_refused => |name, attachment| {
+        let scratch = Scratch::new(name);
+        let (links, images) = (scratch.dir("links"), scratch.dir("images"));
+        let linked = links.join("web1.qcow2");
+        for (directory, pattern) in [(&links, 1), (&images, 2)] {
+            let base = directory.join("base.qcow2");
+            oracle::create(&base, 16 << 20);
+            sh!("qemu-io -f qcow2 -c 'write -P {pattern} 0 1M' {} >/dev/null", base.display());
+        }
+        sh!(
+            "cd {}; qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 web1.qcow2; ln -s ../images/web1.qcow2 {}",
+            images.display(),
+            linked.display()
+        );
+        let (before, after) = (scratch.file("before.raw"), scratch.file("after.raw"));
+        oracle::convert(&linked, &before);
+        let start = |vm: &str| {
+            let machine = Machine::start(&scratch, vm, attachment, &[Disk::qcow2("vda", &linked)]);
+            let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+            wait::until_true("the disk is in the mount", || mount.disk("vda").0.is_dir());
+            (machine, mount)
+        };
+        let (mut machine, mut mount) = start("vm");
+        assert_errno(mount.disk("vda").snapshot("before").make(), &[EOPNOTSUPP]);
+        assert!(mount.text("log").contains("through a link"), "the log says why");
+        mount.unmount();
+        machine.quit();
+        assert_eq!(names(&images), ["base.qcow2", "web1.qcow2"]);
+        oracle::convert(&linked, &after);
+        oracle::assert_same(&after, &before);
+
+        // With the absolute name it is a disk like any other.
+        sh!(
+            "qemu-img rebase -u -F qcow2 -b {}/base.qcow2 {}",
+            links.display(),
+            linked.display()
+        );
+        let (mut machine, mut mount) = start("vm2");
+        mount.disk("vda").snapshot("before").make().expect("mkdir");
+        oracle::assert_same(&mount.disk("vda").snapshot("before").disk_raw(), &before);
+        mount.unmount();
+        machine.quit();
+        oracle::convert(&linked, &after);
+        oracle::assert_same(&after, &before);
+    }
+}
+
 #[test]
 fn a_full_disk_gives_no_space_and_leaves_nothing() {
     let scratch = Scratch::new("snapshot-full");

@@ -191,7 +191,26 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     if disk.no_snapshots.is_none() && carried::copies_on_read(&disk, sight.pid) {
         disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
     }
+    if disk.no_snapshots.is_none() {
+        disk.no_snapshots = backing_beside_the_link(top, &disk, sight);
+    }
     Some(disk)
+}
+
+/// QEMU takes a relative backing name against the name it was given, also when that is a link to
+/// elsewhere. The sealed layer will lie beside the file itself, where the same name in its header
+/// must lead to the same file: else the disk starts from another one next time.
+fn backing_beside_the_link(top: &Node, disk: &Disk, sight: &Sight) -> Option<String> {
+    let name = top.backing_filename.as_ref()?;
+    let beside_the_link = sight.resolve(Path::new(top.full_backing_filename.as_ref()?))?;
+    let beside_the_file = disk.active_path.with_file_name(name);
+    if sys::file_id(&beside_the_link).ok() == sys::file_id(&beside_the_file).ok() {
+        return None;
+    }
+    Some(format!(
+        "QEMU opened {0} through a link, and {name}, the name of what it stands on, means another file beside {0} itself; with the VM off: qemu-img rebase -u with the absolute name",
+        disk.active_path.display()
+    ))
 }
 
 /// No file is two layers of one chain: where two names lead to one file, a name has changed hands
