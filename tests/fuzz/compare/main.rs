@@ -84,6 +84,8 @@ fn main() -> ExitCode {
         .collect();
     if all {
         directories.extend(["image", "large"].map(|kind| root.join("seeds").join(kind)));
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+        directories.extend(TARGETS.map(|target| kept.join(target)));
     }
     case::each(&directories, |case| compare(&case, &qemu, &mut seen, &keep));
     if all || targets.iter().any(|target| target == "damaged") {
