@@ -311,6 +311,36 @@ fn through_a_symlink_it_is_what_the_tools_read() {
     );
 }
 
+/// The tools take the name of a data file against the directory they are started in.
+#[test]
+fn a_data_file_that_may_be_another_is_not_read() {
+    let images = Images::new();
+    for directory in ["here", "images"] {
+        std::fs::create_dir(images.path(directory)).unwrap();
+    }
+    let create = "cd images && qemu-img create -q -f qcow2 -o data_file=d.raw web1.qcow2 1M && qemu-io -f qcow2 -c 'write -P 7 0 1M' web1.qcow2";
+    images.run("sh", &["-c", create]);
+    let typed = |directory: &str| {
+        let mut command = command(&images.path("images/web1.qcow2"), &[]);
+        command
+            .current_dir(images.path(directory))
+            .output()
+            .unwrap()
+    };
+    for directory in ["images", "here"] {
+        same(&typed(directory).stdout, &[7; MIB]);
+    }
+    std::fs::write(images.path("here/d.raw"), vec![9; MIB]).unwrap();
+    same(&typed("images").stdout, &[7; MIB]);
+    let refused = typed("here");
+    assert!(refused.stdout.is_empty() && refused.status.code() == Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        said.contains("d.raw") && said.contains("present directory"),
+        "{said}"
+    );
+}
+
 /// One image of each kind that the reader's own tests make hundreds of.
 #[test]
 fn images_of_every_kind() {

@@ -178,6 +178,55 @@ fn a_raw_disk_is_refused_and_not_changed() {
     assert_eq!(names(&dir), ["web1.raw"]);
 }
 
+#[test]
+fn a_data_file_that_is_not_the_one_in_the_header_is_not_read() {
+    let scratch = Scratch::new("snapshot-data-file");
+    let images = scratch.dir("images");
+    let disks: Vec<_> = ["same", "other"]
+        .iter()
+        .map(|name| {
+            let (image, data) = (images.join(name), images.join(format!("{name}.data")));
+            sh!(
+                "qemu-img create -q -f qcow2 -o data_file={1} {0} 1M; qemu-io -f qcow2 -c 'write -P 7 0 1M' {0} >/dev/null; cp {1} {1}.2",
+                image.display(),
+                data.display()
+            );
+            let used = if *name == "same" { data } else { images.join("other.data.2") };
+            format!(
+                "driver=qcow2,node-name={name},file.driver=file,file.filename={},data-file.driver=file,data-file.filename={}",
+                image.display(),
+                used.display()
+            )
+        })
+        .collect();
+    let extra: Vec<String> = disks
+        .into_iter()
+        .flat_map(|disk| ["--blockdev".to_owned(), disk])
+        .collect();
+    let plain = images.join("plain.qcow2");
+    oracle::create(&plain, 1 << 20);
+    let machine = Machine::start_with(
+        &scratch,
+        "vm",
+        Attachment::StorageDaemon,
+        &[Disk::qcow2("vda", &plain)],
+        &extra,
+    );
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    wait::until_true("the disks are in the mount", || {
+        mount.disk("other").0.is_dir()
+    });
+    let expected = scratch.file("expected.raw");
+    fs::write(&expected, vec![7; 1 << 20]).expect("our own file");
+    mount.disk("same").snapshot("before").make().expect("mkdir");
+    oracle::assert_same(&mount.disk("same").snapshot("before").disk_raw(), &expected);
+    assert_errno(mount.disk("other").snapshot("before").make(), &[EOPNOTSUPP]);
+    assert!(
+        mount.text("log").contains("another data file"),
+        "the log says why"
+    );
+}
+
 over_attachments! {
     /// A link by which a relative backing name means another file than beside the image itself: the
     /// sealed layer would stand on that one.

@@ -116,6 +116,7 @@ fn below(
         Format::Qcow2 => {
             let header =
                 Header::read(file).map_err(|error| crate::view::failure_of(path, &error))?;
+            refuse_ambiguous_data_file(named, &header)?;
             let Some(backing) = header.backing else {
                 return Ok(((header.virtual_size, None), None));
             };
@@ -140,6 +141,32 @@ fn below(
         )
         .next("start the VM and mount its QMP socket, or qemu-img convert -O qcow2")),
     }
+}
+
+/// QEMU takes a relative data file name against the directory it is started in; we take it against
+/// the image's. Where both are files, and not the same, nobody knows which was meant.
+fn refuse_ambiguous_data_file(named: Named<'_>, header: &Header) -> Result<(), Failure> {
+    let Some(name) = header.data_file.as_deref() else {
+        return Ok(());
+    };
+    let name = Path::new(OsStr::from_bytes(name));
+    if !header.features.data_file() || name.is_absolute() {
+        return Ok(());
+    }
+    let here = sys::file_id(name).ok();
+    let beside = sys::file_id(&named.path.with_file_name(name)).ok();
+    if here.is_none() || here == beside {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::EINVAL,
+        format!(
+            "{} keeps its data in {}, of which there is another in the present directory, and that is the one QEMU would take",
+            named.path.display(),
+            name.display()
+        ),
+    )
+    .next("change to the image's directory"))
 }
 
 fn backing_file(

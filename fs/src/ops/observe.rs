@@ -273,11 +273,13 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         .filter(|_| file.is_some())
         .and_then(|path| layer_file::read_merge(path).ok().flatten());
     let known = protocol.is_none_or(Node::is_local_protocol);
+    let data_is_ours = data_is_beside(graph, node, path.as_deref(), sight);
     Layer {
         node: Some(node.name.clone()),
         path: path.unwrap_or(said),
         file,
         format: match node.driver.as_str() {
+            "qcow2" if !data_is_ours => Format::Other("qcow2 with another data file".into()),
             "qcow2" if known && !node.encrypted => Format::Qcow2,
             "raw" | "file" | "host_device" if known => Format::Raw,
             other => Format::Other(other.to_owned()),
@@ -289,6 +291,25 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         // a commit into it was begun: its bytes are neither the old state nor the new
         leaving: journal.is_some_and(|journal| super::merge::mixes(&journal.verb)),
     }
+}
+
+/// Whether the external data file that QEMU uses, if there is one, is the one that a reader of the
+/// image finds: QEMU takes a relative name against the directory it was started in, and one on its
+/// command line comes before the header's.
+fn data_is_beside(graph: &BlockGraph, node: &Node, path: Option<&Path>, sight: &Sight) -> bool {
+    let Some(child) = node.children.iter().find(|child| child.edge == "data-file") else {
+        return true;
+    };
+    let theirs = graph.node(&child.node).and_then(|data| data.path.clone());
+    let theirs = theirs.and_then(|theirs| sight.resolve(&theirs));
+    let ours = path.zip(node.data_file.as_ref());
+    let ours = ours.map(|(path, name)| path.with_file_name(name));
+    let ids = theirs
+        .zip(ours)
+        .map(|(theirs, ours)| (sys::file_id(&theirs), sys::file_id(&ours)));
+    ids.is_some_and(|(theirs, ours)| {
+        theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs == ours))
+    })
 }
 
 fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Option<String> {
