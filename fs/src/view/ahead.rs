@@ -20,6 +20,8 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
     ThreadPoolBuilder::new()
         .thread_name(|index| format!("inflate-{index}"))
+        // A bug of ours in one cluster is its reader's EIO, and not the end of the mount.
+        .panic_handler(|_| tracing::error!("bug: decompressing ahead panicked"))
         .build()
         .map_err(|error| tracing::warn!(%error, "nothing is decompressed ahead"))
         .ok()
@@ -79,9 +81,9 @@ fn start(layer: &Arc<Layer>, cluster: CompressedCluster) {
     let Some(pool) = &*POOL else {
         return;
     };
-    WAITING.fetch_add(1, Ordering::Relaxed);
-    let layer = Arc::clone(layer);
+    let (layer, waiting) = (Arc::clone(layer), Waiting::new());
     pool.spawn_fifo(move || {
+        let _until_done = waiting;
         // Where its reader came first, a thread that waited for it would be missing elsewhere.
         if let Layer::Qcow2(image) = &*layer
             && !image.is_decompressed(cluster)
@@ -89,6 +91,21 @@ fn start(layer: &Arc<Layer>, cluster: CompressedCluster) {
             // An error is met again by the reader.
             let _ = image.decompressed(cluster);
         }
-        WAITING.fetch_sub(1, Ordering::Relaxed);
     });
+}
+
+/// One of those that `WAITING` counts.
+struct Waiting;
+
+impl Waiting {
+    fn new() -> Waiting {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        Waiting
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
