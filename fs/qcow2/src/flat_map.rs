@@ -257,6 +257,7 @@ impl Room {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests may overflow loudly")]
 mod tests {
     use super::*;
     use crate::error::CorruptCause;
