@@ -90,6 +90,11 @@ impl Failure {
         self
     }
 
+    /// Whether QEMU told what became of it.
+    pub fn outcome_known(&self) -> bool {
+        !matches!(self.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
+    }
+
     /// What went wrong with a file of ours, `doing` being a short clause ("create /x/y").
     pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
         Failure::new(io_errno(error), format!("cannot {doing}: {error}"))

@@ -373,38 +373,21 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     });
     match intent {
         Intent::TakeExternal { disk, name } => {
-            let outcome = match engine.hold(&disk).await {
-                Ok(guard) => {
-                    let outcome = snapshot::take_external(&engine, &guard, &name).await;
-                    seen(&engine, guard, &outcome).await;
-                    watch::resume_merges(&engine, &disk);
-                    outcome
-                }
-                Err(failure) => Err(failure),
-            };
+            let take =
+                async |guard: &DiskGuard| snapshot::take_external(&engine, guard, &name).await;
+            let outcome = held(&engine, &disk, take).await;
+            if outcome.is_ok() {
+                watch::resume_merges(&engine, &disk);
+            }
             logged(outcome);
         }
         Intent::TakeInternal { disk, name } => {
-            let outcome = match engine.hold(&disk).await {
-                Ok(guard) => {
-                    let outcome = internal::take(&engine, &guard, &name).await;
-                    seen(&engine, guard, &outcome).await;
-                    outcome
-                }
-                Err(failure) => Err(failure),
-            };
-            logged(outcome);
+            let take = async |guard: &DiskGuard| internal::take(&engine, guard, &name).await;
+            logged(held(&engine, &disk, take).await);
         }
         Intent::DeleteInternal { disk, name } => {
-            let outcome = match engine.hold(&disk).await {
-                Ok(guard) => {
-                    let outcome = internal::delete(&engine, &guard, &name).await;
-                    seen(&engine, guard, &outcome).await;
-                    outcome
-                }
-                Err(failure) => Err(failure),
-            };
-            logged(outcome);
+            let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
+            logged(held(&engine, &disk, delete).await);
         }
         Intent::DeleteExternal { disk, name } => match engine.hold(&disk).await {
             Ok(guard) => merge::delete_external(engine, guard, &name, logged).await,
@@ -415,6 +398,18 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             logged(outcome);
         }
     }
+}
+
+/// Does one thing to a disk while nobody else does anything to it, and looks at what came of it.
+async fn held(
+    engine: &Engine,
+    disk: &str,
+    op: impl AsyncFnOnce(&DiskGuard) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let guard = engine.hold(disk).await?;
+    let outcome = op(&guard).await;
+    seen(engine, guard, &outcome).await;
+    outcome
 }
 
 /// The new model is published before the call returns: the name is there, or gone, at once.

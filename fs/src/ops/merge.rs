@@ -181,7 +181,7 @@ pub(super) async fn run(
     }
     let unsettled = failed
         .as_ref()
-        .is_some_and(|failure| matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT));
+        .is_some_and(|failure| !failure.outcome_known());
     engine
         .thaw(&guard, merge.job.as_str(), failed.filter(|_| accepted))
         .await;
@@ -228,7 +228,7 @@ async fn work(
     let started = match steps::start(engine, bridge, merge, &carried).await {
         Ok(started) => started,
         Err(failure) => {
-            if outcome_known(&failure) && (merge.point_intact() || !merge.resumed) {
+            if failure.outcome_known() && (merge.point_intact() || !merge.resumed) {
                 // refused before a byte was copied: the point is what it was
                 layer_file::clear_merge(&merge.here().path)?;
             }
@@ -256,18 +256,13 @@ async fn work(
             finished
         }
         Err(failure) => {
-            if outcome_known(&failure) && merge.point_intact() {
+            if failure.outcome_known() && merge.point_intact() {
                 // a stream that failed or was cancelled
                 layer_file::clear_merge(&merge.here().path)?;
             }
             Err(failure)
         }
     }
-}
-
-/// Whether QEMU told what became of it.
-fn outcome_known(failure: &Failure) -> bool {
-    !matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
 }
 
 /// Waits for the job, showing its progress; brings an active commit over its READY.

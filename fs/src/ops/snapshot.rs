@@ -122,18 +122,20 @@ impl<'a> Seal<'a> {
 
     /// Writes down on the file itself what is about to happen, before anything does.
     fn mark(&self) -> Result<(), Failure> {
-        layer_file::write_seal(
-            &self.active,
-            &SealMarker {
-                version: 1,
-                overlay: self.overlay.clone(),
-                sealed: self.sealed.clone(),
-                resume: false,
-                inode: self.file.ino,
-            },
-        )?;
+        layer_file::write_seal(&self.active, &self.marker(false))?;
         layer_file::write_point(&self.active, &self.record)
             .inspect_err(|_| self.unmark(&self.active))
+    }
+
+    /// What is written down; `resume`: the VM was stopped by us.
+    fn marker(&self, resume: bool) -> SealMarker {
+        SealMarker {
+            version: 1,
+            overlay: self.overlay.clone(),
+            sealed: self.sealed.clone(),
+            resume,
+            inode: self.file.ino,
+        }
     }
 
     /// Whether the mark is still there, on the file under whichever name it has now.
@@ -233,16 +235,7 @@ impl<'a> Seal<'a> {
             return Ok(false);
         }
         // first the note, then the deed: a daemon that dies in between leaves a VM to be resumed
-        layer_file::write_seal(
-            &self.active,
-            &SealMarker {
-                version: 1,
-                overlay: self.overlay.clone(),
-                sealed: self.sealed.clone(),
-                resume: true,
-                inode: self.file.ino,
-            },
-        )?;
+        layer_file::write_seal(&self.active, &self.marker(true))?;
         engine.stop_guest().await?;
         Ok(true)
     }
@@ -300,7 +293,7 @@ impl<'a> Seal<'a> {
         overlay: Option<Overlay>,
         stopped: bool,
     ) -> Failure {
-        if matches!(failure.errno, Errno::ENOTCONN | Errno::ETIMEDOUT) {
+        if !failure.outcome_known() {
             return failure;
         }
         if stopped && let Err(error) = bridge.run(qmpbridge::command::Cont).await {

@@ -54,16 +54,12 @@ async fn commit(
         // QEMU unshares "consistent read" on what it commits: our lock there would refuse the job
         engine.cache.unlock(file);
     }
+    let root = node(merge.disk.root.as_ref())?;
     let command = BlockCommit {
-        job_id: merge.job.clone(),
-        device: node(merge.disk.root.as_ref())?,
         top_node: Some(node(up.node.as_ref())?),
         base_node: Some(node(merge.here().node.as_ref())?),
         backing_file: Some(merge.sealed_path()),
-        speed: None,
-        on_error: None,
-        auto_finalize: None,
-        auto_dismiss: false,
+        ..BlockCommit::new(merge.job.clone(), root)
     };
     Ok(bridge.start_job(merge.job.clone(), command).await?)
 }
@@ -85,16 +81,10 @@ async fn commit_active(
             return Err(failure);
         }
     }
+    let root = node(merge.disk.root.as_ref())?;
     let command = BlockCommit {
-        job_id: merge.job.clone(),
-        device: node(merge.disk.root.as_ref())?,
-        top_node: None,
         base_node: Some(node(merge.here().node.as_ref())?),
-        backing_file: None,
-        speed: None,
-        on_error: None,
-        auto_finalize: None,
-        auto_dismiss: false,
+        ..BlockCommit::new(merge.job.clone(), root)
     };
     match bridge.start_job(merge.job.clone(), command).await {
         Ok(job) => Ok(job),
