@@ -91,9 +91,9 @@ fn check_file(bytes: Vec<u8>) {
         }
     };
     let word = |at: usize| {
+        let rest = bytes.get(at..).unwrap_or(&[]);
         let mut word = [0; 8];
-        let len = bytes.len().saturating_sub(at).min(8);
-        word[..len].copy_from_slice(&bytes[at..at + len]);
+        word.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         u64::from_be_bytes(word)
     };
     let half = |at| word(at) >> 32;
