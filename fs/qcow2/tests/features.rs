@@ -211,6 +211,22 @@ fn external_data_files_raw_and_not() {
 }
 
 #[test]
+fn a_data_file_that_is_cut_short_reads_as_the_tools_read_it() {
+    for raw in ["on", "off"] {
+        let lab = Lab::new();
+        lab.img(&format!(
+            "create -f qcow2 -o data_file=d.raw,data_file_raw={raw} a.qcow2 1M"
+        ));
+        lab.io("a.qcow2", "write -P 1 0 1M; write -z 200k 50k");
+        for len in [1048575, 700_000, 131_072, 65_537, 512, 511, 1, 0] {
+            let data = std::fs::File::options().write(true).open(lab.path("d.raw"));
+            data.expect("the data file").set_len(len).expect("cut");
+            lab.check("a.qcow2");
+        }
+    }
+}
+
+#[test]
 fn internal_snapshots_keep_their_bytes() {
     for compat in ["0.10", "1.1"] {
         let lab = Lab::new();

@@ -8,7 +8,7 @@ use crate::common::{Lab, assert_reads, at_snapshot, read_all, top};
 /// What was compared in one test, printed when it is over.
 #[derive(Default)]
 pub(crate) struct Tally {
-    pub(crate) images: u64,
+    images: u64,
     snapshots: u64,
     bytes: u64,
 }
@@ -79,9 +79,9 @@ impl Tally {
         }
     }
 
-    /// Counts bytes compared elsewhere.
-    pub(crate) fn add(&mut self, bytes: usize) {
+    /// Counts an image compared elsewhere.
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.images += 1;
-        self.bytes += bytes as u64;
+        self.bytes += bytes;
     }
 }

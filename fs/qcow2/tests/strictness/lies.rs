@@ -14,11 +14,19 @@ const COMPRESSED: u64 = 1 << 62;
 pub(crate) struct Lie {
     /// Specimen, field, and the new value: unique and stable.
     pub(crate) name: String,
-    pub(crate) at: u64,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) change: Change,
     /// Whether internal snapshots are compared as well.
     pub(crate) touches_snapshots: bool,
 }
+
+/// What is done to the image.
+pub(crate) enum Change {
+    Write { at: u64, bytes: Vec<u8> },
+    Cut { len: u64 },
+}
+
+/// Places at which an image is cut off.
+const CUTS: u64 = 48;
 
 /// A number in an image.
 struct Field {
@@ -243,11 +251,24 @@ impl Map<'_> {
             for (word, value) in self.values(field, now, max) {
                 lies.push(Lie {
                     name: format!("{specimen}: {} = {word}", field.name),
-                    at: field.at,
-                    bytes: value.to_be_bytes()[8 - field.width..].to_vec(),
+                    change: Change::Write {
+                        at: field.at,
+                        bytes: value.to_be_bytes()[8 - field.width..].to_vec(),
+                    },
                     touches_snapshots: field.touches_snapshots,
                 });
             }
+        }
+        let whole = self.image.len() as u64;
+        for part in 0..CUTS {
+            // Whole clusters, and some bytes more or less than that.
+            let place = (whole * part / CUTS).next_multiple_of(self.cluster);
+            let len = (place + [0, 1, 511][part as usize % 3]).min(whole - 1);
+            lies.push(Lie {
+                name: format!("{specimen}: the file = cut in part {part}"),
+                change: Change::Cut { len },
+                touches_snapshots: true,
+            });
         }
         lies
     }
