@@ -85,6 +85,14 @@ impl Source {
         }
     }
 
+    /// Whether the bytes have to be decompressed.
+    pub fn is_compressed(&self) -> bool {
+        let Source::Layer { mapping, .. } = self else {
+            return false;
+        };
+        matches!(mapping, Mapping::Compressed { .. })
+    }
+
     /// What lies `bytes` further on in the same piece.
     pub(crate) fn skip(self, bytes: u64) -> Source {
         match self {

@@ -10,9 +10,10 @@ use qmpfs_qcow2::{CompressedCluster, Layer, Mapping, Source};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Stretches from here on are copied by the kernel out of the page cache. Reading a shorter one
-/// costs less than finding its pages, and reads no more of a cold file than was asked for.
-const MAPPED_MIN: usize = 32 << 10;
+/// Stretches from here on are parts of their own. Reading a shorter one into the buffer costs less
+/// than finding its pages, reads no more of a cold file than was asked for, and keeps the parts of
+/// an answer far below the 1024 that one message may have.
+const PART_MIN: usize = 32 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -35,14 +36,6 @@ enum Part {
     },
 }
 
-/// The parts of an answer, in order.
-#[derive(Default)]
-struct Found {
-    parts: Vec<Part>,
-    /// Where in the disk the first compressed part ends.
-    first_cluster_end: Option<u64>,
-}
-
 /// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`.
 pub(super) fn answer<R>(
     opened: &OpenChain,
@@ -54,9 +47,29 @@ pub(super) fn answer<R>(
 ) -> Result<R, Failure> {
     let rest = opened.chain().virtual_size().saturating_sub(offset);
     let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
-    let found = Found::find(opened, offset, size, buffer)?;
-    if let Some(first) = found.first_cluster_end {
-        cursor.read(opened.chain(), offset..offset + size as u64, first);
+    let mut found = Found {
+        parts: Vec::new(),
+        filled: 0,
+    };
+    let mut done = 0;
+    let mut is_compressed = false;
+    while done < size {
+        let at = offset + done as u64;
+        let piece = opened.chain().resolve(at, (size - done) as u64);
+        let piece = piece.map_err(|error| failure(&error))?;
+        // At most what is left, so it is a length in memory.
+        let length = (piece.len as usize).min(size - done);
+        if length == 0 {
+            // Cannot be: the disk goes on.
+            return Err(Failure::new(Errno::EIO, "the disk has shrunk"));
+        }
+        done += length;
+        if piece.source.is_compressed() && !is_compressed {
+            is_compressed = true;
+            let others = offset + done as u64;
+            cursor.read(opened.chain(), offset..offset + size as u64, others);
+        }
+        found.add(opened, piece.source, length, buffer)?;
     }
     let clusters = found.decompress(opened)?;
     let (bytes, mapped) = found.bytes(opened, buffer, &clusters)?;
@@ -65,72 +78,64 @@ pub(super) fn answer<R>(
     Ok(sent)
 }
 
+/// The parts of an answer, in order.
+struct Found {
+    parts: Vec<Part>,
+    /// Bytes of the buffer that are used.
+    filled: usize,
+}
+
 impl Found {
-    /// Finds where all parts are, and reads those that the kernel cannot copy from where they lie.
-    fn find(
+    /// Adds a stretch: as a part of its own, or read into the buffer.
+    fn add(
+        &mut self,
         opened: &OpenChain,
-        offset: u64,
-        size: usize,
+        source: Source,
+        length: usize,
         buffer: &mut Vec<u8>,
-    ) -> Result<Found, Failure> {
-        let mut found = Found::default();
-        let (mut done, mut filled) = (0, 0);
-        while done < size {
-            let piece = opened
-                .chain()
-                .resolve(offset + done as u64, (size - done) as u64)
-                .map_err(|error| failure(&error))?;
-            // At most what is left, so it is a length in memory.
-            let length = (piece.len as usize).min(size - done);
-            if length == 0 {
-                // Cannot be: the disk goes on.
-                return Err(Failure::new(Errno::EIO, "the disk has shrunk"));
-            }
-            done += length;
-            let (layer, mapping) = match piece.source {
-                Source::Zero => {
-                    found.parts.push(Part::Zeros(length));
-                    continue;
-                }
-                Source::Layer { index, mapping } => (index, mapping),
-            };
-            match mapping {
-                Mapping::Data { host }
-                    if length >= MAPPED_MIN && opened.layers()[layer].maps(host.0, length) =>
-                {
-                    found.parts.push(Part::Mapped {
-                        layer,
-                        host: host.0,
-                        length,
-                    });
-                }
-                Mapping::Compressed { cluster, within } => {
-                    let start = within as usize;
-                    found.parts.push(Part::Cluster {
-                        layer,
-                        cluster,
-                        within: start..start + length,
-                    });
-                    let end = offset + done as u64;
-                    found.first_cluster_end.get_or_insert(end);
-                }
-                Mapping::Data { .. } | Mapping::Zero | Mapping::Unallocated => {
-                    let end = filled + length;
-                    if buffer.len() < end {
-                        buffer.resize(end, 0);
-                    }
-                    opened.chain().layers()[layer]
-                        .read_mapped(mapping, &mut buffer[filled..end])
-                        .map_err(|error| failure(&error))?;
-                    match found.parts.last_mut() {
-                        Some(Part::Read(range)) => range.end = end,
-                        _ => found.parts.push(Part::Read(filled..end)),
-                    }
-                    filled = end;
-                }
-            }
+    ) -> Result<(), Failure> {
+        let own_part = match source {
+            _ if length < PART_MIN => None,
+            Source::Zero => Some(Part::Zeros(length)),
+            Source::Layer {
+                index: layer,
+                mapping: Mapping::Data { host },
+            } if opened.layers()[layer].maps(host.0, length) => Some(Part::Mapped {
+                layer,
+                host: host.0,
+                length,
+            }),
+            Source::Layer {
+                index: layer,
+                mapping: Mapping::Compressed { cluster, within },
+            } => Some(Part::Cluster {
+                layer,
+                cluster,
+                within: within as usize..within as usize + length,
+            }),
+            Source::Layer { .. } => None,
+        };
+        if let Some(part) = own_part {
+            self.parts.push(part);
+            return Ok(());
         }
-        Ok(found)
+        let stretch = self.filled..self.filled + length;
+        if buffer.len() < stretch.end {
+            buffer.resize(stretch.end, 0);
+        }
+        let bytes = &mut buffer[stretch.clone()];
+        match source {
+            Source::Zero => bytes.fill(0),
+            Source::Layer { index, mapping } => opened.chain().layers()[index]
+                .read_mapped(mapping, bytes)
+                .map_err(|error| failure(&error))?,
+        }
+        self.filled = stretch.end;
+        match self.parts.last_mut() {
+            Some(Part::Read(range)) => range.end = stretch.end,
+            _ => self.parts.push(Part::Read(stretch)),
+        }
+        Ok(())
     }
 
     /// The clusters of the compressed parts, in order.
