@@ -320,7 +320,9 @@ fn cycles_and_endless_chains_end() {
 
     // One header that names a symlink of the next name would do; real files keep it honest.
     images.overlay("0", "00000", "qcow2");
-    let bytes = std::fs::read(images.path("0")).unwrap();
+    let mut bytes = std::fs::read(images.path("0")).unwrap();
+    // Nothing beyond the header is read here, and a thousand whole images would take their time.
+    bytes.truncate(4096);
     let at = bytes
         .windows(5)
         .position(|window| window == b"00000")
