@@ -63,11 +63,15 @@ pub fn check(bytes: &[u8]) {
 pub fn make(input: &mut Input<'_>) -> Made {
     let shape = input.u8();
     let v3 = shape & 3 != 0;
-    let cluster_bits = input.choose(&[9, 9, 9, 10, 11, 12, 14, 14, 16, 17]);
     let mut incompatible = 0;
-    if v3 && shape & 0x0c == 0x04 && cluster_bits >= 14 {
+    let extended = v3 && shape & 0x0c == 0x04;
+    if extended {
         incompatible |= EXTENDED_L2;
     }
+    let cluster_bits = match extended {
+        true => input.choose(&[14, 14, 15, 16]),
+        false => input.choose(&[9, 9, 9, 10, 11, 12, 14, 17]),
+    };
     if v3 && shape & 0x30 == 0x10 {
         incompatible |= DATA_FILE;
     }
@@ -199,7 +203,8 @@ fn l1_entry(layout: &Layout, input: &mut Input<'_>) -> u64 {
         0 => 0,
         1 => table,
         2 => table + 512,
-        3 => table | u64::from(input.u16()),
+        // A bit that means something else, or nothing.
+        3 => (table | 1 << 63) ^ 1 << (input.u8() % 64),
         4 => input.u64(),
         5 => u64::from(input.u8()) << header.cluster_bits,
         _ => table | 1 << 63,
@@ -215,7 +220,7 @@ fn l2_entry(layout: &Layout, index: u64, input: &mut Input<'_>) -> (u64, u64, u6
         0 => layout.clusters + input.below(POOL as usize) as u64 * cluster,
         _ => index * cluster + u64::from(input.u8() % 4) * header.l1_reach(),
     };
-    let (entry, step) = match input.below(12) {
+    let (entry, step) = match input.below(14) {
         0 => (0, 0),
         1 => (1, 0),
         2 => (data | COPIED | 1, cluster),
@@ -224,6 +229,8 @@ fn l2_entry(layout: &Layout, index: u64, input: &mut Input<'_>) -> (u64, u64, u6
         5 => (input.u64(), 512),
         6 => (data | u64::from(input.u16()), 0),
         7 | 8 => (compressed(layout, input), 0),
+        9 => (compressed(layout, input) ^ 1 << (input.u8() % 64), 0),
+        10 => ((data | COPIED) ^ 1 << (input.u8() % 64), cluster),
         _ => (data | COPIED, cluster),
     };
     let bitmap = match input.below(8) {
