@@ -51,7 +51,7 @@ pub(crate) fn description(dir: &Path) -> String {
     let kernel = sh!("uname -r | cut -d- -f1");
     let qemu = sh!("qemu-img --version | sed -n 's/^qemu-img version \\([0-9.]*\\).*/\\1/p'");
     let nbdfuse = sh!("nbdfuse --version | sed -n 's/^nbdfuse //p'");
-    let filesystem = sh!("stat -f -c %T {}", dir.display());
+    let filesystem = sh!("df --output=fstype {} | tail -1", dir.display());
     format!(
         "{cores} cores ({model}{virtual_machine}), {:.0} GiB of memory, Linux {kernel}, QEMU {qemu}, nbdfuse {nbdfuse}; images on {filesystem}.",
         kib.unwrap_or(0.0) / f64::from(1 << 20)

@@ -4,14 +4,23 @@ use crate::results::Row;
 use crate::servers::Who;
 
 /// Who has a column; the rest are limits.
-const COLUMNS: [Who; 3] = [Who::Ours, Who::Qsd, Who::Nbd];
+const COLUMNS: [Who; 4] = [Who::Ours, Who::Qsd, Who::Uring, Who::Nbd];
 const LIMITS: [Who; 3] = [Who::RawFile, Who::Convert, Who::OursFlat];
-const HEADS: [&str; 8] = [
-    "workload", "qmpfs", "QSD", "nbdfuse", "limit", "ratio", "goal", "met",
+const WIDTH: usize = 9;
+const HEADS: [&str; WIDTH] = [
+    "workload",
+    "qmpfs",
+    "QSD",
+    "QSD, io_uring",
+    "nbdfuse",
+    "limit",
+    "ratio",
+    "goal",
+    "met",
 ];
 
 /// One line a goal, at least one a workload.
-fn lines(rows: &[Row]) -> Vec<[String; 8]> {
+fn lines(rows: &[Row]) -> Vec<[String; WIDTH]> {
     let mut lines = Vec::new();
     for row in rows {
         let numbers = COLUMNS.map(|who| row.cell(who).unwrap_or_else(|| "–".to_owned()));
@@ -19,23 +28,15 @@ fn lines(rows: &[Row]) -> Vec<[String; 8]> {
             .iter()
             .filter_map(|&who| Some(format!("{} {}", who.name(), row.cell(who)?)))
             .collect();
-        let [ours, qsd, nbd] = numbers;
-        let label = format!("{}, {}", row.label, row.unit.name());
-        let mut line = [
-            label,
-            ours,
-            qsd,
-            nbd,
-            limits.join("; "),
-            String::new(),
-            String::new(),
-            String::new(),
-        ];
+        let mut line: [String; WIDTH] = Default::default();
+        line[0] = format!("{}, {}", row.label, row.unit.name());
+        line[1..=COLUMNS.len()].clone_from_slice(&numbers);
+        line[5] = limits.join("; ");
         let verdicts = row.verdicts();
         for verdict in &verdicts {
-            line[5] = verdict.found.clone();
-            line[6] = verdict.words.to_owned();
-            line[7] = if verdict.met { "yes" } else { "**no**" }.to_owned();
+            line[6] = verdict.found.clone();
+            line[7] = verdict.words.to_owned();
+            line[8] = if verdict.met { "yes" } else { "**no**" }.to_owned();
             lines.push(std::mem::take(&mut line));
         }
         if verdicts.is_empty() {
@@ -55,15 +56,15 @@ pub(crate) fn table(rows: &[Row]) -> String {
             .max()
             .unwrap_or(0)
     };
-    let widths: [usize; 8] = std::array::from_fn(width);
-    let show = |cells: [&str; 8]| {
-        let padded: Vec<String> = (0..8)
+    let widths: [usize; WIDTH] = std::array::from_fn(width);
+    let show = |cells: [&str; WIDTH]| {
+        let padded: Vec<String> = (0..WIDTH)
             .map(|i| format!("{:<1$}", cells[i], widths[i]))
             .collect();
         format!("| {} |\n", padded.join(" | "))
     };
     let mut table = show(HEADS);
-    let rules: [String; 8] = widths.map(|width| "-".repeat(width));
+    let rules: [String; WIDTH] = widths.map(|width| "-".repeat(width));
     table += &show(std::array::from_fn(|i| rules[i].as_str()));
     for line in &lines {
         table += &show(std::array::from_fn(|i| line[i].as_str()));

@@ -115,22 +115,41 @@ impl Row {
 
     fn verdict(&self, goal: &Goal) -> Verdict {
         let of = |who| self.values(who).expect("a goal names who was measured");
-        let (value, sign) = match goal.held {
-            Held::Ours => (median(of(Who::Ours)), ""),
-            Held::Ratio(over, under) => {
-                let ratios: Vec<f64> = of(over).iter().zip(of(under)).map(|(a, b)| a / b).collect();
-                (median(&ratios), "×")
-            }
+        let value = match goal.held {
+            Held::Ours => median(of(Who::Ours)),
+            Held::Ratio(over, under) => ratio(of(over), of(under)),
         };
+        let mut found = Unit::show(value);
+        if let Held::Ratio(over, under) = goal.held {
+            found.push('×');
+            let other = |who| if who == Who::Qsd { Who::Uring } else { who };
+            if [over, under].contains(&Who::Qsd)
+                && let (Some(over), Some(under)) =
+                    (self.values(other(over)), self.values(other(under)))
+            {
+                write!(found, " (io_uring {}×)", Unit::show(ratio(over, under)))
+                    .expect("a string takes everything");
+            }
+        }
         Verdict {
             words: goal.words,
-            found: Unit::show(value) + sign,
+            found,
             met: match goal.bound {
                 Bound::AtLeast(bound) => value >= bound,
                 Bound::AtMost(bound) => value <= bound,
             },
         }
     }
+}
+
+/// One over the other in each round, and the median of that.
+fn ratio(over: &[f64], under: &[f64]) -> f64 {
+    let ratios: Vec<f64> = over
+        .iter()
+        .zip(under)
+        .map(|(over, under)| over / under)
+        .collect();
+    median(&ratios)
 }
 
 /// The middle one of some numbers.

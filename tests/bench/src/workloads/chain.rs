@@ -5,13 +5,13 @@ use crate::goals;
 use crate::results::{Row, Unit};
 use crate::servers::Who;
 
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::OursFlat];
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd, Who::OursFlat];
 pub(super) const DEPTH: usize = 256;
 
 pub(super) fn chain(run: &mut Run) -> Vec<Row> {
     let (deep, flat) = (run.images.chain(DEPTH), run.images.chain(1));
     let image = |who| if who == Who::OursFlat { &flat } else { &deep };
-    run.check(&deep, &[Who::Ours, Who::Qsd, Who::Nbd]);
+    run.check(&deep, &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd]);
     run.check(&flat, &[Who::OursFlat]);
     let [series] = run.measure("chain, sequential", WHOS, |who| {
         [sequential::read(run, who, image(who), sequential::LARGE).0]

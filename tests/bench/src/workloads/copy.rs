@@ -13,7 +13,14 @@ use crate::images::Image;
 use crate::results::{Row, Unit};
 use crate::servers::Who;
 
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile, Who::Convert];
+const WHOS: &[Who] = &[
+    Who::Ours,
+    Who::Qsd,
+    Who::Uring,
+    Who::Nbd,
+    Who::RawFile,
+    Who::Convert,
+];
 
 pub(super) fn copy(run: &mut Run) -> Vec<Row> {
     let image = run.images.sparse();

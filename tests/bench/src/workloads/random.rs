@@ -10,7 +10,7 @@ use crate::results::{Row, Series, Unit};
 use crate::servers::{Server, Who};
 
 /// Read past the page cache the raw file is no limit, but a disk.
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd];
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd];
 
 /// How many readers at once make a queue.
 const QUEUE: u64 = 32;

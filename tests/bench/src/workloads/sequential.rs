@@ -7,7 +7,7 @@ use crate::reader;
 use crate::results::{Goal, Row, Unit};
 use crate::servers::Who;
 
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile];
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd, Who::RawFile];
 
 pub(super) const LARGE: usize = 1 << 20;
 /// What `cat` and `cp` ask for.
@@ -69,7 +69,7 @@ pub(super) fn compressed(run: &mut Run) -> Vec<Row> {
             image.size() as f64 / image.file.metadata().expect("an image of ours").len() as f64;
         let label = format!("{method} compressed ({ratio:.1}:1), sequential");
         // Beside it the raw file says nothing.
-        first_read(run, method, label, &image, &WHOS[..3], goals)
+        first_read(run, method, label, &image, &WHOS[..4], goals)
     });
     rows.concat()
 }
