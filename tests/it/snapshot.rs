@@ -261,6 +261,17 @@ over_attachments! {
         oracle::convert(&linked, &after);
         oracle::assert_same(&after, &before);
 
+        // The same of a layer below: a merge would write its own path into the header above.
+        let above = scratch.dir("above").join("web2.qcow2");
+        oracle::create_overlay(&above, &linked, 16 << 20);
+        let above = [Disk::qcow2("vda", &above)];
+        let mut machine = Machine::start(&scratch, "above", attachment, &above);
+        let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+        wait::until_true("the disk is in the mount", || mount.disk("vda").0.is_dir());
+        assert_errno(mount.disk("vda").snapshot("before").make(), &[EOPNOTSUPP]);
+        mount.unmount();
+        machine.quit();
+
         // With the absolute name it is a disk like any other.
         sh!(
             "qemu-img rebase -u -F qcow2 -b {}/base.qcow2 {}",

@@ -192,24 +192,28 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
     }
     if disk.no_snapshots.is_none() {
-        disk.no_snapshots = backing_beside_the_link(top, &disk, sight);
+        disk.no_snapshots = chain
+            .iter()
+            .find_map(|node| named_beside_a_link(node, sight));
     }
     Some(disk)
 }
 
 /// QEMU takes a relative backing name against the name it was given, also when that is a link to
-/// elsewhere. The sealed layer will lie beside the file itself, where the same name in its header
-/// must lead to the same file: else the disk starts from another one next time.
-fn backing_beside_the_link(top: &Node, disk: &Disk, sight: &Sight) -> Option<String> {
-    let name = top.backing_filename.as_ref()?;
-    let beside_the_link = sight.resolve(Path::new(top.full_backing_filename.as_ref()?))?;
-    let beside_the_file = disk.active_path.with_file_name(name);
+/// elsewhere. A sealed layer lies beside the file itself, and a merge writes the file's own path
+/// into the header above: there the same name must lead to the same file, or the disk starts from
+/// another one next time.
+fn named_beside_a_link(node: &Node, sight: &Sight) -> Option<String> {
+    let name = node.backing_filename.as_ref()?;
+    let file = sight.resolve(node.path.as_ref()?)?;
+    let beside_the_link = sight.resolve(Path::new(node.full_backing_filename.as_ref()?))?;
+    let beside_the_file = file.with_file_name(name);
     if sys::file_id(&beside_the_link).ok() == sys::file_id(&beside_the_file).ok() {
         return None;
     }
     Some(format!(
         "QEMU opened {0} through a link, and {name}, the name of what it stands on, means another file beside {0} itself; with the VM off: qemu-img rebase -u with the absolute name",
-        disk.active_path.display()
+        file.display()
     ))
 }
 
