@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qmpfs_qcow2::{
-    Chain, Error, ExtentKind, Image, Layer, Mapping, OpenOptions, RawLayer, ReadAt, Source,
+    Caches, Chain, Error, ExtentKind, Image, Layer, Mapping, OpenOptions, RawLayer, ReadAt, Source,
 };
 
 use super::input::Input;
@@ -14,36 +14,65 @@ use super::layers::{self, Built};
 use super::writer::is_zero;
 
 /// Reads at places of the input's choosing.
-const CHOSEN_READS: u32 = 12;
+const CHOSEN_READS: u32 = 8;
 /// No walk over a disk of this size takes so long.
 const PLENTY: Duration = Duration::from_secs(60);
 
 /// Builds, reads, and compares.
 pub fn check(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let (built, expected) = layers::make(&mut input);
-    let layers = built
+    let (built, disks) = layers::make(&mut input);
+    // Room for all, for hardly anything, or for nothing at all.
+    let caches = Arc::new(match input.below(3) {
+        0 => Caches::default(),
+        1 => Caches::new(2048, 20_000).with_map_bytes(600),
+        _ => Caches::new(0, 0).with_map_bytes(0),
+    });
+    let layers: Vec<Arc<Layer>> = built
         .iter()
-        .map(|layer| Arc::new(open(layer).expect("a valid layer")));
-    let chain = Chain::new(layers.collect());
+        .map(|layer| Arc::new(open(layer, &caches).expect("a valid layer")))
+        .collect();
+    let top = layers.len() - 1;
+    let chain = Chain::new(layers.clone());
+    ask(&chain, &disks[top], &mut input);
+
+    // Part of the chain, which shares its layers and caches; and the chain once more, from there.
+    let part = input.below(layers.len());
+    let lower = Chain::new(layers[..=part].to_vec());
+    ask(&lower, &disks[part], &mut input);
+    if part < top {
+        let next = lower.with_overlay(Arc::clone(&layers[part + 1]));
+        read(&next, &disks[part + 1], 0, disks[part + 1].len());
+    }
+    let again = lower.with_top(Arc::clone(&layers[part]));
+    read(&again, &disks[part], 0, disks[part].len());
+    walk(&chain, &disks[top]);
+}
+
+/// Asks at places of the input's choosing.
+fn ask(chain: &Chain, expected: &[u8], input: &mut Input<'_>) {
     let size = expected.len() as u64;
     assert_eq!(chain.virtual_size(), size);
-
     for _ in 0..CHOSEN_READS {
         let at = u64::from(input.u32()) % (size + 2);
         let len = input.below(40_000);
-        read(&chain, &expected, at, len);
-        resolve(&chain, &expected, at, len as u64);
-        extent(&chain, &expected, at, len as u64);
+        read(chain, expected, at, len);
+        resolve(chain, expected, at, len as u64);
+        extent(chain, expected, at, len as u64);
     }
-    read(&chain, &expected, 0, expected.len() + 1);
+}
+
+/// Asks for all of it, from front to back.
+fn walk(chain: &Chain, expected: &[u8]) {
+    let size = expected.len() as u64;
+    read(chain, expected, 0, expected.len() + 1);
     let mut at = 0;
     while at < size {
-        at += resolve(&chain, &expected, at, u64::MAX);
+        at += resolve(chain, expected, at, u64::MAX);
     }
     let (mut at, mut data) = (0, 0);
     while at < size {
-        let (len, kind) = extent(&chain, &expected, at, u64::MAX);
+        let (len, kind) = extent(chain, expected, at, u64::MAX);
         data += if kind == ExtentKind::Data { len } else { 0 };
         at += len;
     }
@@ -51,7 +80,7 @@ pub fn check(bytes: &[u8]) {
     assert_eq!(allocated.expect("a valid chain"), Some(data));
 }
 
-fn open(built: &Built) -> Result<Layer, Error> {
+fn open(built: &Built, caches: &Arc<Caches>) -> Result<Layer, Error> {
     let file: Arc<dyn ReadAt> = built.file.clone();
     if built.raw {
         return RawLayer::open(file).map(Layer::Raw);
@@ -59,7 +88,7 @@ fn open(built: &Built) -> Result<Layer, Error> {
     let data = built.data.clone();
     let options = OpenOptions {
         data_file: data.map(|data| data as Arc<dyn ReadAt>),
-        ..OpenOptions::default()
+        caches: Some(Arc::clone(caches)),
     };
     let image = Image::open_with(file, options)?;
     Ok(Layer::Qcow2(match built.snapshot {

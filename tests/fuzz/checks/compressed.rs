@@ -37,11 +37,12 @@ pub fn check(bytes: &[u8]) {
 
     let (file, host) = image(&made);
     let image = Image::open(Arc::new(file)).expect("a valid header");
+    let place = CompressedCluster {
+        host: HostOffset(host),
+        len: made.stream.len() as u32,
+    };
     let whole = Mapping::Compressed {
-        cluster: CompressedCluster {
-            host: HostOffset(host),
-            len: made.stream.len() as u32,
-        },
+        cluster: place,
         within: 0,
     };
     let mut ours = vec![0xee; cluster];
@@ -56,6 +57,9 @@ pub fn check(bytes: &[u8]) {
             assert!(tolerated == ours, "other bytes than a lenient decoder");
         }
     }
+    let kept = image.decompressed(place).ok();
+    assert_eq!(kept.is_some(), taken, "decompressed as it is read");
+    assert!(kept.is_none_or(|kept| *kept == *ours), "what is kept");
     // A part goes through the cache; twice, since the second is another way.
     for _ in 0..2 {
         let mut part = vec![0xdd; cluster / 2];

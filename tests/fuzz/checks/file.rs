@@ -41,6 +41,16 @@ impl File {
         self.size = self.size.max(size);
     }
 
+    /// Cuts the file; what was behind is zeros, as it is for whoever reads there.
+    pub fn cut(&mut self, size: u64) {
+        self.size = self.size.min(size);
+        self.pages.truncate(self.size.div_ceil(PAGE) as usize);
+        // Where the file ends within a page, that is the last one.
+        if let Some(Some(last)) = self.pages.get_mut((self.size / PAGE) as usize) {
+            last[(self.size % PAGE) as usize..].fill(0);
+        }
+    }
+
     /// The size in bytes.
     pub fn len(&self) -> u64 {
         self.size

@@ -48,10 +48,10 @@ enum Cluster {
     Compressed(u64),
 }
 
-/// A chain, base first, and the bytes of its top.
-pub fn make(input: &mut Input<'_>) -> (Vec<Built>, Vec<u8>) {
+/// A chain, base first, and the disk that each layer shows with all below it.
+pub fn make(input: &mut Input<'_>) -> (Vec<Built>, Vec<Vec<u8>>) {
     let count = 1 + input.below(MAX_LAYERS);
-    let mut layers = Vec::new();
+    let (mut layers, mut disks) = (Vec::new(), Vec::new());
     let mut disk = Vec::new();
     for i in 0..count {
         if i == 0 && input.one_in(3) {
@@ -69,8 +69,9 @@ pub fn make(input: &mut Input<'_>) -> (Vec<Built>, Vec<u8>) {
         } else {
             layers.push(overlay(input, i as u64 + 1, &mut disk));
         }
+        disks.push(disk.clone());
     }
-    (layers, disk)
+    (layers, disks)
 }
 
 /// A qcow2 layer over `disk`, which becomes what the layer shows.

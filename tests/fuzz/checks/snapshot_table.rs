@@ -158,6 +158,8 @@ pub fn make(input: &mut Input<'_>) -> File {
         let l1 = u64::from(input.u8() % 8) * 512 + u64::from(input.u8() / 200);
         let (entries, size) = (input.u8().into(), u64::from(input.u32() >> 12));
         let mut entry = snapshot_entry(id, &name, l1, entries, size);
+        let extra = input.choose(&[24, 24, 24, 0, 8, 15, 16, 23, 32, MAX_EXTRA, MAX_EXTRA + 1]);
+        set_extra(&mut entry, extra as usize, id.len() + name.len());
         if input.one_in(4) {
             let at = input.below(44);
             entry[at] = input.u8();
@@ -167,4 +169,14 @@ pub fn make(input: &mut Input<'_>) -> File {
     table.extend(input.rest());
     file.put(header.snapshots, table);
     file
+}
+
+/// Gives an entry extra data of another length than 24, and pads it again.
+fn set_extra(entry: &mut Vec<u8>, len: usize, strings: usize) {
+    entry.truncate(64 + strings);
+    let mut extra = entry[40..64].to_vec();
+    extra.resize(len, 0xee);
+    entry.splice(40..64, extra);
+    entry[36..40].copy_from_slice(&(len as u32).to_be_bytes());
+    entry.resize(entry.len().next_multiple_of(8), 0);
 }

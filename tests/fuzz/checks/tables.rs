@@ -129,7 +129,12 @@ pub fn make(input: &mut Input<'_>) -> Made {
     }
     layout.header.write(&mut file);
     // Only now, so that tables may lie over anything, even the header's cluster, but stay valid.
+    let cut = input.one_in(8).then(|| u64::from(input.u32()));
     put_tables(&layout, &mut file, input);
+    // The active L1 table may be the first to go.
+    if let (Some(cut), false) = (cut, with_snapshot) {
+        file.cut(layout.header.l1 + cut % (file.len() - layout.header.l1));
+    }
     Made {
         file: Arc::new(file),
         data: data.map(Arc::new),
