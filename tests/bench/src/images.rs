@@ -7,11 +7,10 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use qmpfs_tests::nbd::Nbd;
 use qmpfs_tests::{oracle, sh};
 
 use crate::content::{CLUSTER, Content, Dice, Maker};
-use crate::filler::Filler;
+use crate::filler::{Both, Filler};
 use crate::reader;
 
 /// How much larger than its data the sparse disk is.
@@ -83,7 +82,7 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// None yet; disks will have `size` bytes.
+    /// None yet; disks will have `size` bytes, or half of that where peers are slow.
     pub(crate) fn new(dir: &Path, size: u64) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -95,7 +94,7 @@ impl Images {
     /// All clusters one after another.
     pub(crate) fn contiguous(&mut self) -> Image {
         self.make("contiguous", |images, file| {
-            let expected = images.disk(Content::Random);
+            let expected = images.disk(Content::Random, images.size);
             oracle::create(file, images.size);
             let filler = Filler::start(&images.dir, &[file.to_owned()]);
             let (mut disk, source) = (filler.disk(0), open(&expected));
@@ -108,18 +107,19 @@ impl Images {
         })
     }
 
-    /// The same bytes, the clusters written in random order.
+    /// A disk without holes, the clusters written in random order.
     pub(crate) fn fragmented(&mut self) -> Image {
         self.chain(1)
     }
 
-    /// The same bytes in `depth` layers: each cluster is in a layer drawn by lot.
-    /// Whatever the depth, the clusters are written in one and the same random order.
+    /// A disk without holes in `depth` layers: each cluster is in a layer drawn by lot.
+    /// A smaller disk, as peers take their time. Whatever the depth, the clusters are written in one and the same random order.
     pub(crate) fn chain(&mut self, depth: usize) -> Image {
         self.make(&format!("chain-of-{depth}"), |images, file| {
-            let expected = images.disk(Content::Random);
-            let layers = stack(file, depth, images.size);
-            let clusters = images.size / CLUSTER as u64;
+            let size = images.size / 2;
+            let expected = images.disk(Content::Random, size);
+            let layers = stack(file, depth, size);
+            let clusters = size / CLUSTER as u64;
             let order = Dice::new(21).shuffled(clusters);
             let filler = Filler::start(&images.dir, &layers);
             let source = open(&expected);
@@ -140,15 +140,16 @@ impl Images {
     pub(crate) fn sparse(&mut self) -> Image {
         self.make("sparse", |images, file| {
             let expected = images.dir.join("sparse.raw");
-            let size = images.size * SPARSE;
+            let data = images.size / 2;
+            let size = data * SPARSE;
             oracle::create(file, size);
-            let mut hole = Both::new(&images.dir, &[file.to_owned()], &expected, size);
+            let mut disk = Both::new(&images.dir, &[file.to_owned()], &expected, size);
             let (mut dice, mut written) = (Dice::new(31), 0);
-            while written < images.size {
+            while written < data {
                 let clusters = 1 + dice.below(MAX_PIECE);
                 let first = dice.below(size / CLUSTER as u64 - clusters);
                 for cluster in first..first + clusters {
-                    hole.write(0, cluster);
+                    disk.write(0, cluster);
                 }
                 written += clusters * CLUSTER as u64;
             }
@@ -175,7 +176,7 @@ impl Images {
     /// Bytes that compress, compressed by qemu-img; a smaller disk, as it takes its time.
     pub(crate) fn compressed(&mut self, method: &str) -> Image {
         self.make(method, |images, file| {
-            let expected = images.disk(Content::Mixed);
+            let expected = images.disk(Content::Mixed, images.size / 2);
             sh!(
                 "qemu-img convert -c -f raw -O qcow2 -o compression_type={method} {} {}",
                 expected.display(),
@@ -187,7 +188,7 @@ impl Images {
 
     /// A raw file.
     pub(crate) fn raw(&mut self) -> Image {
-        let file = self.disk(Content::Random);
+        let file = self.disk(Content::Random, self.size);
         self.finish("raw", file.clone(), "raw", file)
     }
 
@@ -226,21 +227,14 @@ impl Images {
     }
 
     /// The bytes of a disk without holes.
-    fn disk(&self, content: Content) -> PathBuf {
-        let path = self.dir.join(match content {
-            Content::Random => "random.raw",
-            Content::Mixed => "mixed.raw",
-        });
+    fn disk(&self, content: Content, size: u64) -> PathBuf {
+        let path = self.dir.join(format!("{content:?}-{size}.raw"));
         if path.exists() {
             return path;
         }
         let maker = Maker::new(content);
         let mut cluster = vec![0; CLUSTER];
         let mut file = BufWriter::with_capacity(STRIDE, File::create(&path).expect("a raw file"));
-        let size = match content {
-            Content::Random => self.size,
-            Content::Mixed => self.size / 2,
-        };
         for index in 0..size / CLUSTER as u64 {
             maker.fill(&mut cluster, index);
             file.write_all(&cluster).expect("room for the raw file");
@@ -268,45 +262,6 @@ fn stack(top: &Path, depth: usize, size: u64) -> Vec<PathBuf> {
         below = Some(layer);
     }
     layers
-}
-
-/// Writes clusters into layers, and into the raw file that says what is right.
-struct Both {
-    connected: Option<(usize, Nbd)>,
-    filler: Filler,
-    raw: File,
-    maker: Maker,
-    bytes: Vec<u8>,
-    written: u64,
-}
-
-impl Both {
-    fn new(dir: &Path, layers: &[PathBuf], raw: &Path, size: u64) -> Self {
-        let raw = File::create(raw).expect("a raw file");
-        raw.set_len(size).expect("a filesystem with sparse files");
-        Self {
-            filler: Filler::start(dir, layers),
-            connected: None,
-            raw,
-            maker: Maker::new(Content::Random),
-            bytes: vec![0; CLUSTER],
-            written: 0,
-        }
-    }
-
-    fn write(&mut self, layer: usize, cluster: u64) {
-        self.written += 1;
-        self.maker.fill(&mut self.bytes, self.written);
-        let at = cluster * CLUSTER as u64;
-        let connected = self.connected.take().filter(|(to, _)| *to == layer);
-        let (_, disk) = self
-            .connected
-            .insert(connected.unwrap_or_else(|| (layer, self.filler.disk(layer))));
-        disk.write(at, &self.bytes).expect("QEMU takes the bytes");
-        self.raw
-            .write_all_at(&self.bytes, at)
-            .expect("room for the raw file");
-    }
 }
 
 fn open(path: &Path) -> File {

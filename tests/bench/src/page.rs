@@ -57,7 +57,7 @@ Written by `tests/bench/run`, which measures all of it anew on any machine; the 
 round within this one run.
 
 {machine}
-{rounds} rounds; disks of {mib} MiB, half of that where they are compressed.
+{rounds} rounds; disks of {mib} MiB of data, half of that where they are fragmented, sparse, compressed, or chains.
 
 {warning}{table}
 A number is the median of the rounds (least–most). *QSD* is the FUSE export of qemu-storage-daemon as it

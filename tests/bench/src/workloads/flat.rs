@@ -14,7 +14,7 @@ use crate::results::{Row, Series, Unit};
 use crate::servers::{self, Who};
 use crate::usage;
 
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd];
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd];
 
 pub(super) fn ready(run: &mut Run) -> Vec<Row> {
     let image = run.images.chain(chain::DEPTH);
