@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes read and written at once: enough that system calls cost nothing beside the copying.
 const BUFFER: usize = 4 << 20;
@@ -103,7 +104,7 @@ pub fn write_to(request: &Request, out: &mut impl Write) -> Result<Ended, Failur
 
 /// What is read.
 struct Source {
-    opened: OpenChain,
+    opened: Arc<OpenChain>,
     specs: Vec<LayerSpec>,
 }
 

@@ -29,6 +29,8 @@ Options for -o, comma-separated:
                       as for other FUSE filesystems; umask applies to 0777 and 0444 and is 077
   kernel_cache        read disk.raw through the kernel's page cache, always: for programs that
                       map it (mmap) on kernels before 6.6, or read the same places again and again
+  passthrough         with ro: a disk.raw that is one raw file is read by the kernel itself (Linux
+                      6.9, root), as the file is: cut short, it just ends there
   rw, default_permissions, nosuid, nodev, noexec, noatime
                       accepted, as they are so anyway";
 

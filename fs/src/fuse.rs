@@ -43,6 +43,8 @@ const GENERATION: Generation = Generation(0);
 /// queue depth 32 of one reader and as much for another.
 const BACKGROUND: u16 = 64;
 
+/// The longest read: an answer to it has some hundred parts at most, where a message may have 1024.
+const MAX_READ: u32 = 1 << 20;
 /// Layers that the kernel reads by itself lie on plain filesystems, not on stacked ones.
 const STACK_DEPTH: u32 = 1;
 
@@ -94,11 +96,15 @@ impl Filesystem for Qmpfs {
                 tracing::debug!(?wish, "not offered by this kernel");
             }
         }
-        let passes_through = config
-            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
-            .is_ok_and(|()| config.set_max_stack_depth(STACK_DEPTH).is_ok());
-        if passes_through {
-            self.shared.passthrough.offer();
+        if let Some(passthrough) = &self.shared.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok()
+        {
+            passthrough.offer();
+        }
+        // Reads are no longer than writes could be; the kernel may be set up for far longer ones.
+        if let Err(nearest) = config.set_max_write(MAX_READ) {
+            tracing::debug!(nearest, "the longest read is left as it is");
         }
         if let Err(nearest) = config.set_max_background(BACKGROUND) {
             tracing::debug!(nearest, "background requests not set");
@@ -168,12 +174,12 @@ impl Filesystem for Qmpfs {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.run("read", |shared| {
-            files::read(shared, req.unique(), fh, offset, size, reply)
+            files::read(shared, req.unique(), fh, flags, (offset, size), reply)
         });
     }
 
@@ -202,7 +208,7 @@ impl Filesystem for Qmpfs {
         reply: ReplyEmpty,
     ) {
         self.run("release", |shared| {
-            shared.handles.remove(fh);
+            files::release(shared, fh);
             reply.ok();
         });
     }

@@ -101,6 +101,7 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
         },
         verbs: options.verbs(),
         kernel_cache: options.kernel_cache,
+        passthrough: options.passthrough,
         auto_unmount: options.auto_unmount,
     };
     let unmounted = sender.clone();

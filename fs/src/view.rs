@@ -24,11 +24,11 @@ use crate::sys::Bytes;
 use extents::Extents;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// The disk as it was at one instant. Read by many threads at once.
 pub struct View {
-    opened: OpenChain,
+    opened: Arc<OpenChain>,
     /// Bytes that are data, once somebody has asked.
     allocated: OnceLock<u64>,
     _lease: Lease,
@@ -36,7 +36,7 @@ pub struct View {
 
 impl View {
     /// A view of an open chain, which keeps its point for as long as it lives.
-    pub fn new(opened: OpenChain, lease: Lease) -> View {
+    pub fn new(opened: Arc<OpenChain>, lease: Lease) -> View {
         View {
             opened,
             allocated: OnceLock::new(),
@@ -112,7 +112,7 @@ impl View {
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for layer in self.opened.layers() {
-            (layer.id(), layer.stamp()).hash(&mut hasher);
+            layer.stamps().hash(&mut hasher);
         }
         hasher.finish()
     }

@@ -14,8 +14,10 @@ use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective};
 use crate::header::Compression;
 use crate::units::HostOffset;
 
-/// Idle decompressors kept for the next reader: about as many as read at once.
-const MAX_IDLE: usize = 16;
+/// Idle decompressors of one image that are kept for the next reader.
+const MAX_IDLE: usize = 4;
+/// The most that one may hold while it is idle: a window as QEMU writes it, and no stranger's.
+const MAX_IDLE_BYTES: usize = 4 << 20;
 
 /// Where a compressed cluster lies in the file. Its stream may end before its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Decompressors {
         };
         let result = decompressor.decompress(stream, cluster);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE {
+        if idle.len() < MAX_IDLE && decompressor.bytes() <= MAX_IDLE_BYTES {
             idle.push(decompressor);
         }
         result
@@ -74,6 +76,14 @@ impl Decompressor {
             Compression::Zlib => Decompressor::Zlib(libdeflater::Decompressor::new()),
             Compression::Zstd => Decompressor::Zstd(DCtx::try_create().ok_or(BadStream)?),
         })
+    }
+
+    /// Memory it holds on to.
+    fn bytes(&self) -> usize {
+        match self {
+            Decompressor::Zlib(_) => size_of::<Decompressor>(),
+            Decompressor::Zstd(zstd) => zstd.sizeof(),
+        }
     }
 
     fn decompress(&mut self, stream: &[u8], cluster: &mut [u8]) -> Result<(), BadStream> {

@@ -62,9 +62,12 @@ impl FlatMap {
             .saturating_add(UNITS_PER_SEGMENT)
             .min(MAX_SEGMENT_BITS);
         let count = virtual_size.div_ceil(1 << bits).min(MAX_SLOTS);
+        let segments: Box<[_]> = (0..count).map(|_| ArcSwapOption::empty()).collect();
+        let used = size_of_val(&*segments);
+        room.used.fetch_add(used, Ordering::Relaxed);
         let slots = Arc::new(Slots {
-            segments: (0..count).map(|_| ArcSwapOption::empty()).collect(),
-            used: AtomicUsize::new(0),
+            segments,
+            used: AtomicUsize::new(used),
             hand: AtomicU64::new(0),
             room: Arc::clone(room),
         });
@@ -90,9 +93,12 @@ impl FlatMap {
         {
             return segment.piece(within);
         }
-        let segment = Arc::new(Segment::fill(number, self.bits, resolve));
+        let (segment, is_whole) = Segment::fill(number, self.bits, resolve);
         let piece = segment.piece(within);
-        self.slots.put(slot, segment);
+        // What could not be read now may be readable the next time.
+        if is_whole {
+            self.slots.put(slot, Arc::new(segment));
+        }
         piece
     }
 }
@@ -102,19 +108,22 @@ impl Segment {
         number: u64,
         bits: u32,
         mut resolve: impl FnMut(u64, u64) -> Result<Piece, Error>,
-    ) -> Segment {
+    ) -> (Segment, bool) {
         let (start, len) = (number << bits, 1u32 << bits);
+        let mut is_whole = true;
         let (mut starts, mut sources) = (Vec::new(), Vec::<Source>::new());
         let mut at: u32 = 0;
         while at < len {
             let rest = u64::from(len.saturating_sub(at));
-            // An error is met again, and told, by whoever reads there.
-            let Ok(piece) = resolve(start.saturating_add(u64::from(at)), rest) else {
-                break;
+            let piece = match resolve(start.saturating_add(u64::from(at)), rest) {
+                Ok(piece) if piece.len > 0 => piece,
+                Ok(_) => break,
+                // It is met again, and told, by whoever reads there.
+                Err(error) => {
+                    is_whole = !matches!(error, Error::Io { .. });
+                    break;
+                }
             };
-            if piece.len == 0 {
-                break;
-            }
             let before = starts.last().map_or(0, |start| at.saturating_sub(*start));
             let goes_on = sources
                 .last()
@@ -125,12 +134,13 @@ impl Segment {
             }
             at = at.saturating_add(u32::try_from(piece.len.min(rest)).unwrap_or(u32::MAX));
         }
-        Segment {
+        let segment = Segment {
             number,
             starts: starts.into(),
             sources: sources.into(),
             end: at.min(len),
-        }
+        };
+        (segment, is_whole)
     }
 
     fn piece(&self, within: u32) -> Option<Piece> {
@@ -201,7 +211,9 @@ impl Slots {
             }
             let hand = self.hand.fetch_add(1, Ordering::Relaxed);
             let next = hand.checked_rem(self.segments.len() as u64).unwrap_or(0);
-            if let Some(slot) = self.segments.get(next as usize) {
+            if let Some(slot) = self.segments.get(next as usize)
+                && slot.load().is_some()
+            {
                 self.forget(slot.swap(None).as_deref());
             }
         }

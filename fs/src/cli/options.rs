@@ -37,6 +37,8 @@ pub struct Options {
     pub fs_name: Option<String>,
     /// `kernel_cache`
     pub kernel_cache: bool,
+    /// `passthrough`
+    pub passthrough: bool,
     /// `auto_unmount`
     pub auto_unmount: bool,
 }
@@ -56,6 +58,7 @@ impl Default for Options {
             umask: DEFAULT_UMASK,
             fs_name: None,
             kernel_cache: false,
+            passthrough: false,
             auto_unmount: false,
         }
     }
@@ -75,6 +78,10 @@ impl Options {
         if options.auto_unmount && options.access == Access::Owner {
             return Err(Failure::new(Errno::EINVAL, "option 'auto_unmount' needs 'allow_other' or 'allow_root'")
                 .next("add one of them, or leave auto_unmount away: a stale mount is cleared by the next one"));
+        }
+        if options.passthrough && !options.read_only {
+            return Err(Failure::new(Errno::EINVAL, "option 'passthrough' needs 'ro'")
+                .next("a file that the kernel reads by itself is not seen to be in use, and a verb may write to it"));
         }
         Ok(options)
     }
@@ -124,6 +131,7 @@ impl Options {
                 self.umask = umask.ok_or_else(|| one_of(option, "umask=OCTAL, like umask=022"))?;
             }
             ("fsname", Some(value)) if !value.is_empty() => self.fs_name = Some(value.to_owned()),
+            ("passthrough", None) => self.passthrough = true,
             ("kernel_cache", None) => self.kernel_cache = true,
             ("auto_unmount", None) => self.auto_unmount = true,
             ("default_permissions" | "nosuid" | "nodev" | "noexec" | "noatime", None) => {}
@@ -160,11 +168,11 @@ mod tests {
     #[test]
     fn every_option_of_the_page() {
         let options = parse(
-            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,kernel_cache,auto_unmount",
+            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,kernel_cache,passthrough,auto_unmount",
         )
         .expect("all are known");
         assert!(options.verbs().read_only && options.verbs().no_delete && options.auto_unmount);
-        assert!(options.kernel_cache);
+        assert!(options.kernel_cache && options.passthrough);
         assert_eq!(options.merge, MergePolicy::Stream);
         assert_eq!(options.format, Some(Format::Raw));
         assert_eq!(
@@ -198,5 +206,6 @@ mod tests {
             assert!(message.contains(bad), "{message}");
         }
         assert!(parse("auto_unmount").is_err());
+        assert!(parse("passthrough").is_err());
     }
 }

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 /// Unit of `st_blocks`, whatever the block size.
 const STAT_BLOCK: u64 = 512;
-/// What readers should ask for at once; the FUSE reply buffer's usual size.
-const BLOCK_SIZE: u32 = 128 * 1024;
+/// What readers should ask for at once: the longest read of FUSE.
+const BLOCK_SIZE: u32 = 1 << 20;
 
 /// Whose the tree is and who may look.
 #[derive(Debug, Clone, Copy)]

@@ -2,16 +2,18 @@
 //! A view is read in the worker; opening one and waiting are the engine's.
 
 use super::handles::{Handle, OpenView};
-use super::pages::{MANY_SMALL_READS, SMALL_READ};
+use super::pages::Habit;
 use super::shared::Shared;
 use super::{TEXT_FLAGS, caller, failed, message};
 use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
 use crate::view::{Cursor, View};
-use fuser::{FileHandle, FopenFlags, INodeNo, ReplyData, ReplyLseek, ReplyOpen, RequestId};
+use fuser::{
+    FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyData, ReplyLseek, ReplyOpen, RequestId,
+};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
@@ -56,14 +58,17 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     let (process, key, in_answer) = (caller::process_of(pid), point.clone(), Arc::clone(shared));
     let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
         Ok(view) => {
-            let flags = in_answer.pages.open(&key, view.fingerprint());
-            let backing = in_answer.passthrough.register(&key, &view, &reply);
+            let files = view.fingerprint();
+            let flags = in_answer.pages.open(&key, files);
+            let passthrough = in_answer.passthrough.as_ref();
+            let backing = passthrough.and_then(|it| it.register(&key, &view, &reply));
             let handle = in_answer.handles.insert(Handle::View(OpenView {
                 view,
                 point: key,
                 _backing: backing.clone(),
                 cursor: Cursor::default(),
-                small_reads: AtomicU32::new(0),
+                habit: Habit::default(),
+                files,
                 complained: AtomicBool::new(false),
             }));
             match backing {
@@ -89,8 +94,8 @@ pub(super) fn read(
     shared: &Arc<Shared>,
     request: RequestId,
     fh: FileHandle,
-    offset: u64,
-    size: u32,
+    flags: OpenFlags,
+    (offset, size): (u64, u32),
     reply: ReplyData,
 ) {
     let Some(handle) = shared.handles.get(fh) else {
@@ -120,7 +125,7 @@ pub(super) fn read(
             );
             shared.engine.send(Request::Wait { scope, answer });
         }
-        Handle::View(open) => read_view(shared, open, request, offset, size, reply),
+        Handle::View(open) => read_view(shared, open, request, flags, (offset, size), reply),
     }
 }
 
@@ -128,12 +133,12 @@ fn read_view(
     shared: &Shared,
     open: &OpenView,
     request: RequestId,
-    offset: u64,
-    size: u32,
+    flags: OpenFlags,
+    (offset, size): (u64, u32),
     reply: ReplyData,
 ) {
-    if size < SMALL_READ && open.small_reads.fetch_add(1, Ordering::Relaxed) == MANY_SMALL_READS {
-        shared.pages.expect_small_reads(&open.point);
+    if flags.0 & libc::O_DIRECT == 0 {
+        shared.pages.read(&open.point, &open.habit, size);
     }
     let mut reply = Some(reply);
     let answered = BUFFER.with_borrow_mut(|buffer| {
@@ -146,11 +151,14 @@ fn read_view(
     });
     let failure = match answered {
         Err(failure) => failure,
-        Ok(Some(Err(error))) if error.raw_os_error() == Some(libc::EFAULT) => {
-            Failure::new(Errno::EIO, "a layer's file was cut, or cannot be read")
-        }
-        // The reader was interrupted and waits no more.
-        Ok(Some(Err(error))) => return tracing::debug!(%error, "a read was not answered"),
+        Ok(Some(Err(error))) => match error.raw_os_error() {
+            // The reader was interrupted and waits no more.
+            Some(libc::ENOENT) => return,
+            Some(libc::EFAULT) => {
+                Failure::new(Errno::EIO, "a layer's file was cut, or cannot be read")
+            }
+            _ => Failure::io("hand the bytes to the kernel", &error),
+        },
         Ok(_) => return,
     };
     if let Some(reply) = reply {
@@ -164,6 +172,12 @@ fn read_view(
         shared
             .log
             .note(&format!("read {path} at {offset} {errno}: {failure}"));
+    }
+}
+
+pub(super) fn release(shared: &Shared, fh: FileHandle) {
+    if let Some(Handle::View(open)) = shared.handles.remove(fh).as_deref() {
+        shared.pages.close(&open.point, open.files);
     }
 }
 

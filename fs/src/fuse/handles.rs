@@ -1,13 +1,14 @@
 //! Open files and directories. A text and a listing are fixed when they are opened, the log
 //! grows, a view is held open (and with it its lease) until its last reader closes it.
 
+use super::pages::Habit;
 use crate::ops::WaitScope;
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::{Cursor, View};
 use fuser::{BackingId, FileHandle, FileType};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// What a file descriptor of the kernel stands for.
@@ -39,8 +40,10 @@ pub(super) struct OpenView {
     pub(super) _backing: Option<Arc<BackingId>>,
     /// Where its reader is.
     pub(super) cursor: Cursor,
-    /// Reads that were small.
-    pub(super) small_reads: AtomicU32,
+    /// How it reads.
+    pub(super) habit: Habit,
+    /// What it reads, for the pages of the kernel.
+    pub(super) files: u64,
     /// Whether a failed read was written down already; one line says it.
     pub(super) complained: AtomicBool,
 }
@@ -97,13 +100,11 @@ impl Handles {
     }
 
     /// Closes it. The last reader's reference drops the view, outside the table's lock.
-    pub(super) fn remove(&self, number: FileHandle) {
-        let removed = self
-            .table
+    pub(super) fn remove(&self, number: FileHandle) -> Option<Arc<Handle>> {
+        self.table
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(&number.0);
-        drop(removed);
+            .remove(&number.0)
     }
 }
 

@@ -11,8 +11,8 @@ use std::io;
 /// `struct fuse_out_header` of linux/fuse.h: length, error and the request's number.
 const HEADER: usize = 16;
 
-/// Answers a read, instead of `reply`. When this fails, the kernel has given the reader EIO (a
-/// file was cut under its mapping), or the reader has gone.
+/// Answers a read, instead of `reply`: EFAULT where a file was cut under its mapping, for which the
+/// kernel has given the reader EIO; ENOENT where the reader has gone.
 pub(super) fn answer(
     device: &File,
     request: RequestId,
@@ -21,16 +21,24 @@ pub(super) fn answer(
 ) -> io::Result<()> {
     let length: usize = parts.iter().map(Bytes::length).sum();
     let Ok(length) = u32::try_from(HEADER + length) else {
-        // Cannot be: the kernel asks for a mebibyte at most. `reply` says EIO as it goes.
+        // Cannot be: the kernel asks for `MAX_READ` at most. `reply` says EIO as it goes.
         return Err(io::ErrorKind::InvalidData.into());
     };
-    // It would answer a second time. What it leaks is one count of the device's references.
-    std::mem::forget(reply);
     let mut header = [0; HEADER];
     header[..4].copy_from_slice(&length.to_ne_bytes());
     header[8..].copy_from_slice(&request.0.to_ne_bytes());
     let mut message = Vec::with_capacity(1 + parts.len());
     message.push(Bytes::from(&header[..]));
     message.extend_from_slice(parts);
-    write_message(device, &message)
+    let written = write_message(device, &message);
+    match &written {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::EFAULT | libc::ENOENT)) => {
+            // The kernel has not come as far as to take it for an answer.
+            reply.error(fuser::Errno::EIO);
+        }
+        // It would answer a second time. What is lost is one count of the references to fuser's
+        // device, so that this is closed only when the process ends.
+        Ok(()) | Err(_) => std::mem::forget(reply),
+    }
+    written
 }

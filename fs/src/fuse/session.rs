@@ -51,6 +51,8 @@ pub struct Settings {
     pub verbs: Verbs,
     /// Read every view through the kernel's page cache.
     pub kernel_cache: bool,
+    /// Let the kernel read raw files by itself.
+    pub passthrough: bool,
     /// Have fusermount unmount when this process dies.
     pub auto_unmount: bool,
 }
@@ -95,7 +97,7 @@ pub fn mount(
         handles: Handles::default(),
         sweeps: Sweeps::default(),
         pages: Pages::new(settings.kernel_cache),
-        passthrough: Passthrough::default(),
+        passthrough: settings.passthrough.then(Passthrough::default),
         device: OnceLock::new(),
     };
     let shared = Arc::new(shared);

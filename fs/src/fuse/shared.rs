@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) sizes: SizeCache,
     pub(super) sweeps: Sweeps,
     pub(super) pages: Pages,
-    pub(super) passthrough: Passthrough,
+    pub(super) passthrough: Option<Passthrough>,
     /// The kernel's end of the mount, for answers that fuser cannot write; set before any worker.
     pub(super) device: OnceLock<File>,
 }

@@ -43,18 +43,6 @@ impl MappedFile {
         Ok(MappedFile { start, length })
     }
 
-    /// Bytes that are mapped.
-    pub fn length(&self) -> u64 {
-        self.length as u64
-    }
-
-    /// Takes the pages that were used out of our memory; they stay in the page cache.
-    pub fn release_pages(&self) {
-        // SAFETY: exactly our mapping, of a file and read-only: what is dropped is read again.
-        let done = unsafe { libc::madvise(self.start.as_ptr(), self.length, libc::MADV_DONTNEED) };
-        debug_assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    }
-
     /// A stretch to be written somewhere; None where the mapping does not reach.
     pub fn stretch(&self, offset: u64, length: usize) -> Option<Bytes<'_>> {
         let offset = usize::try_from(offset).ok()?;
@@ -138,7 +126,6 @@ mod tests {
             mapped.stretch(9, 1).unwrap(),
         ];
         write_message(&write, &parts).unwrap();
-        mapped.release_pages();
         write_message(&write, &parts[..1]).unwrap();
         drop(write);
         let mut text = String::new();

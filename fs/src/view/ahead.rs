@@ -11,8 +11,9 @@ use std::sync::{Arc, LazyLock};
 const AHEAD: u64 = 2 << 20;
 /// How far a read may be from where the last one ended: the kernel's own read-ahead mixes a few.
 const NEAR: u64 = 2 << 20;
-/// Clusters waiting for a core. More do not become ready sooner, and their readers may have gone.
-const WAITING_MAX: usize = 64;
+/// Bytes of clusters waiting for a core. More do not become ready sooner, and would push each other
+/// out of the cache before they are read.
+const WAITING_MAX: usize = 8 << 20;
 
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
@@ -81,7 +82,8 @@ fn start(layer: &Arc<Layer>, cluster: CompressedCluster) {
     let Some(pool) = &*POOL else {
         return;
     };
-    let (layer, waiting) = (Arc::clone(layer), Waiting::new());
+    let waiting = Waiting::new(image.header().cluster_bits.bytes());
+    let layer = Arc::clone(layer);
     pool.spawn_fifo(move || {
         let _until_done = waiting;
         // Where its reader came first, a thread that waited for it would be missing elsewhere.
@@ -94,18 +96,18 @@ fn start(layer: &Arc<Layer>, cluster: CompressedCluster) {
     });
 }
 
-/// One of those that `WAITING` counts.
-struct Waiting;
+/// A cluster's bytes, counted in `WAITING`.
+struct Waiting(usize);
 
 impl Waiting {
-    fn new() -> Waiting {
-        WAITING.fetch_add(1, Ordering::Relaxed);
-        Waiting
+    fn new(bytes: usize) -> Waiting {
+        WAITING.fetch_add(bytes, Ordering::Relaxed);
+        Waiting(bytes)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        WAITING.fetch_sub(1, Ordering::Relaxed);
+        WAITING.fetch_sub(self.0, Ordering::Relaxed);
     }
 }

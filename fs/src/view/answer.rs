@@ -5,8 +5,8 @@
 use super::cache::OpenChain;
 use super::{Cursor, failure};
 use crate::errno::{Errno, Failure};
-use crate::sys::Bytes;
-use qmpfs_qcow2::{CompressedCluster, Layer, Mapping, Source};
+use crate::sys::{Bytes, MappedFile};
+use qmpfs_qcow2::{Layer, Mapping, Source};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,23 +17,15 @@ const PART_MIN: usize = 32 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Where a part of the answer is.
+/// A part of an answer, and where its bytes are.
 enum Part {
     Zeros(usize),
     /// In the buffer.
     Read(Range<usize>),
     /// In the file of a layer.
-    Mapped {
-        layer: usize,
-        host: u64,
-        length: usize,
-    },
+    Mapped(Arc<MappedFile>, u64, usize),
     /// In a decompressed cluster.
-    Cluster {
-        layer: usize,
-        cluster: CompressedCluster,
-        within: Range<usize>,
-    },
+    Cluster(Arc<[u8]>, Range<usize>),
 }
 
 /// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`.
@@ -48,8 +40,11 @@ pub(super) fn answer<R>(
     let rest = opened.chain().virtual_size().saturating_sub(offset);
     let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
     let mut found = Found {
+        opened,
+        buffer,
         parts: Vec::new(),
         filled: 0,
+        looked_at: None,
     };
     let mut done = 0;
     let mut is_compressed = false;
@@ -60,73 +55,104 @@ pub(super) fn answer<R>(
         // At most what is left, so it is a length in memory.
         let length = (piece.len as usize).min(size - done);
         if length == 0 {
-            // Cannot be: the disk goes on.
-            return Err(Failure::new(Errno::EIO, "the disk has shrunk"));
+            return Err(short());
         }
         done += length;
         if piece.source.is_compressed() && !is_compressed {
             is_compressed = true;
+            // All cores begin with what comes behind the cluster that this thread begins with.
             let others = offset + done as u64;
             cursor.read(opened.chain(), offset..offset + size as u64, others);
         }
-        found.add(opened, piece.source, length, buffer)?;
+        found.add(piece.source, length)?;
     }
-    let clusters = found.decompress(opened)?;
-    let (bytes, mapped) = found.bytes(opened, buffer, &clusters)?;
+    let bytes = found.bytes();
+    if bytes.iter().map(Bytes::length).sum::<usize>() != size {
+        return Err(short());
+    }
     let sent = send(&bytes);
-    opened.mappings().used(mapped);
+    opened.mappings().used(found.mapped());
     Ok(sent)
 }
 
+/// Cannot be. A short answer would be taken for the end of the disk.
+fn short() -> Failure {
+    Failure::new(Errno::EIO, "bug: some of the bytes were not found")
+}
+
 /// The parts of an answer, in order.
-struct Found {
+struct Found<'a> {
+    opened: &'a OpenChain,
+    buffer: &'a mut Vec<u8>,
     parts: Vec<Part>,
     /// Bytes of the buffer that are used.
     filled: usize,
+    /// The layer whose file was looked at last, and the file's length: not for every part anew.
+    looked_at: Option<(usize, u64)>,
 }
 
-impl Found {
+impl Found<'_> {
     /// Adds a stretch: as a part of its own, or read into the buffer.
-    fn add(
-        &mut self,
-        opened: &OpenChain,
-        source: Source,
-        length: usize,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
+    fn add(&mut self, source: Source, length: usize) -> Result<(), Failure> {
         let own_part = match source {
             _ if length < PART_MIN => None,
             Source::Zero => Some(Part::Zeros(length)),
             Source::Layer {
-                index: layer,
+                index,
                 mapping: Mapping::Data { host },
-            } if opened.layers()[layer].maps(host.0, length) => Some(Part::Mapped {
-                layer,
-                host: host.0,
-                length,
-            }),
+            } => self.map(index, host.0, length)?,
             Source::Layer {
-                index: layer,
+                index,
                 mapping: Mapping::Compressed { cluster, within },
-            } => Some(Part::Cluster {
-                layer,
-                cluster,
-                within: within as usize..within as usize + length,
-            }),
+            } => match &*self.opened.chain().layers()[index] {
+                Layer::Qcow2(image) => {
+                    let whole = image.decompressed(cluster);
+                    let start = within as usize;
+                    Some(Part::Cluster(
+                        whole.map_err(|error| failure(&error))?,
+                        start..start + length,
+                    ))
+                }
+                Layer::Raw(_) => None,
+            },
             Source::Layer { .. } => None,
         };
-        if let Some(part) = own_part {
-            self.parts.push(part);
-            return Ok(());
+        match own_part {
+            Some(part) => self.parts.push(part),
+            None => self.read(source, length)?,
         }
+        Ok(())
+    }
+
+    fn map(&mut self, layer: usize, host: u64, length: usize) -> Result<Option<Part>, Failure> {
+        let open = &self.opened.layers()[layer];
+        let Some(file) = open.mapped(host, length) else {
+            return Ok(None);
+        };
+        let file_length = match self.looked_at {
+            Some((known, length)) if known == layer => length,
+            Some(_) | None => open.data_length()?,
+        };
+        self.looked_at = Some((layer, file_length));
+        // Behind a new end, the rest of its page would be zeros.
+        if host + length as u64 > file_length {
+            return Err(Failure::new(
+                Errno::EIO,
+                format!("a layer's file was cut to {file_length} bytes"),
+            ));
+        }
+        Ok(Some(Part::Mapped(file, host, length)))
+    }
+
+    fn read(&mut self, source: Source, length: usize) -> Result<(), Failure> {
         let stretch = self.filled..self.filled + length;
-        if buffer.len() < stretch.end {
-            buffer.resize(stretch.end, 0);
+        if self.buffer.len() < stretch.end {
+            self.buffer.resize(stretch.end, 0);
         }
-        let bytes = &mut buffer[stretch.clone()];
+        let bytes = &mut self.buffer[stretch.clone()];
         match source {
             Source::Zero => bytes.fill(0),
-            Source::Layer { index, mapping } => opened.chain().layers()[index]
+            Source::Layer { index, mapping } => self.opened.chain().layers()[index]
                 .read_mapped(mapping, bytes)
                 .map_err(|error| failure(&error))?,
         }
@@ -138,64 +164,29 @@ impl Found {
         Ok(())
     }
 
-    /// The clusters of the compressed parts, in order.
-    fn decompress(&self, opened: &OpenChain) -> Result<Vec<Arc<[u8]>>, Failure> {
-        let mut clusters = Vec::new();
-        for part in &self.parts {
-            if let Part::Cluster { layer, cluster, .. } = part
-                && let Layer::Qcow2(image) = &*opened.chain().layers()[*layer]
-            {
-                let whole = image.decompressed(*cluster);
-                clusters.push(whole.map_err(|error| failure(&error))?);
-            }
-        }
-        Ok(clusters)
-    }
-
-    /// The parts as they are given to the kernel, and how many bytes of them are in mappings.
-    fn bytes<'a>(
-        &self,
-        opened: &'a OpenChain,
-        buffer: &'a [u8],
-        clusters: &'a [Arc<[u8]>],
-    ) -> Result<(Vec<Bytes<'a>>, u64), Failure> {
-        let mut clusters = clusters.iter();
+    /// The parts as they are given to the kernel.
+    fn bytes(&self) -> Vec<Bytes<'_>> {
         let mut bytes = Vec::with_capacity(self.parts.len());
-        let mut mapped = 0;
-        // Each file is looked at once for an answer, however many parts it has.
-        let mut looked_at: Option<(usize, u64)> = None;
         for part in &self.parts {
             match part {
                 Part::Zeros(length) => bytes.extend(zeros(*length)),
-                Part::Read(range) => bytes.push(Bytes::from(&buffer[range.clone()])),
-                Part::Mapped {
-                    layer,
-                    host,
-                    length,
-                } => {
-                    let open = &opened.layers()[*layer];
-                    let file_length = match looked_at {
-                        Some((known, length)) if known == *layer => length,
-                        Some(_) | None => open.data_length()?,
-                    };
-                    looked_at = Some((*layer, file_length));
-                    // Behind a new end, the rest of its page would be zeros.
-                    if host + *length as u64 > file_length {
-                        return Err(Failure::new(
-                            Errno::EIO,
-                            format!("a layer's file was cut to {file_length} bytes"),
-                        ));
-                    }
-                    bytes.extend(open.stretch(*host, *length));
-                    mapped += *length as u64;
-                }
-                Part::Cluster { within, .. } => {
-                    let whole = clusters.next().and_then(|whole| whole.get(within.clone()));
-                    bytes.extend(whole.map(Bytes::from));
+                Part::Read(range) => bytes.push(Bytes::from(&self.buffer[range.clone()])),
+                Part::Mapped(file, host, length) => bytes.extend(file.stretch(*host, *length)),
+                Part::Cluster(whole, range) => {
+                    bytes.extend(whole.get(range.clone()).map(Bytes::from));
                 }
             }
         }
-        Ok((bytes, mapped))
+        bytes
+    }
+
+    /// How many bytes are in mapped files.
+    fn mapped(&self) -> u64 {
+        let mapped = self.parts.iter().map(|part| match part {
+            Part::Mapped(_, _, length) => *length as u64,
+            Part::Zeros(_) | Part::Read(_) | Part::Cluster(..) => 0,
+        });
+        mapped.sum()
     }
 }
 

@@ -22,7 +22,8 @@ const TABLE_BYTES: usize = 64 << 20;
 /// are all over the place, and for any disk that is not.
 const MAP_BYTES: usize = 48 << 20;
 
-/// Memory for decompressed clusters of all layers together: 16 readers in clusters of 2 MiB.
+/// Memory for decompressed clusters of all layers together: for some ten readers, each with its read
+/// and what is decompressed ahead of it.
 const CLUSTER_BYTES: usize = 32 << 20;
 
 /// A header may say more, and means no other second by it.
@@ -89,6 +90,8 @@ pub struct LayerCache {
 struct Shared {
     /// Never held while a file is opened or read.
     files: Mutex<HashMap<FileId, Entry>>,
+    /// Chains that are open at their own state, by their top.
+    chains: Mutex<HashMap<FileId, Weak<OpenChain>>>,
     opener: Opener,
 }
 
@@ -143,6 +146,7 @@ impl LayerCache {
         LayerCache {
             shared: Arc::new(Shared {
                 files: Mutex::default(),
+                chains: Mutex::default(),
                 opener: Opener {
                     caches: Arc::new(caches),
                     mappings: Arc::default(),
@@ -157,20 +161,47 @@ impl LayerCache {
         &self,
         chain: &[LayerSpec],
         at: Option<&InternalRef>,
-    ) -> Result<OpenChain, Failure> {
+    ) -> Result<Arc<OpenChain>, Failure> {
         let layers = chain
             .iter()
             .map(|spec| self.layer(spec))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut reader = Chain::new(layers.iter().map(|layer| layer.layer().clone()).collect());
+        let open = |chain, layers| {
+            Arc::new(OpenChain {
+                chain,
+                layers,
+                mappings: self.shared.opener.mappings.clone(),
+            })
+        };
+        let mut readers: Vec<_> = layers.iter().map(|layer| layer.layer().clone()).collect();
         if let (Some(at), Some(spec), Some(top)) = (at, chain.last(), layers.last()) {
-            reader = reader.with_top(Arc::new(internal(spec, top, at)?));
+            readers.pop();
+            readers.push(Arc::new(internal(spec, top, at)?));
+            return Ok(open(Chain::new(readers), layers));
         }
-        Ok(OpenChain {
-            chain: reader,
-            layers,
-            mappings: self.shared.opener.mappings.clone(),
-        })
+        let Some(top) = layers.last().map(|top| top.id()) else {
+            return Ok(open(Chain::new(readers), layers));
+        };
+        // Who reads the same layers shares the map of them.
+        let mut chains = self
+            .shared
+            .chains
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = chains.get(&top).and_then(Weak::upgrade)
+            && known.layers.len() == layers.len()
+            && known
+                .layers
+                .iter()
+                .zip(&layers)
+                .all(|(a, b)| Arc::ptr_eq(a, b))
+        {
+            return Ok(known);
+        }
+        let opened = open(Chain::new(readers), layers);
+        chains.retain(|_, chain| chain.strong_count() > 0);
+        chains.insert(top, Arc::downgrade(&opened));
+        Ok(opened)
     }
 
     /// Opens all layers that can be read and keeps them: until the pin is dropped, what is opened
@@ -247,7 +278,7 @@ impl LayerCache {
         let entry = files.entry(opened.id()).or_default();
         // Somebody may have been quicker; then there is one of it all the same.
         match entry.shared() {
-            Some(known) if entry.pinned.is_some() || known.stamp() == opened.stamp() => Ok(known),
+            Some(known) if entry.pinned.is_some() || known.stamps() == opened.stamps() => Ok(known),
             Some(_) | None => {
                 entry.retire_current();
                 entry.current = Arc::downgrade(&opened);

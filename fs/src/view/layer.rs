@@ -3,17 +3,18 @@
 
 use super::failure_of;
 use super::lock::Locked;
-use super::mappings::Mappings;
+use super::mappings::{Mapping, Mappings};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format, Layer as ModelLayer};
-use crate::sys::{self, Bytes, MappedFile};
+use crate::sys::{self, MappedFile};
 use qmpfs_qcow2::{Caches, Header, Image, Layer, OpenOptions, RawLayer, ReadAt};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
+use std::hash::Hash;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Which file is a layer, and in which format, as QEMU or the overlay says it.
@@ -53,11 +54,11 @@ pub struct OpenLayer {
     locked: Locked,
     layer: Arc<Layer>,
     stamp: Stamp,
-    /// Where the guest's bytes are: the file itself, or its external data file.
+    /// Where the guest's bytes are: the file itself, or the external data file.
     data: Arc<File>,
-    /// The same in our address space, once somebody reads much at once.
-    mapped: OnceLock<Option<Arc<MappedFile>>>,
-    mappings: Arc<Mappings>,
+    /// The same in our address space.
+    mapping: Arc<Mapping>,
+    data_file: Option<DataFile>,
 }
 
 /// Whether a file is as it was: a merge that is not ours changes both its time and its maps.
@@ -80,6 +81,21 @@ impl Stamp {
         self.modified
             .and_then(|modified| modified.elapsed().ok())
             .is_some_and(|elapsed| elapsed >= age)
+    }
+}
+
+/// An external data file, and what it was when it was opened. Writing to it through its image
+/// need not change the image.
+struct DataFile {
+    path: PathBuf,
+    file: Arc<File>,
+    id: FileId,
+    stamp: Stamp,
+}
+
+impl DataFile {
+    fn unchanged(&self) -> bool {
+        look(&self.path).is_ok_and(|now| now == (self.id, self.stamp))
     }
 }
 
@@ -120,19 +136,17 @@ impl Opener {
             ));
         }
         let lock = || lock(path, Arc::new(file));
-        let (locked, layer, data) = match &spec.format {
+        let (locked, layer, data_file) = match &spec.format {
             Format::Qcow2 => {
                 let locked = lock()?;
-                let (image, data) = self.open_qcow2(path, locked.file())?;
-                let data = data.unwrap_or_else(|| locked.file().clone());
-                (locked, Layer::Qcow2(image), data)
+                let (image, data_file) = self.open_qcow2(path, locked.file())?;
+                (locked, Layer::Qcow2(image), data_file)
             }
             Format::Raw => {
                 let locked = lock()?;
                 let raw = RawLayer::open(locked.file().clone())
                     .map_err(|error| failure_of(path, &error))?;
-                let data = locked.file().clone();
-                (locked, Layer::Raw(raw), data)
+                (locked, Layer::Raw(raw), None)
             }
             Format::Other(format) => {
                 return Err(Failure::new(
@@ -142,14 +156,20 @@ impl Opener {
                 .next("qemu-img convert -O qcow2 makes an image that is"));
             }
         };
+        let data = match &data_file {
+            Some(data_file) => data_file.file.clone(),
+            None => locked.file().clone(),
+        };
+        // As long as it is now: bytes beyond are the reader's business.
+        let length = data.size().map_err(io)?;
         Ok(OpenLayer {
             id,
             locked,
             layer: Arc::new(layer),
             stamp: Stamp::of(&metadata),
+            mapping: self.mappings.enter(data.clone(), length),
             data,
-            mapped: OnceLock::new(),
-            mappings: self.mappings.clone(),
+            data_file,
         })
     }
 
@@ -157,19 +177,20 @@ impl Opener {
         &self,
         path: &Path,
         file: &Arc<File>,
-    ) -> Result<(Image, Option<Arc<File>>), Failure> {
+    ) -> Result<(Image, Option<DataFile>), Failure> {
         let header = Header::read(&**file).map_err(|error| failure_of(path, &error))?;
         let mut options = OpenOptions {
             caches: Some(self.caches.clone()),
             ..OpenOptions::default()
         };
-        let mut data = None;
+        let mut data_file = None;
         if header.features.data_file() {
-            let file = open_data_file(path, header.data_file.as_deref(), self.reach)?;
-            options.data_file = Some(data.insert(Arc::new(file)).clone());
+            let opened = open_data_file(path, header.data_file.as_deref(), self.reach)?;
+            options.data_file = Some(data_file.insert(opened).file.clone());
         }
         let image = Image::open_with(file.clone(), options);
-        Ok((image.map_err(|error| failure_of(path, &error))?, data))
+        let image = image.map_err(|error| failure_of(path, &error))?;
+        Ok((image, data_file))
     }
 }
 
@@ -189,16 +210,9 @@ impl OpenLayer {
         self.locked.file()
     }
 
-    /// Whether the kernel can copy these bytes from where they lie.
-    pub(super) fn maps(&self, host: u64, length: usize) -> bool {
-        let end = host.checked_add(length as u64);
-        self.mapped()
-            .is_some_and(|mapped| end.is_some_and(|end| end <= mapped.length()))
-    }
-
-    /// The bytes that [`OpenLayer::maps`] says are there.
-    pub(super) fn stretch(&self, host: u64, length: usize) -> Option<Bytes<'_>> {
-        self.mapped()?.stretch(host, length)
+    /// Its file with the guest's bytes, if the kernel can copy these from where they lie.
+    pub(super) fn mapped(&self, host: u64, length: usize) -> Option<Arc<MappedFile>> {
+        self.mapping.of(host, length)
     }
 
     /// The file of a raw layer of this size, if it is no longer and no shorter than that.
@@ -207,15 +221,6 @@ impl OpenLayer {
             Layer::Raw(_) if self.stamp.length == size => Some(&self.data),
             Layer::Raw(_) | Layer::Qcow2(_) => None,
         }
-    }
-
-    fn mapped(&self) -> Option<&MappedFile> {
-        let map = || {
-            // As long as it is now: bytes beyond are the reader's business.
-            let length = self.data.size().ok().filter(|length| *length > 0)?;
-            self.mappings.map(&self.data, length)
-        };
-        self.mapped.get_or_init(map).as_deref()
     }
 
     /// How long the file with the guest's bytes is by now, or "endless" for a device.
@@ -234,14 +239,20 @@ impl OpenLayer {
 
     /// Whether nobody has written the file since it was opened.
     pub(super) fn unchanged(&self) -> bool {
-        self.locked
-            .file()
-            .metadata()
-            .is_ok_and(|metadata| Stamp::of(&metadata) == self.stamp)
+        let file = self.locked.file().metadata();
+        file.is_ok_and(|metadata| Stamp::of(&metadata) == self.stamp)
+            && self.data_file.as_ref().is_none_or(DataFile::unchanged)
     }
 
+    /// Of the file itself.
     pub(super) fn stamp(&self) -> Stamp {
         self.stamp
+    }
+
+    /// Of all files that hold the layer.
+    pub(super) fn stamps(&self) -> impl Eq + Hash {
+        let data = self.data_file.as_ref().map(|data| (data.id, data.stamp));
+        (self.id, self.stamp, data)
     }
 }
 
@@ -271,7 +282,7 @@ fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
 /// It is not locked: QEMU takes the image's own lock whenever it uses both.
 /// A name in a header is the guest's word: it leads to no file outside the image's own directory,
 /// unless the user trusts it.
-fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<File, Failure> {
+fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<DataFile, Failure> {
     let Some(name) = name.map(OsStr::from_bytes) else {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
@@ -298,5 +309,13 @@ fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<Fil
         )
         .next("keep the image and its data file in one directory"));
     }
-    Ok(open_file(&data)?.0)
+    let (file, metadata) = open_file(&data)?;
+    let id = sys::file_id_of(&file)
+        .map_err(|error| Failure::io(format_args!("look at {}", data.display()), &error))?;
+    Ok(DataFile {
+        path: data,
+        file: Arc::new(file),
+        id,
+        stamp: Stamp::of(&metadata),
+    })
 }
