@@ -7,8 +7,8 @@
 pub struct Numbers(pub u64);
 
 impl Numbers {
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,7 +18,7 @@ impl Numbers {
 
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.number() % n.max(1)
     }
 }
 
@@ -34,7 +34,7 @@ pub fn damage(image: &mut [u8], numbers: &mut Numbers) {
             1 => old ^ 1 << numbers.below(8 * len),
             2 => old.wrapping_add(1),
             3 => old.wrapping_sub(1),
-            4 => numbers.next() >> numbers.below(64),
+            4 => numbers.number() >> numbers.below(64),
             // Somewhere in the file.
             5 => numbers.below(2 * image.len() as u64) >> cluster_bits << cluster_bits,
             6 => numbers.below(2 * image.len() as u64) >> cluster_bits << cluster_bits | 1 << 63,

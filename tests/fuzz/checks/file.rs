@@ -51,8 +51,8 @@ impl File {
         }
     }
 
-    /// The size in bytes.
-    pub fn len(&self) -> u64 {
+    /// Where the file ends: its size in bytes.
+    pub fn end(&self) -> u64 {
         self.size
     }
 

@@ -120,7 +120,7 @@ pub fn make(input: &mut Input<'_>) -> Made {
     let mut snapshot = None;
     if with_snapshot {
         let l1 = header_l1_of_snapshot(&layout.header);
-        let at = file.len().next_multiple_of(layout.header.cluster());
+        let at = file.end().next_multiple_of(layout.header.cluster());
         let entries = layout.header.l1_entries;
         let size = u64::from(input.u32()) % (bound + 1) / 512 * 512;
         file.put(at, snapshot_entry(b"1", b"s", l1, entries, size));
@@ -133,7 +133,7 @@ pub fn make(input: &mut Input<'_>) -> Made {
     put_tables(&layout, &mut file, input);
     // The active L1 table may be the first to go.
     if let (Some(cut), false) = (cut, with_snapshot) {
-        file.cut(layout.header.l1 + cut % (file.len() - layout.header.l1));
+        file.cut(layout.header.l1 + cut % (file.end() - layout.header.l1));
     }
     Made {
         file: Arc::new(file),
