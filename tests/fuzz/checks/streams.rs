@@ -9,7 +9,7 @@ use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer};
 use super::inflate::{Rules, inflate};
 
 /// How clusters are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Raw deflate.
     Zlib,

@@ -3,7 +3,8 @@
 //! Knows: which entries are worth trying: right ones, nearly right ones, and any at all.
 //! Does not know: what they mean (`spec` does).
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use qmpfs_qcow2::{Image, OpenOptions, ReadAt};
 
@@ -16,6 +17,8 @@ use super::{agree, encode};
 
 /// L2 tables, data clusters and compressed clusters that entries can name.
 const POOL: u64 = 4;
+/// Bytes in an external data file; the rest of the disk is behind its end.
+const DATA_BYTES: usize = 300_000;
 /// Bytes that one image may map at most, so that an input takes milliseconds.
 const MAX_REACH: u64 = 24 << 20;
 
@@ -113,7 +116,7 @@ pub fn make(input: &mut Input<'_>) -> Made {
     let mut data = (incompatible & DATA_FILE != 0).then(File::default);
     let used = pattern(1, (POOL * layout.header.cluster()) as usize);
     match &mut data {
-        Some(data) => data.put(0, pattern(2, (layout.header.virtual_size / 2) as usize)),
+        Some(data) => data.put(0, pattern(2, DATA_BYTES)),
         None => file.put(clusters, used),
     }
     put_streams(&mut layout, &mut file, input);
@@ -152,18 +155,30 @@ fn put_streams(layout: &mut Layout, file: &mut File, input: &mut Input<'_>) {
     let cluster = layout.header.cluster() as usize;
     let mut at = layout.clusters + POOL * layout.header.cluster();
     for i in 0..POOL {
-        let plain = match input.below(4) {
-            0 => vec![i as u8; cluster],
-            1 => pattern(i, cluster / 3),
-            _ => rows(i, cluster),
-        };
-        let stream = encode::stream(layout.header.kind, &plain);
+        let stream = stream(layout.header.kind, cluster, input.below(4), i);
         at += u64::from(input.u8()) * 3;
         layout.streams.push((at, stream.len() as u64));
         let len = stream.len() as u64;
         file.put(at, stream);
         at += len;
     }
+}
+
+/// A stream, made once: encoding is most of the work of an input.
+fn stream(kind: Kind, cluster: usize, how: usize, seed: u64) -> Vec<u8> {
+    type Key = (Kind, usize, usize, u64);
+    static MADE: Mutex<BTreeMap<Key, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().expect("no panic while it is held");
+    let stream = made.entry((kind, cluster, how, seed)).or_insert_with(|| {
+        let plain = match how {
+            0 => vec![seed as u8; cluster],
+            // Too short: it fills no cluster.
+            1 => pattern(seed, cluster / 3),
+            _ => rows(seed, cluster),
+        };
+        encode::stream(kind, &plain)
+    });
+    stream.clone()
 }
 
 fn put_tables(layout: &Layout, file: &mut File, input: &mut Input<'_>) {
