@@ -83,18 +83,23 @@ impl FlatMap {
         resolve: impl FnMut(u64, u64) -> Result<Piece, Error>,
     ) -> Option<Piece> {
         let number = offset >> self.bits;
-        let slot = number.checked_rem(self.slots.segments.len() as u64)?;
-        let slot = self.slots.segments.get(slot as usize)?;
+        let slots = self.slots.segments.len() as u64;
+        let index = match number {
+            // Nearly always, and without a division.
+            number if number < slots => number,
+            number => number.checked_rem(slots)?,
+        };
+        let slot = self.slots.segments.get(index as usize)?;
         // Less than 2^31.
         let within = offset.wrapping_sub(number << self.bits) as u32;
         let known = slot.load();
         if let Some(segment) = &*known
             && segment.number == number
         {
-            return segment.piece(within);
+            return segment.piece(within, self.bits);
         }
         let (segment, is_whole) = Segment::fill(number, self.bits, resolve);
-        let piece = segment.piece(within);
+        let piece = segment.piece(within, self.bits);
         // What could not be read now may be readable the next time.
         if is_whole {
             self.slots.put(slot, Arc::new(segment));
@@ -143,11 +148,11 @@ impl Segment {
         (segment, is_whole)
     }
 
-    fn piece(&self, within: u32) -> Option<Piece> {
+    fn piece(&self, within: u32, bits: u32) -> Option<Piece> {
         if within >= self.end {
             return None;
         }
-        let index = self.index(within);
+        let index = self.index(within, bits);
         let start = *self.starts.get(index)?;
         let next = index.saturating_add(1);
         let end = self.starts.get(next).copied().unwrap_or(self.end);
@@ -161,13 +166,10 @@ impl Segment {
     }
 
     /// The stretch that `within` is in.
-    fn index(&self, within: u32) -> usize {
+    fn index(&self, within: u32, bits: u32) -> usize {
         // Stretches of one length, as in a disk written in random order, are found at once.
         let count = self.starts.len() as u64;
-        let guess = u64::from(within)
-            .saturating_mul(count)
-            .checked_div(u64::from(self.end))
-            .unwrap_or(0) as usize;
+        let guess = (u64::from(within).saturating_mul(count) >> bits) as usize;
         let starts_before = |index: usize| self.starts.get(index).is_some_and(|s| *s <= within);
         if starts_before(guess) && !starts_before(guess.saturating_add(1)) {
             return guess;

@@ -72,7 +72,7 @@ impl Image {
             file,
             OpenOptions {
                 data_file: Some(data),
-                caches: None,
+                ..OpenOptions::default()
             },
         )
     }
@@ -80,6 +80,15 @@ impl Image {
     /// Opens a qcow2 file: its header area in one read, then its L1 table.
     pub fn open_with(file: Arc<dyn ReadAt>, options: OpenOptions) -> Result<Image, Error> {
         let header = Header::read(&*file)?;
+        Image::open_with_header(file, header, options)
+    }
+
+    /// The same of a file whose header was read already.
+    pub fn open_with_header(
+        file: Arc<dyn ReadAt>,
+        header: Header,
+        options: OpenOptions,
+    ) -> Result<Image, Error> {
         match (&options.data_file, header.features.data_file()) {
             (None, true) => return Err(UnsupportedCause::DataFileMissing.into()),
             (Some(_), false) => return Err(UnsupportedCause::DataFileUnexpected.into()),

@@ -14,13 +14,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-/// Memory for L2 tables of all layers together: enough for 512 GiB of disk with 64 KiB clusters,
-/// and a quarter of what the process may take.
-const TABLE_BYTES: usize = 64 << 20;
+/// Memory for L2 tables of all layers together: enough for 256 GiB of disk with 64 KiB clusters.
+const TABLE_BYTES: usize = 32 << 20;
 
-/// Memory for flat maps of all chains together: enough for 80 GiB of disk of 64 KiB clusters that
-/// are all over the place, and for any disk that is not.
-const MAP_BYTES: usize = 48 << 20;
+/// Memory for flat maps of all chains together: enough for 50 GiB of disk of 64 KiB clusters that
+/// are all over the place, and for nearly any disk that is not.
+const MAP_BYTES: usize = 32 << 20;
 
 /// Memory for decompressed clusters of all layers together: for some ten readers, each with its read
 /// and what is decompressed ahead of it.

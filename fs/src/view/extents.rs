@@ -4,7 +4,10 @@
 
 use super::cache::OpenChain;
 use crate::sys;
-use qmpfs_qcow2::{Error, ExtentKind, Layer, Mapping, Source};
+use qmpfs_qcow2::{Error, Layer, Mapping, Source};
+
+/// A hole that is looked at as a whole, and not as far as a chain's map is kept in one piece.
+const LONG_HOLE: u64 = 16 << 20;
 
 /// A walk over the extents of a chain.
 pub(super) struct Extents<'a> {
@@ -61,16 +64,12 @@ impl<'a> Extents<'a> {
 
     /// What lies at `at`, which is before the end of the disk.
     fn at(&self, at: u64) -> Result<Stretch, Error> {
-        let rest = self.size - at;
-        let stretch = if self.has_raw {
-            self.piece_at(at, rest)?
-        } else {
-            let extent = self.opened.chain().extent_at(at, rest)?;
-            Stretch {
-                end: at.saturating_add(extent.len),
-                data: extent.kind == ExtentKind::Data,
-            }
-        };
+        let mut stretch = self.piece_at(at, self.size - at)?;
+        if !stretch.data && !self.has_raw && stretch.end - at >= LONG_HOLE {
+            // It may go on for most of the disk: a walk asks each layer for all of it at once.
+            let extent = self.opened.chain().extent_at(at, self.size - at)?;
+            stretch.end = at.saturating_add(extent.len);
+        }
         // The reader's extents are never empty before the end; that a walk ends is worth a guard.
         Ok(Stretch {
             end: stretch.end.clamp(at + 1, self.size),

@@ -188,7 +188,7 @@ impl Opener {
             let opened = open_data_file(path, header.data_file.as_deref(), self.reach)?;
             options.data_file = Some(data_file.insert(opened).file.clone());
         }
-        let image = Image::open_with(file.clone(), options);
+        let image = Image::open_with_header(file.clone(), header, options);
         let image = image.map_err(|error| failure_of(path, &error))?;
         Ok((image, data_file))
     }
