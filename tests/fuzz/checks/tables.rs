@@ -134,9 +134,14 @@ pub fn make(input: &mut Input<'_>) -> Made {
     // Only now, so that tables may lie over anything, even the header's cluster, but stay valid.
     let cut = input.one_in(8).then(|| u64::from(input.u32()));
     put_tables(&layout, &mut file, input);
-    // The active L1 table may be the first to go.
+    // Somewhere, or within the active L1 table.
     if let (Some(cut), false) = (cut, with_snapshot) {
-        file.cut(layout.header.l1 + cut % (file.end() - layout.header.l1));
+        let header = &layout.header;
+        let room = match cut % 2 {
+            0 => file.end() - header.l1,
+            _ => u64::from(header.l1_entries) * 8 + 1,
+        };
+        file.cut(header.l1 + cut / 2 % room);
     }
     Made {
         file: Arc::new(file),
@@ -184,6 +189,13 @@ fn stream(kind: Kind, cluster: usize, how: usize, seed: u64) -> Vec<u8> {
 fn put_tables(layout: &Layout, file: &mut File, input: &mut Input<'_>) {
     let header = &layout.header;
     let l1_slots = u64::from(header.l1_entries).max(1);
+    // Every table is in use at first, so that what is put into it is seen.
+    for slot in 0..u64::from(header.l1_entries) {
+        let table = layout.tables + slot % POOL * header.cluster();
+        for l1 in [header.l1, header_l1_of_snapshot(header)] {
+            file.put(l1 + slot * 8, (table | 1 << 63).to_be_bytes());
+        }
+    }
     while !input.is_empty() {
         let choice = input.u8();
         if choice & 0x0f == 0 {
