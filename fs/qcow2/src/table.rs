@@ -15,6 +15,9 @@ const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 /// Subclusters in a cluster of an image with extended L2 entries.
 const SUBCLUSTERS: u32 = 32;
+/// Bitmaps of a cluster whose subclusters are all data, or all zeros.
+const ALL_ALLOCATED: u64 = 0xffff_ffff;
+const ALL_ZERO: u64 = ALL_ALLOCATED << 32;
 /// Compressed data is measured in sectors of this size.
 const COMPRESSED_SECTOR: u64 = 512;
 
@@ -105,9 +108,52 @@ impl EntryFormat {
         Ok(Some(table))
     }
 
-    /// What an L2 entry says from `guest` on: a run that ends with the cluster at the latest.
-    /// `words` starts with the entry.
+    /// What an L2 entry, the first of `words`, says from `guest` on: a run that goes on as long as
+    /// the entries behind it say the same of their clusters.
     pub(crate) fn run(&self, words: &[u64], guest: GuestOffset) -> Result<Run, Error> {
+        let mut run = self.run_in_cluster(words, guest)?;
+        let within = self.cluster_bits.within(guest.0);
+        if run.len == self.cluster_bits.size().saturating_sub(within) {
+            let more = self.continued(words, run.what) as u64;
+            run.len = run.len.saturating_add(more << self.cluster_bits.get());
+        }
+        Ok(run)
+    }
+
+    /// How many entries behind the first, which says `what` up to the end of its cluster, go on
+    /// with that. Most tables are a few long stretches, and are walked a word at a time here.
+    fn continued(&self, words: &[u64], what: Mapping) -> usize {
+        let first = words.first().copied().unwrap_or(0);
+        let step = match what {
+            Mapping::Compressed { .. } => return 0,
+            Mapping::Data { .. } => self.cluster_bits.size(),
+            Mapping::Zero | Mapping::Unallocated if first & OFFSET != 0 => self.cluster_bits.size(),
+            Mapping::Zero | Mapping::Unallocated => 0,
+        };
+        let mut expected = first;
+        let mut goes_on = |word: u64| {
+            expected = expected.wrapping_add(step);
+            // An offset that leaves its bits is another entry.
+            word == expected && (word ^ first) & !OFFSET == 0
+        };
+        if !self.extended {
+            let words = words.iter().skip(1).copied();
+            return words.take_while(|word| goes_on(*word)).count();
+        }
+        let bitmap = words.get(1).copied().unwrap_or(0);
+        // All subclusters are alike, or the next cluster begins with something else.
+        if ![0, ALL_ALLOCATED, ALL_ZERO].contains(&bitmap) {
+            return 0;
+        }
+        let pairs = words.chunks_exact(2).skip(1);
+        pairs
+            .take_while(|pair| pair.get(1) == Some(&bitmap))
+            .take_while(|pair| pair.first().is_some_and(|word| goes_on(*word)))
+            .count()
+    }
+
+    /// The same, ending with the cluster at the latest.
+    fn run_in_cluster(&self, words: &[u64], guest: GuestOffset) -> Result<Run, Error> {
         let entry = words.first().copied().unwrap_or(0);
         let within = self.cluster_bits.within(guest.0);
         let rest = self.cluster_bits.size().saturating_sub(within);
