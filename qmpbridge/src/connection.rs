@@ -23,7 +23,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// QEMU greets at once, unless it serves somebody else: then it never does.
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
 /// What never greets may be a server that waits for us to speak; those answer garbage at once.
-const PROBE_DEADLINE: Duration = Duration::from_millis(500);
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 /// A QEMU that is busy (a snapshot with VM state) answers late, and then all at once.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// A greeting is below 300 bytes.
