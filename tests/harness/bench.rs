@@ -38,6 +38,7 @@ pub struct Bench {
     pub machine: Machine,
     model: Model,
     writes: u64,
+    bulks: u64,
     dice: Dice,
     points: Vec<Captured>,
     below: Vec<PathBuf>,
@@ -94,6 +95,7 @@ impl Bench {
             machine,
             model: Model::default(),
             writes: 0,
+            bulks: 0,
             dice: Dice::new(3),
             points: Vec::new(),
             below,
@@ -166,13 +168,17 @@ impl Bench {
         }
     }
 
-    /// Fills everything behind the writer's region: a merge of this layer takes its time.
+    /// Fills a half of what is behind the writer's region, each time the other: a merge of this
+    /// layer has that much to copy, and takes its time.
     #[track_caller]
     pub fn write_bulk(&mut self) {
         let hands = self.hands.as_mut().expect("the disk runs");
         let mut blocks = vec![0; BLOCK * 16];
         self.writes += 1;
-        for offset in (SIZE..hands.size()).step_by(blocks.len()) {
+        self.bulks += 1;
+        let half = (hands.size() - SIZE) / 2;
+        let start = SIZE + self.bulks % 2 * half;
+        for offset in (start..start + half).step_by(blocks.len()) {
             fill(&mut blocks, offset, self.writes);
             hands.write(offset, &blocks).expect("the guest can write");
         }

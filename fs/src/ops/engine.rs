@@ -488,11 +488,24 @@ impl Engine {
         }
         let id = qmpbridge::JobId::new(id)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-        self.bridge()?
-            .cancel_job(&id, qmpbridge::Cancel::Force)
-            .await?;
+        let bridge = self.bridge()?;
+        // before QEMU is told: the job's end may be seen before the answer is
         state.cancelled.set(true);
-        Ok(())
+        let Err(error) = bridge.cancel_job(&id, qmpbridge::Cancel::Force).await else {
+            return Ok(());
+        };
+        state.cancelled.set(false);
+        if bridge
+            .jobs()
+            .await
+            .is_ok_and(|jobs| jobs.iter().all(|job| job.id != id))
+        {
+            return Err(Failure::new(
+                Errno::ENOENT,
+                format!("the job '{id}' has ended"),
+            ));
+        }
+        Err(error.into())
     }
 
     /// Whether work is under way in a scope, or how the last of it ended.
