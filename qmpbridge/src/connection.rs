@@ -24,6 +24,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const GREETING_DEADLINE: Duration = Duration::from_secs(3);
 /// What never greets may be a server that waits for us to speak; those answer garbage at once.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
+/// A greeting stands right behind what was left for another client. Far less than the others: it is
+/// waited for within them.
+const LEFTOVER_DEADLINE: Duration = Duration::from_millis(500);
 /// A QEMU that is busy (a snapshot with VM state) answers late, and then all at once.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// A greeting is below 300 bytes.
@@ -250,7 +253,7 @@ async fn first_line(link: &mut Link) -> Result<QemuVersion, Error> {
         let read = link.socket.read(&mut chunk);
         let read = match garbage.take() {
             None => read.await,
-            Some(said) => match timeout(PROBE_DEADLINE, read).await {
+            Some(said) => match timeout(LEFTOVER_DEADLINE, read).await {
                 Ok(read) => {
                     garbage = Some(said);
                     read
