@@ -5,7 +5,13 @@ use crate::servers::Who;
 
 /// Who has a column; the rest are limits.
 const COLUMNS: [Who; 4] = [Who::Ours, Who::Qsd, Who::Uring, Who::Nbd];
-const LIMITS: [Who; 3] = [Who::RawFile, Who::Convert, Who::OursFlat];
+const LIMITS: [Who; 5] = [
+    Who::RawFile,
+    Who::Convert,
+    Who::OursFlat,
+    Who::OursCached,
+    Who::OursPassthrough,
+];
 const WIDTH: usize = 9;
 const HEADS: [&str; WIDTH] = [
     "workload",

@@ -30,6 +30,10 @@ pub(crate) enum Who {
     Convert,
     /// qmpfs on the same clusters in one layer.
     OursFlat,
+    /// qmpfs with every open through the kernel's page cache.
+    OursCached,
+    /// qmpfs where the kernel reads a raw layer by itself.
+    OursPassthrough,
 }
 
 impl Who {
@@ -42,6 +46,8 @@ impl Who {
             Who::RawFile => "raw file",
             Who::Convert => "qemu-img convert",
             Who::OursFlat => "qmpfs, depth 1",
+            Who::OursCached => "qmpfs, -o kernel_cache",
+            Who::OursPassthrough => "qmpfs, -o passthrough",
         }
     }
 }
@@ -94,15 +100,9 @@ fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> V
         text(socket),
     );
     match who {
-        Who::Ours | Who::OursFlat => vec![Line::new(&[
-            "qmpfs",
-            "mount",
-            "-f",
-            "-o",
-            "ro",
-            &text(&image.top),
-            &at,
-        ])],
+        Who::Ours | Who::OursFlat => vec![ours("ro", &text(&image.top), &at)],
+        Who::OursCached => vec![ours("ro,kernel_cache", &text(&image.top), &at)],
+        Who::OursPassthrough => vec![ours("ro,passthrough", &text(&image.top), &at)],
         Who::Qsd => vec![storage_daemon(&file, format, "threads", &at)],
         Who::Uring => vec![storage_daemon(&file, format, "io_uring", &at)],
         Who::Nbd => {
@@ -134,6 +134,10 @@ fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> V
         }
         Who::RawFile | Who::Convert => Vec::new(),
     }
+}
+
+fn ours(options: &str, top: &str, at: &str) -> Line {
+    Line::new(&["qmpfs", "mount", "-f", "-o", options, top, at])
 }
 
 fn storage_daemon(file: &str, format: &str, aio: &str, at: &str) -> Line {

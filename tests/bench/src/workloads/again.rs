@@ -6,7 +6,7 @@ use crate::reader;
 use crate::results::{Row, Series, Unit};
 use crate::servers::Who;
 
-const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile];
+const WHOS: &[Who] = &[Who::Ours, Who::Qsd, Who::Nbd, Who::RawFile, Who::OursCached];
 
 pub(super) fn again(run: &mut Run) -> Vec<Row> {
     let image = run.images.contiguous();

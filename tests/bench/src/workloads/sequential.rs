@@ -51,14 +51,9 @@ pub(super) fn fragmented(run: &mut Run) -> Vec<Row> {
 
 pub(super) fn raw(run: &mut Run) -> Vec<Row> {
     let image = run.images.raw();
-    first_read(
-        run,
-        "raw",
-        "raw layer, sequential".to_owned(),
-        &image,
-        WHOS,
-        goals::RAW,
-    )
+    let label = "raw layer, sequential".to_owned();
+    let whos: Vec<Who> = WHOS.iter().copied().chain([Who::OursPassthrough]).collect();
+    first_read(run, "raw", label, &image, &whos, goals::RAW)
 }
 
 pub(super) fn compressed(run: &mut Run) -> Vec<Row> {
