@@ -120,24 +120,6 @@ impl Chain {
         }
     }
 
-    /// The same layers with another one over them.
-    pub fn with_overlay(&self, top: Arc<Layer>) -> Chain {
-        Chain::new(self.layers.iter().cloned().chain([top]).collect())
-    }
-
-    /// The same backing layers under another top: for an internal snapshot of the top.
-    pub fn with_top(&self, top: Arc<Layer>) -> Chain {
-        let below = self.layers.len().saturating_sub(1);
-        Chain::new(
-            self.layers
-                .iter()
-                .take(below)
-                .cloned()
-                .chain([top])
-                .collect(),
-        )
-    }
-
     /// The layers, base first.
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
@@ -167,41 +149,8 @@ impl Chain {
                 ..piece
             }),
             // The tables are broken here, and this says how.
-            None => self.resolve_with(offset, max_len, |layer, at, max_len| {
-                self.layers[layer].map(at, max_len)
-            }),
+            None => Walk::new(self, max_len).piece_at(offset, max_len),
         }
-    }
-
-    fn resolve_with(
-        &self,
-        offset: u64,
-        max_len: u64,
-        mut map: impl FnMut(usize, GuestOffset, u64) -> Result<Run, Error>,
-    ) -> Result<Piece, Error> {
-        let mut len = self.virtual_size().saturating_sub(offset).min(max_len);
-        for (index, layer) in self.layers.iter().enumerate().rev() {
-            // Beyond the end of a shorter backing file are zeros, whatever lies further down.
-            if len == 0 || offset >= layer.virtual_size() {
-                break;
-            }
-            let run = map(index, GuestOffset(offset), len)?;
-            len = len.min(run.len);
-            match run.what {
-                Mapping::Unallocated => {}
-                Mapping::Zero => break,
-                mapping @ (Mapping::Data { .. } | Mapping::Compressed { .. }) => {
-                    return Ok(Piece {
-                        len,
-                        source: Source::Layer { index, mapping },
-                    });
-                }
-            }
-        }
-        Ok(Piece {
-            len,
-            source: Source::Zero,
-        })
     }
 
     /// Reads into `buf`; fewer bytes than asked for only at the end of the disk.
@@ -306,22 +255,43 @@ impl Walk<'_> {
     }
 
     fn piece_at(&mut self, offset: u64, max_len: u64) -> Result<Piece, Error> {
-        let Walk {
-            chain,
-            window,
-            runs,
-        } = self;
-        chain.resolve_with(offset, max_len, |index, at, _| {
-            let (start, run) = &mut runs[index];
-            if at.0 < *start || at.0 >= start.saturating_add(run.len) {
-                *run = chain.layers[index].map(at, *window)?;
-                *start = at.0;
+        let chain = self.chain;
+        let mut len = chain.virtual_size().saturating_sub(offset).min(max_len);
+        for (index, layer) in chain.layers.iter().enumerate().rev() {
+            // Beyond the end of a shorter backing file are zeros, whatever lies further down.
+            if len == 0 || offset >= layer.virtual_size() {
+                break;
             }
-            let skipped = at.0.saturating_sub(*start);
-            Ok(Run {
-                len: run.len.saturating_sub(skipped),
-                what: run.what.skip(skipped),
-            })
+            let run = self.run_at(index, layer, offset)?;
+            len = len.min(run.len);
+            match run.what {
+                Mapping::Unallocated => {}
+                Mapping::Zero => break,
+                mapping @ (Mapping::Data { .. } | Mapping::Compressed { .. }) => {
+                    return Ok(Piece {
+                        len,
+                        source: Source::Layer { index, mapping },
+                    });
+                }
+            }
+        }
+        Ok(Piece {
+            len,
+            source: Source::Zero,
+        })
+    }
+
+    /// What a layer says from `offset` on, as far as it was asked.
+    fn run_at(&mut self, index: usize, layer: &Layer, offset: u64) -> Result<Run, Error> {
+        let (start, run) = &mut self.runs[index];
+        if offset < *start || offset >= start.saturating_add(run.len) {
+            *run = layer.map(GuestOffset(offset), self.window)?;
+            *start = offset;
+        }
+        let skipped = offset.saturating_sub(*start);
+        Ok(Run {
+            len: run.len.saturating_sub(skipped),
+            what: run.what.skip(skipped),
         })
     }
 }

@@ -41,10 +41,10 @@ pub fn check(bytes: &[u8]) {
     let lower = Chain::new(layers[..=part].to_vec());
     ask(&lower, &disks[part], &mut input);
     if part < top {
-        let next = lower.with_overlay(Arc::clone(&layers[part + 1]));
+        let next = Chain::new(layers[..=part + 1].to_vec());
         read(&next, &disks[part + 1], 0, disks[part + 1].len());
     }
-    let again = lower.with_top(Arc::clone(&layers[part]));
+    let again = Chain::new(layers[..=part].to_vec());
     read(&again, &disks[part], 0, disks[part].len());
     walk(&chain, &disks[top]);
 }

@@ -77,8 +77,12 @@ pub(crate) fn snapshots(case: &Case) -> Vec<Snapshot> {
         .map(|snapshot| {
             let bytes = image
                 .at_snapshot(snapshot)
-                .map(|old| chain.with_top(Arc::new(Layer::Qcow2(old))))
-                .and_then(|chain| read_all(&chain));
+                .and_then(|old| {
+                    let mut layers = chain.layers().to_vec();
+                    layers.pop();
+                    layers.push(Arc::new(Layer::Qcow2(old)));
+                    read_all(&Chain::new(layers))
+                });
             Snapshot {
                 id: snapshot.id_str().into_owned(),
                 same_size: snapshot.virtual_size == image.virtual_size(),
