@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::numbers::Numbers;
 use common::{Lab, peek64, poke, read_all};
 use qmpfs_qcow2::{Caches, Chain, Error, GuestOffset, Image, Layer, OpenOptions, ReadAt};
 
@@ -14,23 +15,6 @@ fn effort() -> u64 {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(1)
-}
-
-/// A small generator: the same numbers in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }
 
 /// Small images of every kind, with all that can be lied about in them.

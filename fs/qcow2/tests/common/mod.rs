@@ -5,6 +5,7 @@
 #![allow(clippy::arithmetic_side_effects, reason = "tests may overflow loudly")]
 
 mod compare;
+pub(crate) mod numbers;
 
 pub(crate) use compare::{assert_map, assert_reads};
 
@@ -232,9 +233,12 @@ pub(crate) fn at_snapshot(chain: &Chain, name: &str) -> Chain {
         .iter()
         .find(|s| s.name == name.as_bytes())
         .expect(name);
-    chain.with_top(Arc::new(Layer::Qcow2(
+    let mut layers = chain.layers().to_vec();
+    layers.pop();
+    layers.push(Arc::new(Layer::Qcow2(
         image.at_snapshot(snapshot).expect(name),
-    )))
+    )));
+    Chain::new(layers)
 }
 
 /// All bytes of a chain.
