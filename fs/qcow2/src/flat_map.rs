@@ -3,7 +3,8 @@
 //! Knows: how stretches are kept, found and thrown away; does not know how they are resolved.
 //! A map is filled segment by segment when somebody reads there, and only kept while there is
 //! room: it is a cache of what the layers' tables say, never the truth itself.
-//! Invariant: all maps that share a `Room` hold at most its bytes together, but for one segment.
+//! Invariant: all maps that share a `Room` hold at most its bytes together, but for one segment, and
+//! for their slots, which are counted and stay.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,9 +14,9 @@ use arc_swap::ArcSwapOption;
 use crate::chain::{Piece, Source};
 use crate::error::Error;
 
-/// Units of the smallest cluster (or subcluster) in a segment: enough to make a lookup rare, few
-/// enough to be filled within a read.
-const UNITS_PER_SEGMENT: u32 = 10;
+/// Units of the smallest cluster (or subcluster) in a segment, as an exponent of two: enough to make
+/// a lookup rare, few enough to be filled within a read.
+const SEGMENT_UNITS_BITS: u32 = 10;
 /// A segment's offsets are kept in 32 bits.
 const MAX_SEGMENT_BITS: u32 = 31;
 /// Slots of one map. A longer disk has several segments for a slot, and the last one read stays.
@@ -59,7 +60,7 @@ impl FlatMap {
     /// A map of a disk of this size, of layers whose smallest unit is 2^`unit_bits` bytes.
     pub(crate) fn new(virtual_size: u64, unit_bits: u32, room: &Arc<Room>) -> FlatMap {
         let bits = unit_bits
-            .saturating_add(UNITS_PER_SEGMENT)
+            .saturating_add(SEGMENT_UNITS_BITS)
             .min(MAX_SEGMENT_BITS);
         let count = virtual_size.div_ceil(1 << bits).min(MAX_SLOTS);
         let segments: Box<[_]> = (0..count).map(|_| ArcSwapOption::empty()).collect();
