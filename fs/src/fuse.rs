@@ -9,6 +9,7 @@ mod files;
 mod handles;
 mod message;
 mod names;
+mod negotiate;
 mod pages;
 mod passthrough;
 mod session;
@@ -19,14 +20,15 @@ mod verbs;
 
 pub use attr::Owner;
 pub(crate) use names::PID_XATTR;
+pub(crate) use negotiate::LONGEST_READ;
 pub use session::{Access, Mounted, Settings, mount};
 
 use crate::errno::{Errno, Failure};
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use shared::Shared;
 use std::ffi::OsStr;
@@ -39,15 +41,6 @@ use std::time::{Duration, SystemTime};
 const NO_TTL: Duration = Duration::ZERO;
 /// No inode number is ever used again for another thing.
 const GENERATION: Generation = Generation(0);
-/// Requests the kernel may have in flight in the background (read-ahead, async direct reads):
-/// queue depth 32 of one reader and as much for another.
-const BACKGROUND: u16 = 64;
-
-/// The longest read: an answer to it has some hundred parts at most, where a message may have 1024.
-const MAX_READ: u32 = 1 << 20;
-/// Layers that the kernel reads by itself lie on plain filesystems, not on stacked ones.
-const STACK_DEPTH: u32 = 1;
-
 /// Called once when the last worker has ended.
 pub type OnEnd = Box<dyn FnOnce() + Send + Sync>;
 
@@ -85,30 +78,7 @@ fn utf8(name: &OsStr) -> Result<&str, Failure> {
 
 impl Filesystem for Qmpfs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Each is worth having alone, and an older kernel has none of them.
-        for wish in [
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_ASYNC_DIO,
-            // Views are read past the page cache, and some programs map what they read.
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        ] {
-            if config.add_capabilities(wish).is_err() {
-                tracing::debug!(?wish, "not offered by this kernel");
-            }
-        }
-        if let Some(passthrough) = &self.shared.passthrough
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(STACK_DEPTH).is_ok()
-        {
-            passthrough.offer();
-        }
-        // Reads are no longer than writes could be; the kernel may be set up for far longer ones.
-        if let Err(nearest) = config.set_max_write(MAX_READ) {
-            tracing::debug!(nearest, "the longest read is left as it is");
-        }
-        if let Err(nearest) = config.set_max_background(BACKGROUND) {
-            tracing::debug!(nearest, "background requests not set");
-        }
+        negotiate::negotiate(self.shared.passthrough.as_ref(), config);
         Ok(())
     }
 

@@ -111,9 +111,9 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
     });
     let mounted = fuse::mount(settings, handle, Arc::clone(&log), on_end)?;
     let device = mountpoint::ours(mountpoint)?.map(|entry| entry.device);
-    device
-        .iter()
-        .for_each(|device| mountpoint::read_ahead(device));
+    if let Some(device) = &device {
+        mountpoint::read_ahead(device);
+    }
     hear_signals(signals, sender)?;
     log.note(&format!(
         "mounted {} on {}",

@@ -1,13 +1,12 @@
 //! Attributes: what stat(2) shows. It knows owners, modes and times; sizes are given to it.
 
+use super::LONGEST_READ;
 use crate::render::Sizes;
 use fuser::{FileAttr, FileType, INodeNo};
 use std::time::SystemTime;
 
 /// Unit of `st_blocks`, whatever the block size.
 const STAT_BLOCK: u64 = 512;
-/// What readers should ask for at once: the longest read of FUSE.
-const BLOCK_SIZE: u32 = 1 << 20;
 
 /// Whose the tree is and who may look.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +63,8 @@ impl Owner {
             uid: self.uid,
             gid: self.gid,
             rdev: 0,
-            blksize: BLOCK_SIZE,
+            // what readers should ask for at once
+            blksize: LONGEST_READ,
             flags: 0,
         }
     }

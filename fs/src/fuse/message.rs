@@ -21,7 +21,7 @@ pub(super) fn answer(
 ) -> io::Result<()> {
     let length: usize = parts.iter().map(Bytes::length).sum();
     let Ok(length) = u32::try_from(HEADER + length) else {
-        // Cannot be: the kernel asks for `MAX_READ` at most. `reply` says EIO as it goes.
+        // Cannot be: the kernel asks for `LONGEST_READ` at most. `reply` says EIO as it goes.
         return Err(io::ErrorKind::InvalidData.into());
     };
     let mut header = [0; HEADER];

@@ -2,6 +2,7 @@
 //! away again. It knows mountinfo and fusermount3; it knows nothing of what is inside.
 
 use crate::errno::{Errno, Failure};
+use crate::fuse::LONGEST_READ;
 use crate::sys::{self, Unmount};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,6 @@ use std::process::Command;
 
 /// What a mount of ours is called in mountinfo.
 const FS_TYPE: &str = "fuse.qmpfs";
-
-/// The longest read that FUSE makes: a mebibyte.
-const READ_AHEAD_KIB: &str = "1024";
 
 /// One line of mountinfo that matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +110,7 @@ pub(super) fn ours(path: &Path) -> Result<Option<Entry>, Failure> {
 /// for others all works as well, in more and shorter reads.
 pub(super) fn read_ahead(device: &str) {
     let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&knob, READ_AHEAD_KIB) {
+    if let Err(error) = std::fs::write(&knob, (LONGEST_READ >> 10).to_string()) {
         tracing::debug!(%error, knob, "read-ahead stays as it is");
     }
 }
