@@ -20,7 +20,6 @@ pub use lock::written_by_someone;
 
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
-use crate::sys::Bytes;
 use extents::Extents;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -57,19 +56,6 @@ impl View {
     /// Bytes of the disk.
     pub fn virtual_size(&self) -> u64 {
         self.opened.chain().virtual_size()
-    }
-
-    /// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`: those
-    /// that had to be read first are in `buffer`, the others are copied from where they lie.
-    pub fn answer<R>(
-        &self,
-        cursor: &Cursor,
-        offset: u64,
-        size: usize,
-        buffer: &mut Vec<u8>,
-        send: impl FnOnce(&[Bytes<'_>]) -> R,
-    ) -> Result<R, Failure> {
-        answer::answer(&self.opened, cursor, offset, size, buffer, send)
     }
 
     /// The file whose bytes are the view's, first to last, if there is one.

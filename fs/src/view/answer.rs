@@ -3,7 +3,7 @@
 //! it does not know who is answered.
 
 use super::cache::OpenChain;
-use super::{Cursor, failure};
+use super::{Cursor, View, failure};
 use crate::errno::{Errno, Failure};
 use crate::sys::{Bytes, MappedFile};
 use qmpfs_qcow2::{Layer, Mapping, Source};
@@ -28,51 +28,55 @@ enum Part {
     Cluster(Arc<[u8]>, Range<usize>),
 }
 
-/// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`.
-pub(super) fn answer<R>(
-    opened: &OpenChain,
-    cursor: &Cursor,
-    offset: u64,
-    size: usize,
-    buffer: &mut Vec<u8>,
-    send: impl FnOnce(&[Bytes<'_>]) -> R,
-) -> Result<R, Failure> {
-    let rest = opened.chain().virtual_size().saturating_sub(offset);
-    let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
-    let mut found = Found {
-        opened,
-        buffer,
-        parts: Vec::new(),
-        filled: 0,
-        looked_at: None,
-    };
-    let mut done = 0;
-    let mut is_compressed = false;
-    while done < size {
-        let at = offset + done as u64;
-        let piece = opened.chain().resolve(at, (size - done) as u64);
-        let piece = piece.map_err(|error| failure(&error))?;
-        // At most what is left, so it is a length in memory.
-        let length = (piece.len as usize).min(size - done);
-        if length == 0 {
+impl View {
+    /// Reads `size` bytes, fewer only at the end of the disk, and hands their parts to `send`: those
+    /// that had to be read first are in `buffer`, the others are copied from where they lie.
+    pub fn answer<R>(
+        &self,
+        cursor: &Cursor,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+        send: impl FnOnce(&[Bytes<'_>]) -> R,
+    ) -> Result<R, Failure> {
+        let opened = &*self.opened;
+        let rest = opened.chain().virtual_size().saturating_sub(offset);
+        let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
+        let mut found = Found {
+            opened,
+            buffer,
+            parts: Vec::new(),
+            filled: 0,
+            looked_at: None,
+        };
+        let mut done = 0;
+        let mut is_compressed = false;
+        while done < size {
+            let at = offset + done as u64;
+            let piece = opened.chain().resolve(at, (size - done) as u64);
+            let piece = piece.map_err(|error| failure(&error))?;
+            // At most what is left, so it is a length in memory.
+            let length = (piece.len as usize).min(size - done);
+            if length == 0 {
+                return Err(short());
+            }
+            done += length;
+            if piece.source.is_compressed() && !is_compressed {
+                is_compressed = true;
+                // All cores begin with what comes behind the cluster that this thread begins with.
+                let others = offset + done as u64;
+                cursor.read(opened.chain(), offset..offset + size as u64, others);
+            }
+            found.add(piece.source, length)?;
+        }
+        let bytes = found.bytes();
+        if bytes.iter().map(Bytes::length).sum::<usize>() != size {
             return Err(short());
         }
-        done += length;
-        if piece.source.is_compressed() && !is_compressed {
-            is_compressed = true;
-            // All cores begin with what comes behind the cluster that this thread begins with.
-            let others = offset + done as u64;
-            cursor.read(opened.chain(), offset..offset + size as u64, others);
-        }
-        found.add(piece.source, length)?;
+        let sent = send(&bytes);
+        opened.mappings().used(found.mapped());
+        Ok(sent)
     }
-    let bytes = found.bytes();
-    if bytes.iter().map(Bytes::length).sum::<usize>() != size {
-        return Err(short());
-    }
-    let sent = send(&bytes);
-    opened.mappings().used(found.mapped());
-    Ok(sent)
 }
 
 /// Cannot be. A short answer would be taken for the end of the disk.
