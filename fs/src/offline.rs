@@ -9,6 +9,7 @@ mod disks;
 mod json_name;
 
 pub use chain::{ResolvedLayer, resolve_chain, resolve_chain_within};
+pub(crate) use disks::disk_name;
 pub use disks::model;
 
 use crate::errno::{Errno, Failure};
@@ -27,5 +28,5 @@ pub(crate) fn refuse_if_written(image: &Path) -> Result<(), Failure> {
             image.display()
         ),
     )
-    .next("mount its QMP socket and take a snapshot; the snapshot's disk.raw can be read"))
+    .next("mount the QMP socket of that VM: the disk.raw of a snapshot can be read, and two writers ruin an image"))
 }

@@ -135,7 +135,7 @@ fn an_image_that_somebody_writes_is_not_read_either() {
         assert_ne!(code, Some(0));
         for words in [
             "is in use",
-            "mount its QMP socket",
+            "mount the QMP socket of that VM",
             &*written.to_string_lossy(),
         ] {
             assert!(said.contains(words), "{words} is not in: {said}");

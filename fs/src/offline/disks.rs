@@ -12,7 +12,7 @@ use crate::tree::fit_name;
 use crate::view::{LayerCache, LayerSpec};
 use qmpfs_qcow2::{Header, InternalSnapshot};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// st_blocks counts in these, whatever the filesystem's blocks are.
@@ -29,14 +29,8 @@ pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result
         chain
             .iter()
             .try_for_each(|layer| refuse_if_written(&layer.path))?;
-        let mut disk = disk(&chain)?;
-        let wanted = disk.name.clone();
         let taken = |name: &str| disks.iter().any(|other| other.name == name);
-        let mut number = 2;
-        while taken(&disk.name) {
-            disk.name = format!("{wanted}-{number}");
-            number += 1;
-        }
+        let disk = disk(&chain, taken)?;
         disks.push(disk);
     }
     disks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -52,7 +46,19 @@ pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result
     Ok(Model { vm, disks })
 }
 
-fn disk(chain: &[ResolvedLayer]) -> Result<Disk, Failure> {
+/// What a switched-off disk is called: after its image, with a number where that name is taken.
+pub(crate) fn disk_name(image: &Path, taken: impl Fn(&str) -> bool) -> String {
+    let stem = fit_name(&image.file_stem().unwrap_or_default().to_string_lossy());
+    let mut name = stem.clone();
+    let mut number = 2;
+    while taken(&name) {
+        name = format!("{stem}-{number}");
+        number += 1;
+    }
+    name
+}
+
+fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, Failure> {
     let mut layers = chain.iter().map(layer).collect::<Result<Vec<_>, _>>()?;
     let mut internals = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
@@ -67,13 +73,8 @@ fn disk(chain: &[ResolvedLayer]) -> Result<Disk, Failure> {
     let active = layers
         .pop()
         .expect("a resolved chain has its image, at least");
-    let stem = active
-        .path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy();
     Ok(Disk {
-        name: fit_name(&stem),
+        name: disk_name(&active.path, taken),
         root: None,
         active_path: active.path.clone(),
         active,

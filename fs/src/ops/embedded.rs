@@ -45,7 +45,7 @@ impl StorageDaemon {
                 ));
             };
             let active = top.path.clone();
-            refuse_if_in_use(&active)?;
+            offline::refuse_if_written(&active)?;
             let files: Vec<FileId> = chain
                 .iter()
                 .filter_map(|layer| sys::file_id(&layer.path).ok())
@@ -71,21 +71,7 @@ impl StorageDaemon {
         drop(socket);
         let mut disks: Vec<(PathBuf, String)> = Vec::new();
         for (active, _) in &chains {
-            let stem = active
-                .file_stem()
-                .map_or_else(|| "disk".into(), |stem| stem.to_string_lossy().into_owned());
-            let name = crate::tree::fit_name(&stem);
-            let taken = |name: &str| disks.iter().any(|(_, other)| other == name);
-            let name = (1..)
-                .map(|n| {
-                    if n == 1 {
-                        name.clone()
-                    } else {
-                        format!("{name}-{n}")
-                    }
-                })
-                .find(|name| !taken(name))
-                .unwrap_or(name);
+            let name = offline::disk_name(active, |name| disks.iter().any(|disk| disk.1 == name));
             disks.push((active.clone(), name));
         }
         let mut daemon = StorageDaemon {
@@ -162,7 +148,7 @@ fn refuse_if_other_by_its_own_name(
 }
 
 fn tidy(active: &Path) -> Result<(), Failure> {
-    refuse_if_in_use(active)?;
+    offline::refuse_if_written(active)?;
     let chain = offline::resolve_chain(active, None)?;
     let files: Vec<FileId> = chain
         .iter()
@@ -183,20 +169,6 @@ fn end_now(child: &mut Child) {
         let _ = child.kill();
         let _ = child.wait();
     }
-}
-
-fn refuse_if_in_use(image: &Path) -> Result<(), Failure> {
-    if crate::view::written_by_someone(image)? {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!(
-                "{} is in use: a running VM (or another tool) writes it",
-                image.display()
-            ),
-        )
-        .next("mount the QMP socket of that VM instead of its image; two writers ruin an image"));
-    }
-    Ok(())
 }
 
 /// A directory of ours with a socket in it; both go when this is dropped.
