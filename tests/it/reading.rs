@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use qmpfs_tests::bench::SIZE;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::model::Dice;
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::{oracle, sh, wait};
@@ -308,15 +309,12 @@ fn compressed_layers_are_read_in_any_order_by_many_at_once() {
                 scope.spawn(move || {
                     let file = std::fs::File::open(view).expect("the view");
                     // Each goes through the disk at a pace of its own, with a jump now and then.
-                    let (mut at, mut random) = (0, reader * 0x9e37_79b9_u64);
+                    let (mut at, mut dice) = (0, Dice::new(reader));
                     for _ in 0..200 {
-                        random ^= random << 13;
-                        random ^= random >> 7;
-                        random ^= random << 17;
-                        if random.is_multiple_of(17) {
-                            at = random % SIZE;
+                        if dice.below(17) == 0 {
+                            at = dice.below(SIZE);
                         }
-                        let length = (random >> 20) % (reader * 60_000) + 1;
+                        let length = dice.below(reader * 60_000) + 1;
                         let length = length.min(SIZE - at) as usize;
                         let mut piece = vec![0; length];
                         file.read_exact_at(&mut piece, at).expect("a read");
