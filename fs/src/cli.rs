@@ -1,12 +1,12 @@
 //! The command line: clap's definition, and from it plain values. It looks at the files it is
 //! given (a socket or an image?) and does nothing else; `run` does.
 
-mod bytes;
 mod options;
 mod source;
 
 pub use options::Options;
 
+use crate::bytes;
 use crate::cat;
 use crate::errno::{Errno, Failure};
 use crate::model::Format;

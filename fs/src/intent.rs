@@ -1,9 +1,13 @@
-//! What a mkdir or rmdir means: the one table from a place in the tree and a name to an
-//! [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
+//! What a mkdir, an rmdir or a line written means: the one table from a place in the tree and a
+//! name or words to an [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
+
+mod words;
+
+pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Model};
-use crate::tree::{Found, NodeKey, Section, find_point, valid_name};
+use crate::tree::{DiskFile, Found, JobFile, NodeKey, Section, exists, find_point, valid_name};
 
 /// A verb, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +47,15 @@ pub enum Intent {
         /// QEMU's job id.
         id: String,
     },
+    /// A line written to `disks/DISK/jobs/ID/ctl`
+    ControlJob {
+        /// The disk's name.
+        disk: String,
+        /// QEMU's job id.
+        id: String,
+        /// What the line says.
+        command: JobCommand,
+    },
 }
 
 impl Intent {
@@ -62,6 +75,9 @@ impl Intent {
                 ("rmdir", format!("/disks/{disk}/internal/{name}"))
             }
             Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
+            Intent::ControlJob { disk, id, command } => {
+                ("write", format!("/disks/{disk}/jobs/{id}/ctl '{command}'"))
+            }
         }
     }
 }
@@ -188,6 +204,54 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::JobFile(..) => return Err(no_verb("rmdir")),
     };
     allowed(verbs, Effect::Destroys)?;
+    connected(model)?;
+    Ok(intent)
+}
+
+/// What a line written to the file `key` means; `data` is what one write(2) brought.
+pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<Intent, Failure> {
+    let (intent, effect) = match key {
+        NodeKey::JobFile(disk, id, JobFile::Ctl) => {
+            allowed(verbs, Effect::Makes)?;
+            let command = words::job_command(words::line(data)?)?;
+            if !exists(model, key) {
+                return Err(Failure::new(
+                    Errno::ENOENT,
+                    format!("the job '{id}' has ended"),
+                ));
+            }
+            let effect = match command {
+                JobCommand::Cancel => Effect::Destroys,
+                JobCommand::Pause
+                | JobCommand::Resume
+                | JobCommand::Speed(_)
+                | JobCommand::Finish
+                | JobCommand::Pivot => Effect::Makes,
+            };
+            let (disk, id) = (disk.clone(), id.clone());
+            (Intent::ControlJob { disk, id, command }, effect)
+        }
+        NodeKey::Root
+        | NodeKey::VmJson
+        | NodeKey::Log
+        | NodeKey::Readme
+        | NodeKey::Wait
+        | NodeKey::Disks
+        | NodeKey::Disk(_)
+        | NodeKey::DiskFile(_, DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait)
+        | NodeKey::Section(..)
+        | NodeKey::Point(_)
+        | NodeKey::PointFile(..)
+        | NodeKey::Job(..)
+        | NodeKey::JobFile(
+            _,
+            _,
+            JobFile::State | JobFile::Progress | JobFile::Error | JobFile::Wait,
+        ) => {
+            return Err(Failure::new(Errno::EROFS, "this file is only read"));
+        }
+    };
+    allowed(verbs, effect)?;
     connected(model)?;
     Ok(intent)
 }

@@ -5,6 +5,7 @@
 
 mod blocking;
 mod carried;
+mod control;
 mod embedded;
 mod engine;
 mod internal;
@@ -396,6 +397,9 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::CancelJob { disk, id } => {
             let outcome = engine.cancel(&disk, &id).await;
             logged(outcome);
+        }
+        Intent::ControlJob { disk, id, command } => {
+            logged(control::job(&engine, &disk, &id, command).await);
         }
     }
 }

@@ -74,6 +74,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
                 JobFile::State => Some(job::state(job)),
                 JobFile::Progress => Some(json(&job::progress(job))),
                 JobFile::Error => Some(job::error(job)),
+                JobFile::Ctl => Some(job::words(job)),
                 JobFile::Wait => None,
             }
         }

@@ -44,6 +44,13 @@ impl DiskFile {
     /// All of them, as listed.
     pub const ALL: [DiskFile; 3] = [DiskFile::Json, DiskFile::ChainTxt, DiskFile::Wait];
 
+    /// Whether a line written to it is a verb.
+    pub fn is_control(self) -> bool {
+        match self {
+            DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait => false,
+        }
+    }
+
     /// Its name in the directory.
     pub fn name(self) -> &'static str {
         match self {
@@ -114,17 +121,27 @@ pub enum JobFile {
     State,
     Progress,
     Error,
+    Ctl,
     Wait,
 }
 
 impl JobFile {
     /// All of them, as listed.
-    pub const ALL: [JobFile; 4] = [
+    pub const ALL: [JobFile; 5] = [
         JobFile::State,
         JobFile::Progress,
         JobFile::Error,
+        JobFile::Ctl,
         JobFile::Wait,
     ];
+
+    /// Whether a line written to it is a verb.
+    pub fn is_control(self) -> bool {
+        match self {
+            JobFile::Ctl => true,
+            JobFile::State | JobFile::Progress | JobFile::Error | JobFile::Wait => false,
+        }
+    }
 
     /// Its name in the job's directory.
     pub fn name(self) -> &'static str {
@@ -132,6 +149,7 @@ impl JobFile {
             JobFile::State => "state",
             JobFile::Progress => "progress",
             JobFile::Error => "error",
+            JobFile::Ctl => "ctl",
             JobFile::Wait => "wait",
         }
     }
@@ -175,6 +193,25 @@ impl NodeKey {
             | NodeKey::DiskFile(..)
             | NodeKey::PointFile(..)
             | NodeKey::JobFile(..) => false,
+        }
+    }
+
+    /// Whether a line written to it is a verb.
+    pub fn is_control(&self) -> bool {
+        match self {
+            NodeKey::DiskFile(_, file) => file.is_control(),
+            NodeKey::JobFile(_, _, file) => file.is_control(),
+            NodeKey::Root
+            | NodeKey::VmJson
+            | NodeKey::Log
+            | NodeKey::Readme
+            | NodeKey::Wait
+            | NodeKey::Disks
+            | NodeKey::Disk(_)
+            | NodeKey::Section(..)
+            | NodeKey::Point(_)
+            | NodeKey::PointFile(..)
+            | NodeKey::Job(..) => false,
         }
     }
 

@@ -52,6 +52,14 @@ impl DiskDir {
         json(&self.0.join("disk.json"))
     }
 
+    /// The only job there is.
+    #[track_caller]
+    pub fn only_job(&self) -> PathBuf {
+        let jobs = self.list("jobs");
+        assert_eq!(jobs.len(), 1, "{jobs:?}");
+        self.0.join("jobs").join(&jobs[0])
+    }
+
     /// Reads `wait`: returns when all work on this disk has ended, and how.
     pub fn wait(&self) -> io::Result<String> {
         fs::read_to_string(self.0.join("wait"))
@@ -100,6 +108,18 @@ impl Point {
     pub fn exists(&self) -> bool {
         self.0.is_dir()
     }
+}
+
+/// `echo -n TEXT > PATH`: one write(2), as a shell does it.
+pub fn write_line(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)?;
+    let written = io::Write::write(&mut file, text)?;
+    assert_eq!(written, text.len(), "a line is taken whole");
+    Ok(())
 }
 
 /// Panics unless `result` failed with one of these error numbers.

@@ -27,6 +27,7 @@ macro_rules! over_attachments {
 
 mod architecture;
 mod bad_input;
+mod control;
 mod embedded;
 mod guest;
 mod harness;

@@ -172,7 +172,7 @@ fn no_delete_makes_points_and_deletes_none() {
 }
 
 /// Two points with large layers, and the merge of the first begun and held up: false if it was faster than we.
-fn held_up_merge(name: &str) -> (Bench, bool) {
+pub(crate) fn held_up_merge(name: &str) -> (Bench, bool) {
     let mut bench = Bench::with_bulk(name, Attachment::StorageDaemon, 256 << 20);
     for point in ["one", "two"] {
         bench.write_bulk();

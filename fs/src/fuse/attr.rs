@@ -15,7 +15,7 @@ pub struct Owner {
     pub uid: u32,
     /// st_gid.
     pub gid: u32,
-    /// Taken away from 0777 and 0444. The w of a directory stays, or the kernel would refuse
+    /// Taken away from 0777, 0666 and 0444. The w of a directory stays, or the kernel would refuse
     /// an unlink inside a point by itself and a recursive delete could not be told from rmdir.
     pub umask: u16,
 }
@@ -45,6 +45,14 @@ impl Owner {
             },
             time,
         )
+    }
+
+    /// A control file whose text has `length` bytes.
+    pub(super) fn control(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
+        FileAttr {
+            perm: 0o666 & !self.umask,
+            ..self.text(ino, length, time)
+        }
     }
 
     /// A view.
@@ -103,5 +111,7 @@ mod tests {
         };
         assert_eq!(open.directory(2, 0, UNIX_EPOCH).perm, 0o755);
         assert_eq!(open.text(2, 9, UNIX_EPOCH).perm, 0o444);
+        assert_eq!(open.control(2, 9, UNIX_EPOCH).perm, 0o644);
+        assert_eq!(owner.control(2, 9, UNIX_EPOCH).perm, 0o600);
     }
 }

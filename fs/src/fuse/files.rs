@@ -4,7 +4,7 @@
 use super::handles::{Handle, OpenView};
 use super::pages::Habit;
 use super::shared::Shared;
-use super::{TEXT_FLAGS, caller, failed, message};
+use super::{TEXT_FLAGS, caller, failed, message, verbs};
 use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
@@ -85,6 +85,22 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     });
 }
 
+/// Opens a control file for the lines that are written to it. No other file is ever written.
+pub(super) fn open_control(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
+    if !verbs::may_control(shared, ino) {
+        return reply.error(fuser::Errno::EROFS);
+    }
+    let model = shared.engine.model();
+    let opened = shared.key(ino).ok().and_then(|key| {
+        let text = shared.text(&model, &key)?.into_bytes();
+        Some(Handle::Control { key, text })
+    });
+    match opened {
+        Some(handle) => reply.opened(shared.handles.insert(handle), TEXT_FLAGS),
+        None => reply.error(fuser::Errno::ESTALE),
+    }
+}
+
 thread_local! {
     /// Bytes that the kernel cannot copy from where they lie; each worker keeps its own.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -103,7 +119,7 @@ pub(super) fn read(
     };
     match &*handle {
         Handle::Directory(_) => reply.error(fuser::Errno::EISDIR),
-        Handle::Text(text) => reply.data(part(text, offset, size)),
+        Handle::Text(text) | Handle::Control { text, .. } => reply.data(part(text, offset, size)),
         Handle::Log(following) => {
             let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
             reply.data(part(following.up_to_now(&shared.log), offset, size));
@@ -197,7 +213,9 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
         (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
         (Some(Handle::View(open)), Ok(offset)) => seek_view(&open.view, offset, whence),
         // A text is all data.
-        (Some(Handle::Text(text)), Ok(offset)) => Ok(seek_text(text.len() as u64, offset, whence)),
+        (Some(Handle::Text(text) | Handle::Control { text, .. }), Ok(offset)) => {
+            Ok(seek_text(text.len() as u64, offset, whence))
+        }
         (Some(Handle::Log(following)), Ok(offset)) => {
             let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
             let length = following.up_to_now(&shared.log).len() as u64;

@@ -4,7 +4,7 @@
 use super::pages::Habit;
 use crate::ops::WaitScope;
 use crate::report::Log;
-use crate::tree::PointKey;
+use crate::tree::{NodeKey, PointKey};
 use crate::view::{Cursor, View};
 use fuser::{BackingId, FileHandle, FileType};
 use std::collections::HashMap;
@@ -23,6 +23,13 @@ pub(super) enum Handle {
         scope: WaitScope,
         /// The final state, once it is known.
         text: OnceLock<String>,
+    },
+    /// A control file open for writing: each write is a verb.
+    Control {
+        /// Which file.
+        key: NodeKey,
+        /// What a reader sees, as it was when it was opened.
+        text: Vec<u8>,
     },
     /// A `disk.raw`.
     View(OpenView),

@@ -126,7 +126,11 @@ impl Shared {
         }
         // A `wait` file has no text before it is read.
         let length = self.text(model, key).map_or(0, |text| text.len());
-        Some(self.owner.text(ino, length, time))
+        Some(if key.is_control() && !self.verbs.read_only {
+            self.owner.control(ino, length, time)
+        } else {
+            self.owner.text(ino, length, time)
+        })
     }
 
     /// The names of a directory, `.` and `..` first.

@@ -1,6 +1,7 @@
 //! mkdir and rmdir, and what is refused. `intent` says what a verb means; the engine does it and
 //! answers; refusals are written down here.
 
+use super::handles::Handle;
 use super::names::reply_entry;
 use super::shared::Shared;
 use super::{caller, errno, failed, utf8};
@@ -8,7 +9,7 @@ use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::ops::Request;
 use crate::tree::{self, NodeKey};
-use fuser::{INodeNo, ReplyEmpty, ReplyEntry};
+use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyWrite};
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -104,6 +105,44 @@ pub(super) fn rmdir(
             });
         }
         Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+/// Whether a line written to this file may be a verb.
+pub(super) fn may_control(shared: &Shared, ino: INodeNo) -> bool {
+    !shared.verbs.read_only && shared.key(ino).is_ok_and(|key| key.is_control())
+}
+
+/// One write(2) to a control file is one verb, and its errno is the verb's.
+pub(super) fn write(
+    shared: &Arc<Shared>,
+    pid: u32,
+    fh: FileHandle,
+    data: &[u8],
+    reply: ReplyWrite,
+) {
+    let handle = shared.handles.get(fh);
+    let Some(Handle::Control { key, .. }) = handle.as_deref() else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let model = shared.engine.model();
+    match intent::write(&model, shared.verbs, key, data) {
+        Ok(intent) => {
+            let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let answer = Box::new(move |done: Result<(), Failure>| match done {
+                Ok(()) => reply.written(length),
+                Err(failure) => reply.error(failed(&failure)),
+            });
+            shared.engine.send(Request::Do {
+                intent,
+                pid: caller::process_of(pid),
+                answer,
+            });
+        }
+        Err(failure) => {
+            let path = tree::path_of(&model, key);
+            reply.error(failed(&shared.refused("write", &path, pid, failure)));
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The table, line by line, on a hand-made model.
 
-use super::{Intent, Verbs, mkdir, rmdir};
+use super::{Intent, JobCommand, Verbs, mkdir, rmdir, write};
 use crate::errno::Errno;
 use crate::model::{ConnectionState, Model};
-use crate::tree::{NodeKey, Section, lookup, sample};
+use crate::tree::{DiskFile, JobFile, NodeKey, Section, lookup, sample};
 
 const ALL: Verbs = Verbs {
     read_only: false,
@@ -184,4 +184,65 @@ fn rmdir_is_refused_everywhere_else() {
         removed(&model, read_only, Section::Internal, "clean"),
         Err(Errno::EROFS)
     );
+}
+
+fn written(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<Intent, Errno> {
+    write(model, verbs, key, data).map_err(|failure| failure.errno)
+}
+
+#[test]
+fn a_line_written_to_ctl_is_a_verb_of_the_job() {
+    let model = sample::two_disks();
+    let key = |id: &str, file| NodeKey::JobFile("vda".into(), id.into(), file);
+    let ctl = key("qmpfs-stream-1", JobFile::Ctl);
+    let intent = |command| {
+        Ok(Intent::ControlJob {
+            disk: "vda".into(),
+            id: "qmpfs-stream-1".into(),
+            command,
+        })
+    };
+    let no_delete = Verbs {
+        no_delete: true,
+        ..ALL
+    };
+    assert_eq!(
+        written(&model, no_delete, &ctl, b"pause\n"),
+        intent(JobCommand::Pause)
+    );
+    assert_eq!(
+        written(&model, ALL, &ctl, b"cancel\n"),
+        intent(JobCommand::Cancel)
+    );
+    assert_eq!(
+        written(&model, no_delete, &ctl, b"cancel\n"),
+        Err(Errno::EPERM)
+    );
+    assert_eq!(written(&model, ALL, &ctl, b"stop\n"), Err(Errno::EINVAL));
+    assert_eq!(
+        written(&model, ALL, &key("gone", JobFile::Ctl), b"pause\n"),
+        Err(Errno::ENOENT)
+    );
+    let read_only = Verbs {
+        read_only: true,
+        ..ALL
+    };
+    assert_eq!(
+        written(&model, read_only, &ctl, b"pause\n"),
+        Err(Errno::EROFS)
+    );
+    let mut down = model.clone();
+    down.vm.connection = ConnectionState::Down("gone".into());
+    assert_eq!(written(&down, ALL, &ctl, b"pause\n"), Err(Errno::ENOTCONN));
+    for key in [
+        key("qmpfs-stream-1", JobFile::State),
+        NodeKey::DiskFile("vda".into(), DiskFile::Json),
+        NodeKey::VmJson,
+    ] {
+        assert_eq!(
+            written(&model, ALL, &key, b"pause\n"),
+            Err(Errno::EROFS),
+            "{key:?}"
+        );
+    }
 }

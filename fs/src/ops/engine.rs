@@ -13,7 +13,7 @@ use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use qmpbridge::command::{Cont, QueryName, QueryStatus, Stop};
-use qmpbridge::{Bridge, Connection};
+use qmpbridge::{Bridge, Connection, JobId, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -59,6 +59,8 @@ struct DiskState {
     held: Cell<bool>,
     merging: Cell<bool>,
     cancelled: Cell<bool>,
+    /// The guest may stand still for the pivot: the job must not be held up now.
+    pivoting: Cell<bool>,
     /// Counts who has held the disk: a look that began before is old news.
     turns: Cell<u64>,
     jobs: RefCell<Vec<Job>>,
@@ -384,6 +386,7 @@ impl Engine {
         let state = &guard.state;
         state.merging.set(true);
         state.cancelled.set(false);
+        state.pivoting.set(false);
         // what failed before is history once new work was accepted
         let mut jobs = state.jobs.borrow_mut();
         jobs.retain(|known| !known.ended() && known.id != job.id);
@@ -422,7 +425,7 @@ impl Engine {
     }
 
     /// Brings a job's progress up to date.
-    pub(super) async fn show_progress(&self, guard: &DiskGuard, id: &str) {
+    pub(super) async fn show_progress(&self, disk: &str, id: &str) {
         let Ok(bridge) = self.bridge() else { return };
         let Ok(jobs) = bridge.jobs().await else {
             return;
@@ -430,17 +433,24 @@ impl Engine {
         let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else {
             return;
         };
-        if let Some(job) = guard
-            .state
+        if let Some(job) = self
+            .state(disk)
             .jobs
             .borrow_mut()
             .iter_mut()
-            .find(|job| job.id == id)
+            .find(|job| job.id == id && !job.ended())
         {
-            job.state = format!("{:?}", seen.status).to_lowercase();
+            job.state = word(&seen);
             job.progress = (seen.current_progress, seen.total_progress);
         }
-        self.publish_jobs(guard.name());
+        self.publish_jobs(disk);
+    }
+
+    /// A job as it is shown.
+    pub(super) fn job(&self, disk: &str, id: &str) -> Option<Job> {
+        let state = self.state(disk);
+        let jobs = state.jobs.borrow();
+        jobs.iter().find(|job| job.id == id).cloned()
     }
 
     /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
@@ -508,6 +518,22 @@ impl Engine {
         Err(error.into())
     }
 
+    /// From now on the disk's job is not paused; false if it is. Who wants to pause it looks at
+    /// [`Engine::pivots`] right before QEMU is told, so one of the two sees the other.
+    pub(super) async fn begin_pivot(&self, disk: &str, id: &JobId) -> Result<bool, Failure> {
+        let state = self.state(disk);
+        state.pivoting.set(true);
+        let jobs = self.bridge()?.jobs().await?;
+        let paused = jobs.iter().any(|job| job.id == *id && job.paused);
+        state.pivoting.set(!paused);
+        Ok(!paused)
+    }
+
+    /// Whether the disk's job is at its pivot.
+    pub(super) fn pivots(&self, disk: &str) -> bool {
+        self.state(disk).pivoting.get()
+    }
+
     /// Whether work is under way in a scope, or how the last of it ended.
     pub(super) fn work_in(&self, disk: Option<&str>, id: Option<&str>) -> Work {
         let states = self.disks.borrow();
@@ -547,6 +573,16 @@ impl Engine {
 
     pub(super) fn unsettled(&self) -> Vec<String> {
         self.unsettled.borrow().iter().cloned().collect()
+    }
+}
+
+/// The state of a job in QEMU's words, without the pauses that are QEMU's own for an instant.
+fn word(job: &JobInfo) -> String {
+    match (job.status, job.paused) {
+        (JobStatus::Paused, false) => "running".into(),
+        (JobStatus::Standby, false) => "ready".into(),
+        (_, true) => "paused".into(),
+        (status, false) => format!("{status:?}").to_lowercase(),
     }
 }
 

@@ -282,13 +282,19 @@ async fn follow(
                 Err(error) => return Err(error.into()),
             },
             () = tokio::time::sleep(PROGRESS_EVERY) => {
-                engine.show_progress(guard, merge.job.as_str()).await;
+                engine.show_progress(guard.name(), merge.job.as_str()).await;
                 continue;
             }
         };
         match stage {
             JobStage::Concluded => return Ok(()),
             JobStage::Ready => {
+                engine.show_progress(guard.name(), merge.job.as_str()).await;
+                if !engine.begin_pivot(guard.name(), &merge.job).await? {
+                    // a person holds it: the guest is not stopped for a pivot that does not come
+                    tokio::time::sleep(PROGRESS_EVERY).await;
+                    continue;
+                }
                 steps::stop_before_pivot(engine, merge).await?;
                 match bridge.complete_job(&merge.job).await {
                     // a slow QEMU still does it: the guest waits until that is known

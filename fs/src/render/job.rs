@@ -23,6 +23,16 @@ pub(super) fn error(job: &Job) -> String {
         .unwrap_or_default()
 }
 
+/// What can be written to `ctl`.
+pub(super) fn words(job: &Job) -> String {
+    let cancel = if job.ended() || job.verb != "stream" {
+        ""
+    } else {
+        " cancel"
+    };
+    format!("pause resume speed BYTES[kMGT]{cancel}\n")
+}
+
 pub(super) fn progress(job: &Job) -> Progress {
     let (current, total) = job.progress;
     let share = if total == 0 {

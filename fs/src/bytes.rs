@@ -1,7 +1,7 @@
-//! Numbers of bytes as people write them: plain, or with one of QEMU's suffixes.
+//! Numbers of bytes as people write them: plain, or with one of QEMU's suffixes. Pure.
 
 /// "512", "64k", "1M", "2G", "1T".
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.chars().last().map(|last| last.to_ascii_lowercase()) {
         Some('k') => (&text[..text.len() - 1], 10),
         Some('m') => (&text[..text.len() - 1], 20),
