@@ -123,6 +123,7 @@ fn what_is_no_word_is_refused_and_changes_nothing() {
     let file = OpenOptions::new().write(true).open(&ctl).expect("open");
     assert_errno(file.set_len(1), &[EROFS]);
     file.set_len(0).expect("a truncation is nothing");
+    drop(file);
 
     write_line(&ctl, b"cancel\n").expect("cancel");
     bench.disk().wait().expect("nothing is at work any more");
