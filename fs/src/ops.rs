@@ -338,7 +338,7 @@ async fn begin(
     if engine.bridge().is_ok() {
         watch::recover_all(&engine).await;
         // a QEMU that cannot be looked at is told here, on the terminal
-        engine.refresh(None).await?;
+        engine.refresh(&[]).await?;
     }
     Ok((engine, daemon))
 }
@@ -374,8 +374,10 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     });
     match intent {
         Intent::TakeExternal { disk, name } => {
-            let take =
-                async |guard: &DiskGuard| snapshot::take_external(&engine, guard, &name).await;
+            let take = async |guard: &DiskGuard| {
+                let guards = std::slice::from_ref(guard);
+                snapshot::take_external(&engine, guards, &name).await
+            };
             let outcome = held(&engine, &disk, take).await;
             if outcome.is_ok() {
                 watch::resume_merges(&engine, &disk);
@@ -412,18 +414,18 @@ async fn held(
 ) -> Result<(), Failure> {
     let guard = engine.hold(disk).await?;
     let outcome = op(&guard).await;
-    seen(engine, guard, &outcome).await;
+    seen(engine, &[&guard], &outcome).await;
     outcome
 }
 
 /// The new model is published before the call returns: the name is there, or gone, at once.
 /// A QEMU that has just kept us waiting is not waited for once more: the caller's directory is
 /// locked until it gets its answer.
-async fn seen(engine: &Engine, guard: DiskGuard, outcome: &Result<(), Failure>) {
+async fn seen(engine: &Engine, guards: &[&DiskGuard], outcome: &Result<(), Failure>) {
     if matches!(outcome, Err(failure) if failure.errno == Errno::ETIMEDOUT) {
         return;
     }
-    if let Err(failure) = engine.refresh(Some(guard.name())).await {
+    if let Err(failure) = engine.refresh(guards).await {
         tracing::debug!(%failure, "refresh after a verb");
     }
 }

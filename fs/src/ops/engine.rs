@@ -29,6 +29,8 @@ const CLAIM_DEADLINE: Duration = Duration::from_secs(1);
 const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 /// Between two attempts to settle what a lost connection left open.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// How long a verb waits for another one that has stopped the guest, for milliseconds as a rule.
+const STANDSTILL_DEADLINE: Duration = Duration::from_secs(5);
 /// After so many attempts a person has to look.
 const SETTLE_ATTEMPTS: u32 = 60;
 
@@ -46,6 +48,8 @@ pub struct Engine {
     settled: Cell<u64>,
     /// One look at a time, or an older one might be published after a newer.
     looking: Mutex<()>,
+    /// One verb at a time stops the guest: another would let it go on too early.
+    standing: Arc<Mutex<()>>,
     /// Counts changes of work: waiters look again at each.
     work: watch::Sender<u64>,
     unsettled: RefCell<BTreeSet<String>>,
@@ -88,6 +92,22 @@ impl DiskGuard {
     }
 }
 
+/// The guest does not run, if it ran, until [`Engine::go_on`] is called with this.
+pub(super) struct Standstill {
+    stopped: bool,
+    _alone: Option<OwnedMutexGuard<()>>,
+}
+
+impl Standstill {
+    /// Nobody was stopped.
+    pub(super) fn not_needed() -> Self {
+        Standstill {
+            stopped: false,
+            _alone: None,
+        }
+    }
+}
+
 impl Drop for DiskGuard {
     fn drop(&mut self) {
         self.state.held.set(false);
@@ -111,6 +131,7 @@ impl Engine {
             looked: Cell::new(None),
             settled: Cell::new(0),
             looking: Mutex::default(),
+            standing: Arc::default(),
             work: watch::Sender::new(0),
             unsettled: RefCell::default(),
             reported: RefCell::default(),
@@ -187,14 +208,23 @@ impl Engine {
         self.observe_again(guard.name()).await
     }
 
+    /// The disks that are held, as QEMU has them at one moment.
+    pub(super) async fn observe_held(&self, guards: &[DiskGuard]) -> Result<Vec<Disk>, Failure> {
+        let mut seen = self.observe().await?;
+        let mut disks = Vec::new();
+        for guard in guards {
+            let index = seen.iter().position(|disk| disk.name == guard.name());
+            disks.push(seen.swap_remove(index.ok_or_else(|| no_disk(guard.name()))?));
+        }
+        Ok(disks)
+    }
+
     pub(super) async fn observe_again(&self, name: &str) -> Result<Disk, Failure> {
         let disks = self.observe().await?;
         disks
             .into_iter()
             .find(|disk| disk.name == name)
-            .ok_or_else(|| {
-                Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more"))
-            })
+            .ok_or_else(|| no_disk(name))
     }
 
     pub(super) async fn observe(&self) -> Result<Vec<Disk>, Failure> {
@@ -212,8 +242,8 @@ impl Engine {
     }
 
     /// Looks at QEMU and publishes what it sees. Disks that somebody is changing stay as they are
-    /// shown, but for `own`, whose holder asks.
-    pub(super) async fn refresh(&self, own: Option<&str>) -> Result<(), Failure> {
+    /// shown, but for `own`, whose holders ask.
+    pub(super) async fn refresh(&self, own: &[&DiskGuard]) -> Result<(), Failure> {
         let Some(bridge) = &self.bridge else {
             return Ok(());
         };
@@ -221,7 +251,7 @@ impl Engine {
             self.publish_connection(ConnectionState::Down(reason.clone()));
             return Err(qmpbridge::Error::Disconnected.into());
         }
-        if own.is_none() && self.generation() != Some(self.settled.get()) {
+        if own.is_empty() && self.generation() != Some(self.settled.get()) {
             // in the middle of a merge that QEMU's end cut short a point may be in no chain for a
             // moment: first the repairs, then the look
             return Err(Failure::new(
@@ -246,7 +276,7 @@ impl Engine {
         let old = self.current();
         for disk in &mut disks {
             let state = self.state(&disk.name);
-            let mine = own == Some(disk.name.as_str());
+            let mine = own.iter().any(|guard| guard.name() == disk.name);
             if mine {
                 // the new chain and the new maps come into force together
                 *state.frozen.borrow_mut() = None;
@@ -324,7 +354,7 @@ impl Engine {
     pub(super) async fn refresh_if_older(&self, than: Duration) -> Result<(), Failure> {
         match self.looked.get() {
             Some(looked) if looked.elapsed() < than => Ok(()),
-            Some(_) | None => self.refresh(None).await,
+            Some(_) | None => self.refresh(&[]).await,
         }
     }
 
@@ -369,6 +399,42 @@ impl Engine {
             return Ok(false);
         }
         Ok(bridge.run(QueryStatus).await?.status == "paused")
+    }
+
+    /// Stops the guest, if it runs, after `note` has written down that it is to be resumed.
+    pub(super) async fn stand_still(
+        &self,
+        note: impl AsyncFnOnce() -> Result<(), Failure>,
+    ) -> Result<Standstill, Failure> {
+        let alone = self.alone().await?;
+        let stopped = self.running().await?;
+        if stopped {
+            note().await?;
+            self.stop_guest().await?;
+        }
+        Ok(Standstill {
+            stopped,
+            _alone: Some(alone),
+        })
+    }
+
+    /// Lets the guest go on, if it was stopped for this.
+    pub(super) async fn go_on(&self, standstill: Standstill) -> Result<(), Failure> {
+        if standstill.stopped {
+            self.resume_guest().await?;
+        }
+        Ok(())
+    }
+
+    /// The right to stop the guest, and to let it go on.
+    pub(super) async fn alone(&self) -> Result<OwnedMutexGuard<()>, Failure> {
+        let standing = Arc::clone(&self.standing);
+        tokio::time::timeout(STANDSTILL_DEADLINE, standing.lock_owned())
+            .await
+            .map_err(|_| {
+                Failure::new(Errno::EBUSY, "another verb has stopped the guest")
+                    .next("try again when it has ended: cat wait")
+            })
     }
 
     pub(super) async fn stop_guest(&self) -> Result<(), Failure> {
@@ -456,7 +522,7 @@ impl Engine {
     /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
     pub(super) async fn thaw(&self, guard: &DiskGuard, id: &str, failed: Option<Failure>) {
         let state = &guard.state;
-        if let Err(failure) = self.refresh(Some(guard.name())).await {
+        if let Err(failure) = self.refresh(&[guard]).await {
             // what is shown stays as it was until QEMU can be asked
             tracing::debug!(%failure, "refresh after a merge");
             *state.frozen.borrow_mut() = None;
@@ -586,6 +652,10 @@ fn word(job: &JobInfo) -> String {
     }
 }
 
+fn no_disk(name: &str) -> Failure {
+    Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more"))
+}
+
 /// What `wait` waits for.
 pub(super) enum Work {
     UnderWay,
@@ -614,7 +684,7 @@ pub(super) async fn keep_settling(engine: Rc<Engine>) {
                     engine.unsettled.borrow_mut().remove(&disk);
                     attempts.remove(&disk);
                     engine.log.note(&format!("disk '{disk}': settled"));
-                    if let Err(failure) = engine.refresh(None).await {
+                    if let Err(failure) = engine.refresh(&[]).await {
                         tracing::debug!(%failure, "refresh");
                     }
                 }

@@ -45,7 +45,7 @@ pub(super) async fn open(
 }
 
 async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<View>, Failure> {
-    match tokio::time::timeout(LOOK_DEADLINE, engine.refresh(None)).await {
+    match tokio::time::timeout(LOOK_DEADLINE, engine.refresh(&[])).await {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => tracing::debug!(%failure, "opening by the last look"),
         Err(_) => tracing::debug!("QEMU does not answer; opening by the last look"),

@@ -66,7 +66,7 @@ fn changes_the_graph(event: &EventKind) -> bool {
 }
 
 async fn look(engine: &Engine) {
-    if let Err(failure) = engine.refresh(None).await {
+    if let Err(failure) = engine.refresh(&[]).await {
         tracing::debug!(%failure, "refresh");
     }
 }

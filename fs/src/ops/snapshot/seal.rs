@@ -1,0 +1,326 @@
+//! One disk's part of a snapshot: its names on the host's disk and its nodes in QEMU's graph, as
+//! steps that `snapshot` calls in their order. The names: D, the path the VM boots from; S, the
+//! sealed layer's; H, the overlay's hidden one. It does not know when the instant is, nor who else
+//! takes part in it.
+
+use crate::errno::{Errno, Failure};
+use crate::layer_file::{self, SealMarker};
+use crate::model::{Disk, FileId, PointRecord};
+use crate::ops::blocking::blocking;
+use crate::ops::engine::Engine;
+use crate::ops::nodes::{self, Carried, Role};
+use crate::ops::settle;
+use crate::sys;
+use qmpbridge::command::{
+    BlockdevCreate, BlockdevCreateOptions, BlockdevSnapshot, TransactionAction,
+};
+use qmpbridge::{Bridge, JobId, NodeName};
+use std::path::{Path, PathBuf};
+
+/// A new overlay needs its header and first tables; less than this is "full".
+const OVERLAY_RESERVE: u64 = 4 << 20;
+
+pub(super) struct Seal {
+    disk: Disk,
+    root: NodeName,
+    carried: Carried,
+    names: Names,
+    record: PointRecord,
+    /// Something may have been changed.
+    begun: bool,
+    overlay: Option<Overlay>,
+}
+
+/// The files, as much as a worker needs of them.
+#[derive(Clone)]
+struct Names {
+    /// D: the path the VM boots from.
+    active: PathBuf,
+    /// The name under which QEMU has the active layer open: D, or an alias of ours.
+    opened_as: PathBuf,
+    /// S: the sealed layer's name.
+    sealed: PathBuf,
+    /// H: the overlay's hidden name.
+    overlay: PathBuf,
+    /// The file that is sealed.
+    file: FileId,
+}
+
+/// H in QEMU's graph.
+struct Overlay {
+    protocol: NodeName,
+    format: NodeName,
+}
+
+impl Seal {
+    /// Everything that can be refused before anything is done.
+    pub(super) fn check(engine: &Engine, disk: Disk, name: &str) -> Result<Seal, Failure> {
+        if let Some(why) = &disk.no_snapshots {
+            return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
+        }
+        let root = disk
+            .root
+            .clone()
+            .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+        let active = disk.active_path.clone();
+        let file = sys::file_id(&active)
+            .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
+        if disk.active.file != Some(file) {
+            return Err(Failure::new(
+                Errno::EBUSY,
+                format!("{} is not the file that QEMU writes", active.display()),
+            )
+            .next(
+                "somebody renamed or replaced it; put the file QEMU has open back under that name",
+            ));
+        }
+        let sealed = layer_file::sealed_path(&active, name);
+        if sealed.symlink_metadata().is_ok() {
+            return Err(Failure::new(
+                Errno::EEXIST,
+                format!("{} exists", sealed.display()),
+            ));
+        }
+        let directory = active.parent().unwrap_or(Path::new("/"));
+        let free = sys::free_bytes(directory)
+            .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
+        if free < OVERLAY_RESERVE {
+            return Err(Failure::new(
+                Errno::ENOSPC,
+                format!(
+                    "{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}",
+                    directory.display()
+                ),
+            )
+            .next("make room on that filesystem"));
+        }
+        Ok(Seal {
+            root,
+            carried: engine.carried(&disk),
+            names: Names {
+                opened_as: disk.active.path.clone(),
+                sealed,
+                overlay: layer_file::alias_path(&active),
+                file,
+                active,
+            },
+            record: PointRecord {
+                id: layer_file::random_hex(),
+                name: name.to_owned(),
+                time: String::new(),
+                consistency: "crash".into(),
+                inode: file.ino,
+            },
+            begun: false,
+            overlay: None,
+            disk,
+        })
+    }
+
+    /// The disk's name.
+    pub(super) fn disk(&self) -> &str {
+        &self.disk.name
+    }
+
+    /// The first seal since the VM's start: QEMU has the active layer open as D.
+    pub(super) fn first(&self) -> bool {
+        self.names.opened_as == self.names.active
+    }
+
+    /// Its part of the transaction; None before the overlay is made.
+    pub(super) fn action(&self) -> Option<TransactionAction> {
+        let overlay = self.overlay.as_ref()?.format.clone();
+        let node = self.root.clone();
+        Some(TransactionAction::BlockdevSnapshot(BlockdevSnapshot {
+            node,
+            overlay,
+        }))
+    }
+
+    /// Writes down on the file itself what is about to happen, before anything does.
+    pub(super) async fn mark(&mut self) -> Result<(), Failure> {
+        self.begun = true;
+        let names = self.names.clone();
+        blocking(move || layer_file::write_seal(&names.active, &names.marker(false))).await
+    }
+
+    /// Writes down that the VM is about to be stopped by us.
+    pub(super) async fn note_standstill(&self) -> Result<(), Failure> {
+        let names = self.names.clone();
+        blocking(move || layer_file::write_seal(&names.active, &names.marker(true))).await
+    }
+
+    /// Whether the mark is still there, on the file under whichever name it has now.
+    pub(super) fn is_open(&self) -> bool {
+        let Names {
+            active,
+            opened_as,
+            sealed,
+            ..
+        } = &self.names;
+        [sealed, active, opened_as]
+            .iter()
+            .any(|path| matches!(layer_file::read_seal(path), Ok(Some(_))))
+    }
+
+    /// The mark has done its duty.
+    pub(super) async fn clear_mark(&self) -> Result<(), Failure> {
+        let sealed = self.names.sealed.clone();
+        blocking(move || layer_file::clear_seal(&sealed)).await
+    }
+
+    /// Writes the point's record, with its instant, on the file that is about to be sealed.
+    pub(super) async fn record(&mut self, time: &str) -> Result<(), Failure> {
+        time.clone_into(&mut self.record.time);
+        let (active, record) = (self.names.active.clone(), self.record.clone());
+        blocking(move || layer_file::write_point(&active, &record)).await
+    }
+
+    /// H: an empty overlay on S, with D's size, owner, mode and labels, open in QEMU.
+    pub(super) async fn make_overlay(&mut self, bridge: &Bridge) -> Result<(), Failure> {
+        let names = self.names.clone();
+        blocking(move || {
+            layer_file::create_like(&names.overlay, &names.active)?;
+            layer_file::link_new(&names.active, &names.sealed)
+        })
+        .await?;
+        let protocol = nodes::add_protocol(bridge, &self.names.overlay, &self.carried).await?;
+        match self.format_overlay(bridge, &protocol).await {
+            Ok(format) => {
+                self.overlay = Some(Overlay { protocol, format });
+                Ok(())
+            }
+            Err(failure) => {
+                if failure.outcome_known() {
+                    nodes::discard_node(bridge, &protocol).await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn format_overlay(
+        &self,
+        bridge: &Bridge,
+        protocol: &NodeName,
+    ) -> Result<NodeName, Failure> {
+        let job_id = create_job(&self.names.overlay)?;
+        let command = BlockdevCreate {
+            job_id: job_id.clone(),
+            options: BlockdevCreateOptions::qcow2_overlay(
+                protocol.clone(),
+                self.disk.active.virtual_size,
+                &self.names.sealed,
+                "qcow2",
+            ),
+        };
+        let mut job = bridge.start_job(job_id.clone(), command).await?;
+        let outcome = job.wait_concluded().await;
+        bridge.dismiss_job(&job_id).await?;
+        outcome?;
+        let overlay = self.names.overlay.clone();
+        blocking(move || layer_file::fsync_file(&overlay)).await?;
+        nodes::add_format(
+            bridge,
+            "qcow2",
+            protocol.clone(),
+            None,
+            Role::Active,
+            &self.carried,
+        )
+        .await
+    }
+
+    /// D becomes a name of the overlay.
+    pub(super) async fn name_overlay(&self) -> Result<(), Failure> {
+        let names = self.names.clone();
+        blocking(move || layer_file::replace(&names.overlay, &names.active)).await
+    }
+
+    /// After the transaction: the sealed file gets a fresh node under its own name.
+    pub(super) async fn rearrange(&self, bridge: &Bridge) -> Result<(), Failure> {
+        let overlay = self.overlay.as_ref().ok_or_else(|| {
+            Failure::new(Errno::EIO, "the overlay was not made before the instant")
+        })?;
+        let graph = bridge.graph().await?;
+        let below = graph.node(&self.root).and_then(|node| node.backing.clone());
+        let sealed =
+            nodes::add_sealed(bridge, &self.names.sealed, "qcow2", below, &self.carried).await?;
+        nodes::set_backing(
+            bridge,
+            &graph,
+            &overlay.format,
+            Some(sealed),
+            Role::Active,
+            &self.carried,
+        )
+        .await?;
+        nodes::drop_layer(bridge, &graph, &self.root).await
+    }
+
+    /// After the nodes: D names the overlay, and the name that QEMU knew before goes.
+    pub(super) async fn finish_names(
+        &self,
+        rearranged: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.first() {
+            self.name_overlay().await?;
+        } else if rearranged.is_ok() {
+            // a node that QEMU still has under the old alias keeps its name (I1)
+            let opened_as = self.names.opened_as.clone();
+            blocking(move || settle::remove_name(&opened_as)).await?;
+        }
+        rearranged
+    }
+
+    /// Takes back what was done before the transaction, as far as it was done.
+    pub(super) async fn undo(&mut self, bridge: &Bridge) {
+        if !self.begun {
+            return;
+        }
+        if let Some(overlay) = self.overlay.take() {
+            nodes::discard_node(bridge, &overlay.format).await;
+            nodes::discard_node(bridge, &overlay.protocol).await;
+        }
+        let names = self.names.clone();
+        let undone = blocking(move || {
+            names.undo();
+            Ok(())
+        });
+        if let Err(failure) = undone.await {
+            tracing::error!(%failure, "a seal could not be taken back");
+        }
+    }
+}
+
+impl Names {
+    /// What is written down; `resume`: the VM was stopped by us.
+    fn marker(&self, resume: bool) -> SealMarker {
+        SealMarker {
+            version: 1,
+            overlay: self.overlay.clone(),
+            sealed: self.sealed.clone(),
+            resume,
+            inode: self.file.ino,
+        }
+    }
+
+    fn undo(&self) {
+        settle::undo_seal(&self.active, &self.sealed, Some(&self.overlay), self.file);
+        for cleared in [
+            layer_file::clear_point(&self.active),
+            layer_file::clear_seal(&self.active),
+        ] {
+            if let Err(failure) = cleared {
+                tracing::warn!(path = %self.active.display(), %failure, "a mark stays behind");
+            }
+        }
+    }
+}
+
+/// The job that formats an overlay is named after it: so recovery knows whose it is.
+pub(in crate::ops) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
+    let digits = overlay.extension().unwrap_or_default().to_string_lossy();
+    JobId::new(format!("qmpfs-create-{digits}"))
+        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
+}
