@@ -432,7 +432,7 @@ impl Engine {
         tokio::time::timeout(STANDSTILL_DEADLINE, standing.lock_owned())
             .await
             .map_err(|_| {
-                Failure::new(Errno::EBUSY, "another verb has stopped the guest")
+                Failure::new(Errno::ETIMEDOUT, "another verb has stopped the guest")
                     .next("try again when it has ended: cat wait")
             })
     }

@@ -20,6 +20,7 @@ use qmpbridge::{JobHandle, JobId, JobStage};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 
 /// Whether a merge that was begun with this verb has left the point's own state undefined.
 pub(crate) fn mixes(verb: &str) -> bool {
@@ -41,6 +42,8 @@ pub(super) struct Merge {
     pub(super) journal: MergeJournal,
     /// Begun by an earlier daemon or before QEMU died.
     pub(super) resumed: bool,
+    /// From before the pivot on: nobody else stops the guest, or lets it go on.
+    pub(super) alone: Option<OwnedMutexGuard<()>>,
 }
 
 impl Merge {
@@ -128,6 +131,7 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
         job,
         journal,
         resumed: false,
+        alone: None,
     })
 }
 

@@ -94,8 +94,8 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
             return Err(lost_active(disk));
         }
         layer_file::clear_point(active)?;
-        layer_file::clear_seal(active)?;
-        return resume(engine, &marker).await;
+        resume(engine, disk, &marker).await?;
+        return layer_file::clear_seal(active);
     }
     let Some((below, marker)) = sealed_with_mark(disk)? else {
         return Ok(());
@@ -124,7 +124,7 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
     if sys::file_id(active).ok() != Some(root_file) {
         layer_file::replace(&disk.active.path, active)?;
     }
-    resume(engine, &marker).await?;
+    resume(engine, disk, &marker).await?;
     layer_file::clear_seal(&marker.sealed)
 }
 
@@ -138,14 +138,36 @@ fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure>
     Ok(layer_file::read_seal(&disk.layers[below].path)?.map(|marker| (below, marker)))
 }
 
-async fn resume(engine: &Engine, marker: &SealMarker) -> Result<(), Failure> {
-    if marker.resume && engine.paused().await? {
-        engine
-            .log
-            .note("the VM was left stopped in the middle of a snapshot; it goes on");
-        engine.resume_guest().await?;
+/// Lets a guest go on that a snapshot had stopped: when the last disk of that snapshot is settled,
+/// for the names of the others are not right before.
+async fn resume(engine: &Engine, disk: &Disk, marker: &SealMarker) -> Result<(), Failure> {
+    if !marker.resume {
+        return Ok(());
     }
-    Ok(())
+    let _alone = engine.alone().await?;
+    if !engine.paused().await? {
+        return Ok(());
+    }
+    for other in engine.observe().await? {
+        if other.name != disk.name && waits_for_resume(&other)? {
+            return Ok(());
+        }
+    }
+    engine
+        .log
+        .note("the VM was left stopped in the middle of a snapshot; it goes on");
+    engine.resume_guest().await
+}
+
+fn waits_for_resume(disk: &Disk) -> Result<bool, Failure> {
+    if disk.active.file.is_none() {
+        return Ok(false);
+    }
+    let marker = match layer_file::read_seal(&disk.active.path)? {
+        Some(marker) => Some(marker),
+        None => sealed_with_mark(disk)?.map(|(_, marker)| marker),
+    };
+    Ok(marker.is_some_and(|marker| marker.resume))
 }
 
 fn lost_active(disk: &Disk) -> Failure {
@@ -301,6 +323,7 @@ async fn end_merge(
                 "disk '{}': finishing the pivot to '{name}'",
                 disk.name
             ));
+            let _alone = engine.alone().await?;
             let pivoted = steps::Pivoted {
                 active: disk.active_path.clone(),
                 opened_as: disk.active.path.clone(),
@@ -445,6 +468,7 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
             job,
             journal,
             resumed: true,
+            alone: None,
         })));
     }
     Ok(Resume::Nothing)

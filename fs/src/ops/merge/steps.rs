@@ -147,6 +147,7 @@ async fn move_below_root(
 
 /// The guest stands still from just before the pivot until D names the new active layer.
 pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
+    merge.alone = Some(engine.alone().await?);
     if engine.running().await? {
         merge.journal.resume = true;
         layer_file::write_merge(&merge.here().path, &merge.journal)?;
