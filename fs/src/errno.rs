@@ -90,6 +90,12 @@ impl Failure {
         self
     }
 
+    /// The same failure, where a verb has more than one disk.
+    pub fn of_disk(mut self, disk: &str) -> Self {
+        self.message = format!("disk '{disk}': {}", self.message);
+        self
+    }
+
     /// Whether QEMU told what became of it.
     pub fn outcome_known(&self) -> bool {
         !matches!(self.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)

@@ -98,6 +98,10 @@ impl Filesystem for Qmpfs {
         self.run("getattr", |shared| names::getattr(shared, ino, reply));
     }
 
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.run("readlink", |shared| names::readlink(shared, ino, reply));
+    }
+
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.run("opendir", |shared| names::opendir(shared, ino, reply));
     }

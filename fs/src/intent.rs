@@ -7,11 +7,26 @@ pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Model};
-use crate::tree::{DiskFile, Found, JobFile, NodeKey, Section, exists, find_point, valid_name};
+use crate::tree::{
+    DiskFile, Found, JobFile, NodeKey, Section, exists, find_group, find_point, valid_name,
+};
+use std::collections::BTreeMap;
 
 /// A verb, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Intent {
+    /// `mkdir snapshots/NAME`
+    TakeGroup {
+        /// The name of all its points.
+        name: String,
+    },
+    /// `rmdir snapshots/NAME`
+    DeleteGroup {
+        /// Its identity: of two that have one name, the one that was meant.
+        id: String,
+        /// Its name in the tree.
+        name: String,
+    },
     /// `mkdir disks/DISK/snapshots/NAME`
     TakeExternal {
         /// The disk's name.
@@ -62,6 +77,8 @@ impl Intent {
     /// The verb and the path it was asked of, for the log.
     pub fn describe(&self) -> (&'static str, String) {
         match self {
+            Intent::TakeGroup { name } => ("mkdir", format!("/snapshots/{name}")),
+            Intent::DeleteGroup { name, .. } => ("rmdir", format!("/snapshots/{name}")),
             Intent::TakeExternal { disk, name } => {
                 ("mkdir", format!("/disks/{disk}/snapshots/{name}"))
             }
@@ -93,6 +110,9 @@ pub struct Verbs {
 
 /// What `mkdir parent/name` means.
 pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Result<Intent, Failure> {
+    if *parent == NodeKey::Snapshots {
+        return mkdir_group(model, verbs, name);
+    }
     let NodeKey::Section(disk, section) = parent else {
         return Err(no_verb("mkdir"));
     };
@@ -101,16 +121,13 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
     let (disk_name, point) = (disk.name.clone(), name.to_owned());
     let (intent, taken) = match section {
-        Section::Snapshots => {
-            let mut records = disk.layers.iter().filter_map(|layer| layer.record.as_ref());
-            (
-                Intent::TakeExternal {
-                    disk: disk_name,
-                    name: point,
-                },
-                records.any(|record| record.name == name),
-            )
-        }
+        Section::Snapshots => (
+            Intent::TakeExternal {
+                disk: disk_name,
+                name: point,
+            },
+            disk.has_point_called(name),
+        ),
         Section::Internal => {
             let taken = disk
                 .internals
@@ -127,13 +144,7 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         Section::Layers | Section::Jobs => return Err(no_verb("mkdir")),
     };
     allowed(verbs, Effect::Makes)?;
-    if !valid_name(name) {
-        return Err(
-            Failure::new(Errno::EINVAL, format!("'{name}' is no name for a point")).next(
-                "use letters, digits, '.', '_' and '-', not first '.' or '-', at most 128 bytes",
-            ),
-        );
-    }
+    fit(name)?;
     if taken {
         // A point that is being merged away keeps its name until its file is gone.
         return Err(
@@ -152,6 +163,64 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
     Ok(intent)
 }
 
+/// What `mkdir snapshots/name` means. Disks that cannot take part do not hinder the others.
+fn mkdir_group(model: &Model, verbs: Verbs, name: &str) -> Result<Intent, Failure> {
+    allowed(verbs, Effect::Makes)?;
+    fit(name)?;
+    if let Some(disk) = model.disks.iter().find(|disk| disk.has_point_called(name)) {
+        return Err(taken_on(disk, name));
+    }
+    connected(model)?;
+    if model.disks.iter().all(|disk| disk.no_snapshots.is_some()) {
+        return Err(none_can(&unable(&model.disks)));
+    }
+    Ok(Intent::TakeGroup {
+        name: name.to_owned(),
+    })
+}
+
+/// A snapshot of all disks wants a name that is free on each.
+pub(crate) fn taken_on(disk: &Disk, name: &str) -> Failure {
+    Failure::new(
+        Errno::EEXIST,
+        format!("'{name}' is taken on disk '{}'", disk.name),
+    )
+    .next("choose another name, or remove that point first")
+}
+
+/// The disks that cannot be sealed, and why.
+pub(crate) fn unable(disks: &[Disk]) -> BTreeMap<String, String> {
+    let why = disks
+        .iter()
+        .filter_map(|disk| Some((disk, disk.no_snapshots.clone()?)));
+    why.map(|(disk, why)| (disk.name.clone(), why)).collect()
+}
+
+/// No disk can take part in a snapshot of all.
+pub(crate) fn none_can(unable: &BTreeMap<String, String>) -> Failure {
+    if unable.is_empty() {
+        return Failure::new(Errno::EOPNOTSUPP, "this VM has no disks");
+    }
+    let reasons: Vec<String> = unable
+        .iter()
+        .map(|(disk, why)| format!("{disk}: {why}"))
+        .collect();
+    Failure::new(
+        Errno::EOPNOTSUPP,
+        format!("no disk can take part: {}", reasons.join("; ")),
+    )
+}
+
+fn fit(name: &str) -> Result<(), Failure> {
+    if valid_name(name) {
+        return Ok(());
+    }
+    Err(
+        Failure::new(Errno::EINVAL, format!("'{name}' is no name for a point"))
+            .next("use letters, digits, '.', '_' and '-', not first '.' or '-', at most 128 bytes"),
+    )
+}
+
 /// What `rmdir` of the directory `key` means.
 pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failure> {
     let intent = match key {
@@ -162,20 +231,13 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 name: internal.name.clone(),
             },
             Some(Found::Layer { disk, layer, .. }) => match &layer.record {
-                Some(record) if shares_its_name(disk, &record.name) => {
-                    return Err(Failure::new(
-                        Errno::EPERM,
-                        format!(
-                            "two layers of disk '{}' are sealed as '{}': which one is meant cannot be told",
-                            disk.name, record.name
-                        ),
-                    )
-                    .next("see their files in disk.json; the name stands in their attribute user.qmpfs.point"));
+                Some(record) => {
+                    unambiguous(disk, &record.name)?;
+                    Intent::DeleteExternal {
+                        disk: disk.name.clone(),
+                        name: record.name.clone(),
+                    }
                 }
-                Some(record) => Intent::DeleteExternal {
-                    disk: disk.name.clone(),
-                    name: record.name.clone(),
-                },
                 None => {
                     return Err(Failure::new(
                         Errno::EPERM,
@@ -191,11 +253,25 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
             disk: disk.clone(),
             id: id.clone(),
         },
+        NodeKey::Group(id) => {
+            let group = find_group(model, id)
+                .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
+            for (disk, _) in &group.members {
+                unambiguous(disk, &group.point.name)?;
+            }
+            Intent::DeleteGroup {
+                id: id.clone(),
+                name: group.name,
+            }
+        }
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::Snapshots
+        | NodeKey::GroupJson(_)
+        | NodeKey::GroupLink(..)
         | NodeKey::Disks
         | NodeKey::Disk(_)
         | NodeKey::DiskFile(..)
@@ -236,6 +312,10 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::Snapshots
+        | NodeKey::Group(_)
+        | NodeKey::GroupJson(_)
+        | NodeKey::GroupLink(..)
         | NodeKey::Disks
         | NodeKey::Disk(_)
         | NodeKey::DiskFile(_, DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait)
@@ -257,9 +337,19 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
 }
 
 /// A chain that was put together by hand may have two points of one name.
-fn shares_its_name(disk: &Disk, name: &str) -> bool {
+fn unambiguous(disk: &Disk, name: &str) -> Result<(), Failure> {
     let records = disk.layers.iter().filter_map(|layer| layer.record.as_ref());
-    records.filter(|record| record.name == name).count() > 1
+    if records.filter(|record| record.name == name).count() <= 1 {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::EPERM,
+        format!(
+            "two layers of disk '{}' are sealed as '{name}': which one is meant cannot be told",
+            disk.name
+        ),
+    )
+    .next("see their files in disk.json; the name stands in their attribute user.qmpfs.point"))
 }
 
 /// What a verb does to the points that exist.
@@ -298,7 +388,7 @@ fn connected(model: &Model) -> Result<(), Failure> {
 
 fn no_verb(verb: &str) -> Failure {
     Failure::new(Errno::EPERM, format!("{verb} has no meaning here"))
-        .next("points are made in disks/*/snapshots and disks/*/internal")
+        .next("points are made in snapshots, disks/*/snapshots and disks/*/internal")
 }
 
 #[cfg(test)]

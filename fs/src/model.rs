@@ -3,6 +3,7 @@
 //! whole, never changed in place. It knows no I/O, no FUSE and no QMP command.
 
 use qmpbridge::NodeName;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -115,6 +116,12 @@ impl Disk {
             .find(|layer| layer.shown() && layer.record.as_ref().is_some_and(|r| r.name == name))
     }
 
+    /// Whether a layer is sealed under that name, also one that is leaving: it keeps it to the end.
+    pub fn has_point_called(&self, name: &str) -> bool {
+        let mut records = self.layers.iter().filter_map(|layer| layer.record.as_ref());
+        records.any(|record| record.name == name)
+    }
+
     /// The internal snapshot of that name.
     pub fn internal(&self, name: &str) -> Option<&Internal> {
         self.internals.iter().find(|internal| internal.name == name)
@@ -195,6 +202,45 @@ pub struct PointRecord {
     pub consistency: String,
     /// The inode it was written for; a copy of the file has another and is not ours.
     pub inode: u64,
+    /// The snapshot of all disks that it was taken with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupRecord>,
+}
+
+/// What a snapshot of all disks writes down on each of its points.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GroupRecord {
+    /// Random, for ever: the group's identity.
+    pub id: String,
+    /// Its points: what the disk was called then, and the id of the point's record.
+    pub members: BTreeMap<String, String>,
+    /// The disks that could not take part, and why.
+    pub missing: BTreeMap<String, String>,
+}
+
+/// Longest group in a record, as JSON. On ext4 the attributes of a file have 4 KiB together, and
+/// while a merge runs another record stands beside the file's own.
+const GROUP_MAX: usize = 640;
+
+impl GroupRecord {
+    /// The same, short enough for a record: of a crowd of disks the reasons are left out first, then
+    /// the names of the missing, then of members (which are found by their own records; that one of
+    /// them is gone cannot be told then).
+    pub fn fitted(mut self) -> Self {
+        let too_long =
+            |group: &Self| serde_json::to_string(group).map_or(0, |text| text.len()) > GROUP_MAX;
+        if too_long(&self) {
+            self.missing.values_mut().for_each(String::clear);
+        }
+        while too_long(&self)
+            && self
+                .missing
+                .pop_last()
+                .or_else(|| self.members.pop_last())
+                .is_some()
+        {}
+        self
+    }
 }
 
 /// An internal snapshot of one layer's file.
@@ -237,5 +283,46 @@ impl Job {
     /// Whether work is still to come.
     pub fn ended(&self) -> bool {
         self.state == "concluded" || self.state == "failed"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GROUP_MAX, GroupRecord};
+
+    fn group(members: usize, missing: usize) -> GroupRecord {
+        GroupRecord {
+            id: "0123456789ab".into(),
+            members: (0..members)
+                .map(|n| (format!("disk{n}"), format!("{n:012x}")))
+                .collect(),
+            missing: (0..missing)
+                .map(|n| (format!("raw{n}"), "it is raw ".repeat(20)))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_crowd_of_disks_fits_into_an_attribute() {
+        assert_eq!(group(3, 1).fitted(), group(3, 1));
+        let short = group(3, 5).fitted();
+        assert_eq!(short.missing.len(), 5);
+        assert!(short.missing.values().all(String::is_empty));
+        for crowd in [group(20, 200), group(200, 200), group(3, 1000)] {
+            let fitted = crowd.clone().fitted();
+            let text = serde_json::to_string(&fitted).expect("it has string keys");
+            assert!(text.len() <= GROUP_MAX, "{}", text.len());
+            assert_eq!(fitted.id, crowd.id);
+            assert!(!fitted.members.is_empty());
+        }
+    }
+
+    #[test]
+    fn records_without_a_group_are_read() {
+        let old = r#"{"id":"1","name":"a","time":"","consistency":"crash","inode":7,"version":1}"#;
+        let record: super::PointRecord = serde_json::from_str(old).expect("as it was written");
+        assert_eq!(record.group, None);
+        let text = serde_json::to_string(&record).expect("it has string keys");
+        assert!(!text.contains("group"), "{text}");
     }
 }

@@ -8,6 +8,7 @@ mod carried;
 mod control;
 mod embedded;
 mod engine;
+mod group;
 mod internal;
 pub mod merge;
 mod nodes;
@@ -373,11 +374,11 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         answer(outcome);
     });
     match intent {
+        Intent::TakeGroup { name } => logged(group::take(&engine, &name).await),
+        Intent::DeleteGroup { id, .. } => group::delete(engine, &id, logged).await,
         Intent::TakeExternal { disk, name } => {
-            let take = async |guard: &DiskGuard| {
-                let guards = std::slice::from_ref(guard);
-                snapshot::take_external(&engine, guards, &name).await
-            };
+            let take =
+                async |guard: &DiskGuard| snapshot::take_external(&engine, guard, &name).await;
             let outcome = held(&engine, &disk, take).await;
             if outcome.is_ok() {
                 watch::resume_merges(&engine, &disk);

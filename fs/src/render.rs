@@ -3,6 +3,7 @@
 
 mod chain;
 mod disk;
+mod group;
 mod job;
 mod point;
 mod readme;
@@ -15,7 +16,7 @@ use crate::intent::Verbs;
 use crate::model::{Layer, Model};
 use crate::report::Log;
 use crate::tree::{
-    DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_point, layer_dir_name,
+    DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_group, find_point, layer_dir_name,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -50,6 +51,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         NodeKey::VmJson => Some(json(&vm::vm(model))),
         NodeKey::Log => Some(extra.log.text()),
         NodeKey::Readme => Some(readme::text(model, extra)),
+        NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
         NodeKey::DiskFile(disk, file) => {
             let disk = model.disk(disk)?;
             match file {
@@ -80,6 +82,9 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         }
         NodeKey::Root
         | NodeKey::Wait
+        | NodeKey::Snapshots
+        | NodeKey::Group(_)
+        | NodeKey::GroupLink(..)
         | NodeKey::Disks
         | NodeKey::Disk(_)
         | NodeKey::Section(..)

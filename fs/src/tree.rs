@@ -1,11 +1,13 @@
 //! The tree as the kernel sees it: which names stand where, derived from the [`Model`].
 //! Pure: it looks names up in a model and knows no I/O, no QEMU and no fuser.
 
+mod group;
 mod ids;
 mod list;
 mod name;
 mod place;
 
+pub use group::{Group, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
@@ -20,6 +22,13 @@ pub enum NodeKey {
     Log,
     Readme,
     Wait,
+    /// The snapshots of all disks.
+    Snapshots,
+    /// One of them, by its identity
+    Group(String),
+    GroupJson(String),
+    /// group, disk
+    GroupLink(String, String),
     Disks,
     Disk(String),
     DiskFile(String, DiskFile),
@@ -181,6 +190,8 @@ impl NodeKey {
     pub fn is_dir(&self) -> bool {
         match self {
             NodeKey::Root
+            | NodeKey::Snapshots
+            | NodeKey::Group(_)
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::Section(..)
@@ -190,6 +201,8 @@ impl NodeKey {
             | NodeKey::Log
             | NodeKey::Readme
             | NodeKey::Wait
+            | NodeKey::GroupJson(_)
+            | NodeKey::GroupLink(..)
             | NodeKey::DiskFile(..)
             | NodeKey::PointFile(..)
             | NodeKey::JobFile(..) => false,
@@ -206,6 +219,10 @@ impl NodeKey {
             | NodeKey::Log
             | NodeKey::Readme
             | NodeKey::Wait
+            | NodeKey::Snapshots
+            | NodeKey::Group(_)
+            | NodeKey::GroupJson(_)
+            | NodeKey::GroupLink(..)
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::Section(..)
@@ -224,6 +241,10 @@ impl NodeKey {
             | NodeKey::Log
             | NodeKey::Readme
             | NodeKey::Wait
+            | NodeKey::Snapshots
+            | NodeKey::Group(_)
+            | NodeKey::GroupJson(_)
+            | NodeKey::GroupLink(..)
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::DiskFile(..)

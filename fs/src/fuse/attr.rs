@@ -34,6 +34,16 @@ impl Owner {
         }
     }
 
+    /// A symbolic link to a name of `length` bytes; who may follow it its target decides.
+    pub(super) fn link(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
+        FileAttr {
+            kind: FileType::Symlink,
+            perm: 0o777,
+            blocks: 0,
+            ..self.text(ino, length, time)
+        }
+    }
+
     /// A text of `length` bytes.
     pub(super) fn text(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
         let length = length as u64;

@@ -8,7 +8,8 @@ use crate::errno::Failure;
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
 use fuser::{
-    FileHandle, INodeNo, ReplyAttr, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+    FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyXattr,
 };
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -55,12 +56,29 @@ pub(super) fn getattr(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyAttr) {
     }
 }
 
+pub(super) fn readlink(shared: &Shared, ino: INodeNo, reply: ReplyData) {
+    let target = match shared.key(ino) {
+        Ok(NodeKey::GroupLink(group, disk)) => {
+            tree::link_target(&shared.engine.model(), &group, &disk)
+        }
+        Ok(_) => return reply.error(fuser::Errno::EINVAL),
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    match target {
+        Some(target) => reply.data(target.as_bytes()),
+        None => reply.error(fuser::Errno::ENOENT),
+    }
+}
+
 pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
     let key = match shared.key(ino) {
         Ok(key) => key,
         Err(failure) => return reply.error(failed(&failure)),
     };
-    if !matches!(key, NodeKey::Disks | NodeKey::Section(..)) {
+    if !matches!(
+        key,
+        NodeKey::Snapshots | NodeKey::Group(_) | NodeKey::Disks | NodeKey::Section(..)
+    ) {
         return opened_directory(shared, &key, reply);
     }
     let shared_in_answer = Arc::clone(shared);

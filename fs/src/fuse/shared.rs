@@ -12,9 +12,11 @@ use crate::errno::{Errno, Failure};
 use crate::intent::Verbs;
 use crate::model::Model;
 use crate::ops::EngineHandle;
-use crate::render::{Extra, estimated_sizes, instant, text};
+use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
 use crate::report::Log;
-use crate::tree::{Ids, NodeKey, PointFile, children, exists, find_point, parent, path_of};
+use crate::tree::{
+    Ids, NodeKey, PointFile, children, exists, find_group, find_point, link_target, parent, path_of,
+};
 use fuser::{FileAttr, FileType, INodeNo};
 use std::fs::File;
 use std::path::PathBuf;
@@ -105,7 +107,11 @@ impl Shared {
             NodeKey::Point(point) | NodeKey::PointFile(point, _) => {
                 find_point(model, point).as_ref().and_then(instant)
             }
+            NodeKey::Group(id) | NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => {
+                find_group(model, id).and_then(|group| parse_rfc3339(&group.point.time))
+            }
             NodeKey::Root
+            | NodeKey::Snapshots
             | NodeKey::VmJson
             | NodeKey::Readme
             | NodeKey::Wait
@@ -124,6 +130,10 @@ impl Shared {
                 .count();
             return Some(self.owner.directory(ino, subdirectories, time));
         }
+        if let NodeKey::GroupLink(group, disk) = key {
+            let target = link_target(model, group, disk)?;
+            return Some(self.owner.link(ino, target.len(), time));
+        }
         // A `wait` file has no text before it is read.
         let length = self.text(model, key).map_or(0, |text| text.len());
         Some(if key.is_control() && !self.verbs.read_only {
@@ -136,10 +146,10 @@ impl Shared {
     /// The names of a directory, `.` and `..` first.
     pub(super) fn entries(&self, model: &Model, directory: &NodeKey) -> Vec<Entry> {
         let entry = |name: String, key: &NodeKey| {
-            let kind = if key.is_dir() {
-                FileType::Directory
-            } else {
-                FileType::RegularFile
+            let kind = match key {
+                NodeKey::GroupLink(..) => FileType::Symlink,
+                key if key.is_dir() => FileType::Directory,
+                _ => FileType::RegularFile,
             };
             Entry {
                 ino: self.ids.number(key),

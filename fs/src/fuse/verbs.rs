@@ -151,7 +151,10 @@ pub(super) fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, na
     let Ok(directory) = shared.key(parent) else {
         return;
     };
-    if !matches!(directory, NodeKey::Point(_) | NodeKey::Job(..)) {
+    if !matches!(
+        directory,
+        NodeKey::Point(_) | NodeKey::Group(_) | NodeKey::Job(..)
+    ) {
         return;
     }
     let first = shared

@@ -246,3 +246,80 @@ fn a_line_written_to_ctl_is_a_verb_of_the_job() {
         );
     }
 }
+
+#[test]
+fn a_snapshot_of_all_disks_wants_a_name_that_is_free_on_each() {
+    let mut model = sample::two_disks_at_one_instant();
+    let all = |model: &Model, verbs, name: &str| {
+        mkdir(model, verbs, &NodeKey::Snapshots, name).map_err(|failure| failure.errno)
+    };
+    let name = "new".to_owned();
+    assert_eq!(all(&model, ALL, "new"), Ok(Intent::TakeGroup { name }));
+    assert_eq!(all(&model, ALL, "all"), Err(Errno::EEXIST));
+    let taken = mkdir(&model, ALL, &NodeKey::Snapshots, "before").expect_err("vda has it");
+    assert_eq!(taken.errno, Errno::EEXIST);
+    assert!(taken.message.contains("'vda'"), "{taken}");
+    assert_eq!(all(&model, ALL, "-x"), Err(Errno::EINVAL));
+    let read_only = Verbs {
+        read_only: true,
+        ..ALL
+    };
+    assert_eq!(all(&model, read_only, "new"), Err(Errno::EROFS));
+    let group = NodeKey::Group("group-all".into());
+    assert_eq!(
+        mkdir(&model, ALL, &group, "new").map_err(|failure| failure.errno),
+        Err(Errno::EPERM)
+    );
+    for disk in &mut model.disks {
+        disk.no_snapshots = Some(format!("{} is no good", disk.name));
+    }
+    let none = mkdir(&model, ALL, &NodeKey::Snapshots, "new").expect_err("no disk can");
+    assert_eq!(none.errno, Errno::EOPNOTSUPP);
+    for disk in &model.disks {
+        let reason = format!("{0}: {0} is no good", disk.name);
+        assert!(none.message.contains(&reason), "{none}");
+    }
+    model.disks.clear();
+    assert_eq!(all(&model, ALL, "new"), Err(Errno::EOPNOTSUPP));
+}
+
+#[test]
+fn rmdir_of_a_snapshot_of_all_disks_means_that_very_one() {
+    let mut model = sample::two_disks_at_one_instant();
+    let key = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
+    let wanted = Intent::DeleteGroup {
+        id: "group-all".into(),
+        name: "all".into(),
+    };
+    assert_eq!(rmdir(&model, ALL, &key).map_err(|f| f.errno), Ok(wanted));
+    let no_delete = Verbs {
+        no_delete: true,
+        ..ALL
+    };
+    assert_eq!(
+        rmdir(&model, no_delete, &key).map_err(|f| f.errno),
+        Err(Errno::EPERM)
+    );
+    for other in [
+        NodeKey::Snapshots,
+        NodeKey::GroupLink("group-all".into(), "vda".into()),
+    ] {
+        assert_eq!(
+            rmdir(&model, ALL, &other).map_err(|f| f.errno),
+            Err(Errno::EPERM),
+            "{other:?}"
+        );
+    }
+    let twin = model.disks[2].layers[0].clone();
+    model.disks[2].layers.push(twin);
+    assert_eq!(
+        rmdir(&model, ALL, &key).map_err(|f| f.errno),
+        Err(Errno::EPERM),
+        "two of that name"
+    );
+    let gone = NodeKey::Group("gone".into());
+    assert_eq!(
+        rmdir(&model, ALL, &gone).map_err(|f| f.errno),
+        Err(Errno::ENOENT)
+    );
+}

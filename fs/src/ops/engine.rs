@@ -151,17 +151,40 @@ impl Engine {
 
     /// Takes the right to change a disk.
     pub(super) async fn hold(&self, disk: &str) -> Result<DiskGuard, Failure> {
-        let state = self.state(disk);
-        let busy = || {
-            Failure::new(Errno::EBUSY, format!("a job is at work on disk '{disk}'"))
-                .next(format!("wait for it: cat disks/{disk}/wait"))
-        };
-        if state.merging.get() {
-            return Err(busy());
-        }
-        let lock = tokio::time::timeout(DISK_DEADLINE, Arc::clone(&state.lock).lock_owned())
+        self.hold_until(disk, tokio::time::Instant::now() + DISK_DEADLINE)
             .await
-            .map_err(|_| busy())?;
+    }
+
+    /// Takes the right to change several disks. Always in the order of their names: two who want
+    /// them all, or one and all, never wait for each other.
+    pub(super) async fn hold_all(
+        &self,
+        disks: &BTreeSet<String>,
+    ) -> Result<Vec<DiskGuard>, Failure> {
+        let deadline = tokio::time::Instant::now() + DISK_DEADLINE;
+        // one that is busy for long is told before anybody waits for another
+        if let Some(busy) = disks.iter().find(|disk| self.state(disk).merging.get()) {
+            return Err(at_work(busy));
+        }
+        let mut guards = Vec::new();
+        for disk in disks {
+            guards.push(self.hold_until(disk, deadline).await?);
+        }
+        Ok(guards)
+    }
+
+    async fn hold_until(
+        &self,
+        disk: &str,
+        deadline: tokio::time::Instant,
+    ) -> Result<DiskGuard, Failure> {
+        let state = self.state(disk);
+        if state.merging.get() {
+            return Err(at_work(disk));
+        }
+        let lock = tokio::time::timeout_at(deadline, Arc::clone(&state.lock).lock_owned())
+            .await
+            .map_err(|_| at_work(disk))?;
         let claim = self.claim(disk).await?;
         state.held.set(true);
         state.turns.set(state.turns.get().wrapping_add(1));
@@ -206,17 +229,6 @@ impl Engine {
     /// The disk as QEMU has it now.
     pub(super) async fn observe_disk(&self, guard: &DiskGuard) -> Result<Disk, Failure> {
         self.observe_again(guard.name()).await
-    }
-
-    /// The disks that are held, as QEMU has them at one moment.
-    pub(super) async fn observe_held(&self, guards: &[DiskGuard]) -> Result<Vec<Disk>, Failure> {
-        let mut seen = self.observe().await?;
-        let mut disks = Vec::new();
-        for guard in guards {
-            let index = seen.iter().position(|disk| disk.name == guard.name());
-            disks.push(seen.swap_remove(index.ok_or_else(|| no_disk(guard.name()))?));
-        }
-        Ok(disks)
     }
 
     pub(super) async fn observe_again(&self, name: &str) -> Result<Disk, Failure> {
@@ -650,6 +662,11 @@ fn word(job: &JobInfo) -> String {
         (_, true) => "paused".into(),
         (status, false) => format!("{status:?}").to_lowercase(),
     }
+}
+
+fn at_work(disk: &str) -> Failure {
+    Failure::new(Errno::EBUSY, format!("a job is at work on disk '{disk}'"))
+        .next(format!("wait for it: cat disks/{disk}/wait"))
 }
 
 fn no_disk(name: &str) -> Failure {

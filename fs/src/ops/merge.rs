@@ -38,6 +38,8 @@ pub(super) struct Merge {
     pub(super) disk: Disk,
     pub(super) index: usize,
     pub(super) verb: Verb,
+    /// Bytes to copy, at most.
+    pub(super) copy: u64,
     pub(super) job: JobId,
     pub(super) journal: MergeJournal,
     /// Begun by an earlier daemon or before QEMU died.
@@ -61,6 +63,14 @@ impl Merge {
         above(&self.disk, self.index)
     }
 
+    /// The layer whose file grows.
+    pub(super) fn target(&self) -> &Layer {
+        match self.verb {
+            Verb::Stream => self.up(),
+            Verb::Commit | Verb::CommitActive => self.here(),
+        }
+    }
+
     pub(super) fn below(&self) -> Option<&Layer> {
         self.index
             .checked_sub(1)
@@ -81,7 +91,12 @@ pub async fn delete_external(engine: Rc<Engine>, guard: DiskGuard, name: &str, a
     }
 }
 
-async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, Failure> {
+/// Everything that can be refused before anything is done.
+pub(super) async fn begin(
+    engine: &Engine,
+    guard: &DiskGuard,
+    name: &str,
+) -> Result<Merge, Failure> {
     let disk = engine.observe_disk(guard).await?;
     let index = text::index_of(&disk, name)
         .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
@@ -95,11 +110,17 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
     refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
     let facts = super::blocking::blocking(move || text::facts(&facts_of, index)).await?;
-    let Plan { verb, because, .. } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
-    let point = here
+    let Plan {
+        verb,
+        copy,
+        because,
+    } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
+    let mut point = here
         .record
         .clone()
         .ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
+    // it stands on the file itself, and there is not much room for attributes
+    point.group = None;
     let job =
         JobId::fresh(verb.word()).map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
     tracing::info!(
@@ -128,6 +149,7 @@ async fn begin(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<Merge, 
         disk,
         index,
         verb,
+        copy,
         job,
         journal,
         resumed: false,

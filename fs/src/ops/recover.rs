@@ -465,6 +465,8 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
             disk,
             index,
             verb,
+            // nobody asks any more
+            copy: 0,
             job,
             journal,
             resumed: true,

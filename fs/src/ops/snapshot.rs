@@ -7,24 +7,48 @@
 mod seal;
 
 use super::engine::{DiskGuard, Engine, Standstill};
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
+use crate::intent::none_can;
+use crate::layer_file;
+use crate::model::{Disk, GroupRecord};
 use qmpbridge::Bridge;
 use seal::Seal;
 pub(super) use seal::create_job;
+use std::collections::BTreeMap;
 
-/// Takes an external snapshot of the disks that are held. Returns when all points exist, or none.
+/// What the points belong to.
+pub(super) enum Of {
+    /// Their disk alone.
+    Disk,
+    /// A snapshot of all disks, with those that cannot take part and why.
+    AllDisks(BTreeMap<String, String>),
+}
+
+/// Takes an external snapshot of one disk. Returns when the point exists.
 pub(super) async fn take_external(
     engine: &Engine,
-    guards: &[DiskGuard],
+    guard: &DiskGuard,
     name: &str,
 ) -> Result<(), Failure> {
+    let disk = engine.observe_disk(guard).await?;
+    take_all(engine, vec![disk], name, Of::Disk).await
+}
+
+/// Seals disks that are held. Returns when all points exist, or none does.
+pub(super) async fn take_all(
+    engine: &Engine,
+    disks: Vec<Disk>,
+    name: &str,
+    of: Of,
+) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
-    let disks = engine.observe_held(guards).await?;
     let mut seals = Vec::new();
     for disk in disks {
-        seals.push(Seal::check(engine, disk, name)?);
+        let disk_name = disk.name.clone();
+        let seal = Seal::check(engine, disk, name);
+        seals.push(seal.map_err(|failure| failure.of_disk(&disk_name))?);
     }
-    let outcome = take(engine, bridge, &mut seals).await;
+    let outcome = take(engine, bridge, &mut seals, of).await;
     if outcome.is_err() {
         // whether QEMU did it is unknown, or it did and the names are not right yet: recover asks
         // its graph, or the files when it is gone
@@ -35,8 +59,13 @@ pub(super) async fn take_external(
     outcome
 }
 
-async fn take(engine: &Engine, bridge: &Bridge, seals: &mut [Seal]) -> Result<(), Failure> {
-    if let Err(failure) = prepare(bridge, seals).await {
+async fn take(
+    engine: &Engine,
+    bridge: &Bridge,
+    seals: &mut Vec<Seal>,
+    of: Of,
+) -> Result<(), Failure> {
+    if let Err(failure) = prepare(bridge, seals, of).await {
         return Err(undo(bridge, seals, failure).await);
     }
     match instant(engine, bridge, seals).await {
@@ -45,17 +74,43 @@ async fn take(engine: &Engine, bridge: &Bridge, seals: &mut [Seal]) -> Result<()
     }
 }
 
-/// All that can be done before: marks, overlays, nodes, records. The disks are as they were.
-async fn prepare(bridge: &Bridge, seals: &mut [Seal]) -> Result<(), Failure> {
-    for seal in seals.iter_mut() {
-        seal.mark().await?;
-        seal.make_overlay(bridge).await?;
+/// All that can be done before: marks, overlays, nodes, records. The disks are as they were. One
+/// that turns out not to be able to take part does not hinder the others.
+async fn prepare(bridge: &Bridge, seals: &mut Vec<Seal>, mut of: Of) -> Result<(), Failure> {
+    let mut index = 0;
+    while let Some(seal) = seals.get_mut(index) {
+        match (make(bridge, seal).await, &mut of) {
+            (Ok(()), Of::Disk | Of::AllDisks(_)) => index += 1,
+            (Err(failure), Of::AllDisks(missing)) if failure.errno == Errno::EOPNOTSUPP => {
+                seal.undo(bridge).await;
+                missing.insert(seal.disk().to_owned(), failure.message);
+                seals.remove(index);
+            }
+            (Err(failure), Of::Disk | Of::AllDisks(_)) => {
+                return Err(failure.of_disk(seal.disk()));
+            }
+        }
     }
-    let time = crate::render::now();
+    let group = match of {
+        Of::Disk => None,
+        Of::AllDisks(missing) if seals.is_empty() => return Err(none_can(&missing)),
+        Of::AllDisks(missing) => Some(GroupRecord {
+            id: layer_file::random_hex(),
+            members: seals.iter().map(Seal::member).collect(),
+            missing,
+        }),
+    };
+    let (group, time) = (group.map(GroupRecord::fitted), crate::render::now());
     for seal in seals {
-        seal.record(&time).await?;
+        let recorded = seal.record(&time, group.clone()).await;
+        recorded.map_err(|failure| failure.of_disk(seal.disk()))?;
     }
     Ok(())
+}
+
+async fn make(bridge: &Bridge, seal: &mut Seal) -> Result<(), Failure> {
+    seal.mark().await?;
+    seal.make_overlay(bridge).await
 }
 
 /// The instant itself, of all disks: one transaction. The guest stands still around it, and until

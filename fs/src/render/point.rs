@@ -2,8 +2,11 @@
 
 use super::{Sizes, estimated_sizes, instant, rfc3339};
 use crate::model::Model;
-use crate::tree::{Found, PointKey, PointKind, point_place};
+use crate::tree::{Found, Group, PointKey, PointKind, find_group, point_place};
 use serde::Serialize;
+
+/// What an internal snapshot may hold, and no other point.
+const RAM: &str = "ram";
 
 /// The object of point.json.
 #[derive(Serialize)]
@@ -17,6 +20,8 @@ pub(super) struct PointJson {
     /// Base first.
     files: Vec<String>,
     consistency: String,
+    /// The disks whose points show the same instant, this one included.
+    same_instant: Vec<String>,
     missing: Vec<String>,
 }
 
@@ -42,6 +47,7 @@ pub(super) fn point(
         allocated_size: sizes.allocated,
         files: files(found),
         consistency: consistency(found),
+        same_instant: same_instant(model, found),
         missing: missing(model, found),
     }
 }
@@ -73,19 +79,28 @@ fn consistency(found: &Found<'_>) -> String {
     }
 }
 
+fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
+    match group(model, found) {
+        Some(group) => group
+            .members
+            .iter()
+            .map(|(disk, _)| disk.name.clone())
+            .collect(),
+        None => vec![found.disk().name.clone()],
+    }
+}
+
 /// What of the machine at that instant this point does not hold.
 fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
-    let mut missing = Vec::new();
-    if model.vm.run_state.is_some() {
-        let ram_saved = match found {
-            Found::Layer { .. } => false,
-            Found::Internal { internal, .. } => internal.vm_state_size > 0,
-        };
-        if !ram_saved {
-            missing.push("ram".to_owned());
-        }
-        missing.push("firmware variables".to_owned());
-        missing.push("tpm".to_owned());
+    let ram_saved = match found {
+        Found::Layer { .. } => false,
+        Found::Internal { internal, .. } => internal.vm_state_size > 0,
+    };
+    let mut missing = machine(model);
+    missing.retain(|part| part != RAM || !ram_saved);
+    if let Some(group) = group(model, found) {
+        missing.extend(super::group::disks(model, &group));
+        return missing;
     }
     let own = &found.disk().name;
     let others: Vec<&str> = model
@@ -98,4 +113,20 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
         missing.push(format!("other disks: {}", others.join(", ")));
     }
     missing
+}
+
+/// The snapshot of all disks that it was taken with.
+fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
+    match found {
+        Found::Layer { layer, .. } => find_group(model, &layer.record.as_ref()?.group.as_ref()?.id),
+        Found::Internal { .. } => None,
+    }
+}
+
+/// What is in no disk. A storage daemon is no machine.
+pub(super) fn machine(model: &Model) -> Vec<String> {
+    match model.vm.run_state {
+        None => Vec::new(),
+        Some(_) => [RAM, "firmware variables", "tpm"].map(str::to_owned).into(),
+    }
 }

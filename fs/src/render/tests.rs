@@ -215,3 +215,43 @@ fn sizes_for_people() {
     assert_eq!(human((1 << 30) - 1), "1.0 GiB");
     assert_eq!(human(u64::MAX), "16.0 EiB");
 }
+
+#[test]
+fn points_of_one_instant_say_which_disks_and_which_not() {
+    let mut model = sample::two_disks_at_one_instant();
+    let key = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
+    let json = lookup(&model, &key, "point.json").expect("it has one");
+    let group = object(&model, &json);
+    assert_eq!(group["kind"], "all-disks");
+    assert_eq!(group["name"], "all");
+    assert_eq!(group["time"], "2026-01-02T03:04:05Z");
+    assert_eq!(group["disks"], serde_json::json!(["vda", "vdc"]));
+    assert_eq!(group["complete"], true);
+    let missing = serde_json::json!([
+        "ram",
+        "firmware variables",
+        "tpm",
+        "disk vdb: the active layer is raw"
+    ]);
+    assert_eq!(group["missing"], missing);
+    let member = point_file(&model, Section::Snapshots, "all", PointFile::PointJson);
+    let member = object(&model, &member);
+    assert_eq!(member["missing"], missing);
+    assert_eq!(member["same_instant"], serde_json::json!(["vda", "vdc"]));
+    let alone = point_file(&model, Section::Snapshots, "before", PointFile::PointJson);
+    assert_eq!(
+        object(&model, &alone)["same_instant"],
+        serde_json::json!(["vda"])
+    );
+
+    model.disks[2].layers.clear();
+    let group = object(&model, &json);
+    assert_eq!(group["complete"], false);
+    assert_eq!(group["gone"], serde_json::json!(["vdc"]));
+    let told = group["missing"].as_array().expect("a list");
+    let told = told.iter().any(|it| {
+        it.as_str()
+            .is_some_and(|it| it.starts_with("disk vdc: its point was removed"))
+    });
+    assert!(told, "{group:#}");
+}

@@ -1,8 +1,8 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_point, internal_key,
-    layer_dir_name, layer_key, point_place,
+    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_group, find_point, groups,
+    internal_key, layer_dir_name, layer_key, point_place,
 };
 use crate::model::{Disk, Model};
 
@@ -14,16 +14,30 @@ const ROOT_FILES: [(&str, NodeKey); 4] = [
     ("wait", NodeKey::Wait),
 ];
 
+/// The directories of the root directory.
+const ROOT_DIRECTORIES: [(&str, NodeKey); 2] =
+    [("snapshots", NodeKey::Snapshots), ("disks", NodeKey::Disks)];
+
+/// What a group's own object is called; a disk of that name has no link.
+const GROUP_JSON: &str = "point.json";
+
 /// What `name` is in the directory `parent`.
 pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
     match parent {
         NodeKey::Root => {
-            let file = ROOT_FILES
-                .iter()
-                .find(|(file, _)| *file == name)
-                .map(|(_, key)| key.clone());
-            file.or_else(|| (name == "disks").then_some(NodeKey::Disks))
+            let mut entries = ROOT_FILES.iter().chain(&ROOT_DIRECTORIES);
+            entries
+                .find(|(entry, _)| *entry == name)
+                .map(|(_, key)| key.clone())
         }
+        NodeKey::Snapshots => groups(model)
+            .into_iter()
+            .find(|group| group.name == name)
+            .map(|group| NodeKey::Group(group.record.id.clone())),
+        NodeKey::Group(id) => in_group(model, id)
+            .into_iter()
+            .find(|(entry, _)| entry == name)
+            .map(|(_, key)| key),
         NodeKey::Disks => model
             .disk(name)
             .map(|disk| NodeKey::Disk(disk.name.clone())),
@@ -57,6 +71,8 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::GroupJson(_)
+        | NodeKey::GroupLink(..)
         | NodeKey::DiskFile(..)
         | NodeKey::PointFile(..)
         | NodeKey::JobFile(..) => None,
@@ -67,13 +83,16 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
 pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)> {
     let entries: Vec<(String, NodeKey)> = match parent {
         NodeKey::Root => {
-            let files = ROOT_FILES
-                .iter()
-                .map(|(name, key)| ((*name).to_owned(), key.clone()));
-            files
-                .chain([("disks".to_owned(), NodeKey::Disks)])
+            let entries = ROOT_FILES.iter().chain(&ROOT_DIRECTORIES);
+            entries
+                .map(|(name, key)| ((*name).to_owned(), key.clone()))
                 .collect()
         }
+        NodeKey::Snapshots => groups(model)
+            .into_iter()
+            .map(|group| (group.name, NodeKey::Group(group.record.id.clone())))
+            .collect(),
+        NodeKey::Group(id) => in_group(model, id),
         NodeKey::Disks => model
             .disks
             .iter()
@@ -123,6 +142,8 @@ pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)>
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::GroupJson(_)
+        | NodeKey::GroupLink(..)
         | NodeKey::DiskFile(..)
         | NodeKey::PointFile(..)
         | NodeKey::JobFile(..) => Vec::new(),
@@ -133,6 +154,23 @@ pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)>
             let is_dir = key.is_dir();
             (name, key, is_dir)
         })
+        .collect()
+}
+
+/// The entries of a group.
+fn in_group(model: &Model, id: &str) -> Vec<(String, NodeKey)> {
+    let Some(group) = find_group(model, id) else {
+        return Vec::new();
+    };
+    let links = group
+        .members
+        .iter()
+        .map(|(disk, _)| disk.name.clone())
+        .filter(|disk| disk != GROUP_JSON)
+        .map(|disk| (disk.clone(), NodeKey::GroupLink(id.to_owned(), disk)));
+    [(GROUP_JSON.to_owned(), NodeKey::GroupJson(id.to_owned()))]
+        .into_iter()
+        .chain(links)
         .collect()
 }
 
@@ -193,7 +231,12 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::Snapshots
         | NodeKey::Disks => true,
+        NodeKey::Group(id) | NodeKey::GroupJson(id) => find_group(model, id).is_some(),
+        NodeKey::GroupLink(id, disk) => {
+            find_group(model, id).is_some_and(|group| group.member(disk).is_some())
+        }
         NodeKey::Disk(disk) | NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => {
             model.disk(disk).is_some()
         }
@@ -212,7 +255,10 @@ pub fn parent(key: &NodeKey) -> NodeKey {
         | NodeKey::Log
         | NodeKey::Readme
         | NodeKey::Wait
+        | NodeKey::Snapshots
         | NodeKey::Disks => NodeKey::Root,
+        NodeKey::Group(_) => NodeKey::Snapshots,
+        NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
         NodeKey::Disk(_) => NodeKey::Disks,
         NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => NodeKey::Disk(disk.clone()),
         NodeKey::Point(point) => NodeKey::Section(point.disk.clone(), point.kind.section()),
@@ -233,7 +279,14 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
                 .map(|(name, _)| format!("/{name}"))
                 .unwrap_or_default();
         }
+        NodeKey::Snapshots => return "/snapshots".to_owned(),
         NodeKey::Disks => return "/disks".to_owned(),
+        NodeKey::Group(id) => match find_group(model, id) {
+            Some(group) => group.name,
+            None => format!("({id})"),
+        },
+        NodeKey::GroupJson(_) => GROUP_JSON.to_owned(),
+        NodeKey::GroupLink(_, disk) => disk.clone(),
         NodeKey::Disk(disk) => disk.clone(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),
         NodeKey::Section(_, section) => section.name().to_owned(),
@@ -270,7 +323,7 @@ mod tests {
         let model = sample::two_disks();
         assert_eq!(
             names(&model, &NodeKey::Root),
-            ["vm.json", "log", "README.txt", "wait", "disks"]
+            ["vm.json", "log", "README.txt", "wait", "snapshots", "disks"]
         );
         assert_eq!(names(&model, &NodeKey::Disks), ["vda", "vdb"]);
         assert_eq!(
@@ -292,8 +345,19 @@ mod tests {
     }
 
     #[test]
+    fn a_group_lists_its_members_as_links() {
+        let model = sample::two_disks_at_one_instant();
+        assert_eq!(names(&model, &NodeKey::Snapshots), ["all"]);
+        let group = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
+        assert_eq!(group, NodeKey::Group("group-all".into()));
+        assert_eq!(names(&model, &group), ["point.json", "vda", "vdc"]);
+        assert_eq!(lookup(&model, &group, "vdb"), None);
+        assert!(!exists(&model, &NodeKey::Group("gone".into())));
+    }
+
+    #[test]
     fn every_listed_entry_is_looked_up_under_its_path() {
-        let model = sample::two_disks();
+        let model = sample::two_disks_at_one_instant();
         let mut waiting = vec![NodeKey::Root];
         let mut seen = 0;
         while let Some(directory) = waiting.pop() {

@@ -1,6 +1,8 @@
 //! Hand-made models for unit tests.
 
-use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Model, PointRecord, Tuning, Vm};
+use crate::model::{
+    Disk, FileId, Format, GroupRecord, Internal, Job, Layer, Model, PointRecord, Tuning, Vm,
+};
 use std::time::{Duration, UNIX_EPOCH};
 
 const GIB: u64 = 1 << 30;
@@ -21,6 +23,7 @@ pub(crate) fn layer(path: &str, ino: u64, point: Option<&str>) -> Layer {
             time: "2026-01-02T03:04:05Z".into(),
             consistency: "crash".into(),
             inode: ino,
+            group: None,
         }),
         leaving: false,
     }
@@ -83,4 +86,33 @@ pub(crate) fn two_disks() -> Model {
         vm,
         disks: vec![vda, vdb],
     }
+}
+
+/// The same with a third disk, vdc, and a point of vda and vdc: all. vdb is raw and has none.
+pub(crate) fn two_disks_at_one_instant() -> Model {
+    let mut model = two_disks();
+    let group = GroupRecord {
+        id: "group-all".into(),
+        members: [("vda", "id-all-vda"), ("vdc", "id-all-vdc")]
+            .map(|(disk, id)| (disk.to_owned(), id.to_owned()))
+            .into(),
+        missing: [("vdb".to_owned(), "the active layer is raw".to_owned())].into(),
+    };
+    let member = |path: &str, ino: u64, disk: &str| {
+        let mut layer = layer(path, ino, Some("all"));
+        let record = layer.record.as_mut().expect("it was given a name");
+        record.id = format!("id-all-{disk}");
+        record.group = Some(group.clone());
+        layer
+    };
+    model.disks[0]
+        .layers
+        .push(member("/vm/web1.all.qcow2", 0x20, "vda"));
+    let vdc = disk(
+        "vdc",
+        layer("/vm/more.qcow2", 0x22, None),
+        vec![member("/vm/more.all.qcow2", 0x21, "vdc")],
+    );
+    model.disks.push(vdc);
+    model
 }

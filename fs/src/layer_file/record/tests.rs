@@ -15,6 +15,7 @@ fn record(path: &Path) -> PointRecord {
         time: "2024-01-02T03:04:05Z".into(),
         consistency: "crash".into(),
         inode: sys::file_id(path).unwrap().ino,
+        group: None,
     }
 }
 

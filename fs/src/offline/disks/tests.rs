@@ -12,6 +12,7 @@ fn record(path: &Path, name: &str) -> PointRecord {
         time: "2024-01-02T03:04:05Z".into(),
         consistency: "crash".into(),
         inode: sys::file_id(path).unwrap().ino,
+        group: None,
     }
 }
 

@@ -68,7 +68,7 @@ pub fn above(disk: &Disk, index: usize) -> &Layer {
 }
 
 /// Room a job may take beyond the bytes it copies: new tables of the image.
-const METADATA_RESERVE: u64 = 16 << 20;
+pub(in crate::ops) const METADATA_RESERVE: u64 = 16 << 20;
 
 /// Decides, or says why nothing can be done.
 pub fn choose(
@@ -251,6 +251,7 @@ mod tests {
                 time: String::new(),
                 consistency: "crash".into(),
                 inode: 2,
+                group: None,
             }),
             leaving: false,
         }

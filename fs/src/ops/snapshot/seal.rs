@@ -5,7 +5,7 @@
 
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, SealMarker};
-use crate::model::{Disk, FileId, PointRecord};
+use crate::model::{Disk, FileId, GroupRecord, PointRecord};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
@@ -110,6 +110,7 @@ impl Seal {
                 time: String::new(),
                 consistency: "crash".into(),
                 inode: file.ino,
+                group: None,
             },
             begun: false,
             overlay: None,
@@ -120,6 +121,11 @@ impl Seal {
     /// The disk's name.
     pub(super) fn disk(&self) -> &str {
         &self.disk.name
+    }
+
+    /// What a group knows of it: the disk's name and the point's id.
+    pub(super) fn member(&self) -> (String, String) {
+        (self.disk.name.clone(), self.record.id.clone())
     }
 
     /// The first seal since the VM's start: QEMU has the active layer open as D.
@@ -170,8 +176,13 @@ impl Seal {
     }
 
     /// Writes the point's record, with its instant, on the file that is about to be sealed.
-    pub(super) async fn record(&mut self, time: &str) -> Result<(), Failure> {
+    pub(super) async fn record(
+        &mut self,
+        time: &str,
+        group: Option<GroupRecord>,
+    ) -> Result<(), Failure> {
         time.clone_into(&mut self.record.time);
+        self.record.group = group;
         let (active, record) = (self.names.active.clone(), self.record.clone());
         blocking(move || layer_file::write_point(&active, &record)).await
     }

@@ -1,0 +1,67 @@
+//! point.json of a snapshot of all disks.
+
+use crate::model::Model;
+use crate::tree::Group;
+use serde::Serialize;
+
+/// The object of it.
+#[derive(Serialize)]
+pub(super) struct GroupJson<'a> {
+    kind: &'static str,
+    name: &'a str,
+    time: &'a str,
+    consistency: &'a str,
+    /// Whether all points that were made are here.
+    complete: bool,
+    /// The disks whose points are here.
+    disks: Vec<&'a str>,
+    /// Disks whose points were made and are not here (any more).
+    gone: Vec<&'a str>,
+    /// What of the machine at that instant is not in it.
+    missing: Vec<String>,
+}
+
+pub(super) fn group<'a>(model: &Model, group: &'a Group<'a>) -> GroupJson<'a> {
+    let gone = group.gone();
+    GroupJson {
+        kind: "all-disks",
+        name: &group.point.name,
+        time: &group.point.time,
+        consistency: &group.point.consistency,
+        complete: gone.is_empty(),
+        disks: group
+            .members
+            .iter()
+            .map(|(disk, _)| disk.name.as_str())
+            .collect(),
+        gone,
+        missing: missing(model, group),
+    }
+}
+
+/// What the machine was besides, and the disks that are not in it, each with why.
+fn missing(model: &Model, group: &Group<'_>) -> Vec<String> {
+    super::point::machine(model)
+        .into_iter()
+        .chain(disks(model, group))
+        .collect()
+}
+
+/// The disks that a group does not cover, each with why.
+pub(super) fn disks(model: &Model, group: &Group<'_>) -> Vec<String> {
+    let unable = group.record.missing.iter().map(|(disk, why)| {
+        // where there was no room for the reason, that of today is as good
+        let today = model
+            .disk(disk)
+            .and_then(|disk| disk.no_snapshots.as_deref());
+        match (why.as_str(), today) {
+            ("", None) => format!("disk {disk}: could not take part"),
+            ("", Some(why)) | (why, _) => format!("disk {disk}: {why}"),
+        }
+    });
+    let gone = group.gone();
+    let gone = gone
+        .iter()
+        .map(|disk| format!("disk {disk}: its point was removed, or is not in this mount"));
+    unable.chain(gone).collect()
+}

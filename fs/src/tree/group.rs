@@ -1,0 +1,145 @@
+//! Snapshots of all disks: which points belong together, from what stands in their own records.
+//! There is no other list of them: a group is there as long as one of its points is. Pure.
+
+use crate::model::{Disk, GroupRecord, Layer, Model, PointRecord};
+
+/// A snapshot of all disks, as much of it as is left.
+#[derive(Debug, Clone)]
+pub struct Group<'a> {
+    /// Its directory's name.
+    pub name: String,
+    /// Its points, by disk.
+    pub members: Vec<(&'a Disk, &'a Layer)>,
+    /// What the first of them says of all.
+    pub point: &'a PointRecord,
+    /// The same, of the group.
+    pub record: &'a GroupRecord,
+}
+
+impl Group<'_> {
+    /// Members that are not there (any more), as their disks were called.
+    pub fn gone(&self) -> Vec<&str> {
+        let is_here = |id: &str| {
+            let mut here = self
+                .members
+                .iter()
+                .filter_map(|(_, layer)| layer.record.as_ref());
+            here.any(|record| record.id == id)
+        };
+        let members = self.record.members.iter();
+        members
+            .filter(|(_, id)| !is_here(id))
+            .map(|(disk, _)| disk.as_str())
+            .collect()
+    }
+
+    /// The member of that disk.
+    pub fn member(&self, disk: &str) -> Option<&Layer> {
+        let mut members = self.members.iter();
+        members
+            .find(|(of, _)| of.name == disk)
+            .map(|(_, layer)| *layer)
+    }
+}
+
+/// All of them, oldest first on the first disk that has one.
+pub fn groups(model: &Model) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for disk in &model.disks {
+        for layer in disk.layers.iter().filter(|layer| layer.shown()) {
+            let Some(point) = &layer.record else { continue };
+            let Some(record) = &point.group else { continue };
+            match groups.iter_mut().find(|group| group.record.id == record.id) {
+                Some(group) => group.members.push((disk, layer)),
+                None => groups.push(Group {
+                    name: point.name.clone(),
+                    members: vec![(disk, layer)],
+                    point,
+                    record,
+                }),
+            }
+        }
+    }
+    tell_apart(&mut groups);
+    groups
+}
+
+/// Disks that come and go can bring two groups of one name together.
+fn tell_apart(groups: &mut [Group<'_>]) {
+    let names: Vec<String> = groups.iter().map(|group| group.name.clone()).collect();
+    for group in groups {
+        if names.iter().filter(|name| **name == group.name).count() > 1 {
+            group.name = format!("{}.{}", group.name, group.record.id);
+        }
+    }
+}
+
+/// The group of that identity.
+pub fn find_group<'a>(model: &'a Model, id: &str) -> Option<Group<'a>> {
+    groups(model)
+        .into_iter()
+        .find(|group| group.record.id == id)
+}
+
+/// Where the link to a member leads.
+pub fn link_target(model: &Model, id: &str, disk: &str) -> Option<String> {
+    let group = find_group(model, id)?;
+    let point = group.member(disk)?.record.as_ref()?;
+    Some(format!("../../disks/{disk}/snapshots/{}", point.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{find_group, groups, link_target};
+    use crate::tree::sample;
+
+    #[test]
+    fn points_of_one_instant_are_found_by_their_records() {
+        let model = sample::two_disks_at_one_instant();
+        let found = groups(&model);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, "all");
+        let disks: Vec<_> = found[0]
+            .members
+            .iter()
+            .map(|(disk, _)| disk.name.as_str())
+            .collect();
+        assert_eq!(disks, ["vda", "vdc"]);
+        assert!(found[0].gone().is_empty());
+        assert_eq!(
+            link_target(&model, "group-all", "vdc").as_deref(),
+            Some("../../disks/vdc/snapshots/all")
+        );
+        assert_eq!(link_target(&model, "group-all", "vdb"), None);
+    }
+
+    #[test]
+    fn a_member_that_was_removed_is_named() {
+        let mut model = sample::two_disks_at_one_instant();
+        model.disks[2].layers[0].leaving = true;
+        let group = find_group(&model, "group-all").expect("vda is left");
+        assert_eq!(group.gone(), ["vdc"]);
+        model.disks[0]
+            .layers
+            .retain(|layer| !layer.path.ends_with("web1.all.qcow2"));
+        assert!(groups(&model).is_empty());
+    }
+
+    #[test]
+    fn a_disk_that_has_another_name_now_is_still_the_member() {
+        let mut model = sample::two_disks_at_one_instant();
+        model.disks[2].name = "sdb".into();
+        let group = find_group(&model, "group-all").expect("it is there");
+        assert!(group.gone().is_empty());
+        assert!(group.member("sdb").is_some());
+    }
+
+    #[test]
+    fn groups_of_one_name_are_told_apart() {
+        let mut model = sample::two_disks_at_one_instant();
+        let record = model.disks[2].layers[0].record.as_mut().expect("a record");
+        record.group.as_mut().expect("a group").id = "other".into();
+        let names: Vec<_> = groups(&model).into_iter().map(|group| group.name).collect();
+        assert_eq!(names, ["all.group-all", "all.other"]);
+    }
+}
