@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod qmp;
 pub mod scratch;
+pub mod several;
 pub mod sh;
 mod storage_daemon;
 pub mod tree;

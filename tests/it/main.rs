@@ -37,6 +37,8 @@ mod merge;
 mod proofs;
 mod reading;
 mod recovery;
+mod several;
+mod several_faults;
 mod snapshot;
 mod stable_path;
 mod tree;

@@ -60,8 +60,8 @@ pub(super) fn disks(model: &Model, group: &Group<'_>) -> Vec<String> {
         }
     });
     let gone = group.gone();
-    let gone = gone
-        .iter()
-        .map(|disk| format!("disk {disk}: its point was removed, or is not in this mount"));
+    let gone = gone.iter().map(|disk| {
+        format!("disk {disk}: its point was removed, was never finished, or is not in this mount")
+    });
     unable.chain(gone).collect()
 }
