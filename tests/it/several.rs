@@ -14,7 +14,7 @@ use qmpfs_tests::proxy::{Proxy, When};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{RAW, SEALED, Several};
 use qmpfs_tests::tree::{assert_errno, text};
-use qmpfs_tests::{oracle, sh, wait};
+use qmpfs_tests::{oracle, sh};
 use serde_json::json;
 
 over_attachments! {
@@ -367,9 +367,10 @@ fn switched_off_disks_are_sealed_together() {
     let alone = Mounted::new(&scratch, &sources[..1], &["-o", "ro"]);
     assert_eq!(alone.json("snapshots/off/point.json")["gone"], json!(["b"]));
     drop(alone);
-    let mount = Mounted::new(&scratch, &sources, &[]);
+    let mut mount = Mounted::new(&scratch, &sources, &[]);
     fs::remove_dir(mount.snapshots("off")).expect("rmdir");
-    wait::until_true("the merges have ended", || mount.wait_idle() == "done\n");
+    assert_eq!(mount.wait_idle(), "done\n");
+    mount.unmount();
     assert_eq!(names(&dir), ["a.qcow2", "b.qcow2"]);
 }
 

@@ -39,11 +39,11 @@ fn refused<T>(
         assert_eq!(oracle::sealed_mark(&several.active(disk)), None);
     }
     assert!(!several.group("x").exists());
-    several.verify();
     if several.machine.attachment().is_vm() {
         assert_runs(several);
     }
     mend(several, fault);
+    several.verify();
     assert_eq!(several.nodes(), nodes, "no node is left");
     several.seal("x");
     several.restart();

@@ -82,16 +82,15 @@ impl Sight {
 
 /// What can be done with this QEMU.
 pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
-    let needs: [(&str, &[&str]); 3] = [
-        (
-            "snapshots",
-            &[
-                "blockdev-snapshot",
-                "blockdev-reopen",
-                "blockdev-create",
-                "transaction",
-            ],
-        ),
+    let seal: &[&str] = &[
+        "blockdev-snapshot",
+        "blockdev-reopen",
+        "blockdev-create",
+        "transaction",
+    ];
+    let needs: [(&str, &[&str]); 4] = [
+        ("snapshots", seal),
+        ("all-disks", seal),
         ("internal", &["blockdev-snapshot-internal-sync"]),
         ("merge", &["block-stream", "block-commit"]),
     ];

@@ -59,13 +59,18 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
     text.push_str("\nmake a point\n");
     command(
         &mut text,
+        &format!("mkdir {mnt}/snapshots/NAME"),
+        "of all disks, at one instant",
+    );
+    command(
+        &mut text,
         &format!("mkdir {dir}/snapshots/NAME"),
-        "external: a new layer",
+        "of one disk: a new layer",
     );
     command(
         &mut text,
         &format!("mkdir {dir}/internal/NAME"),
-        "internal: inside the image file",
+        "of one disk: inside the image file",
     );
     if extra.verbs.no_delete {
         text.push_str("\nThis mount removes nothing (-o no_delete).\n");
@@ -81,6 +86,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         &mut text,
         &format!("rmdir {dir}/snapshots/{point}"),
         "start the merge; returns at once",
+    );
+    command(
+        &mut text,
+        &format!("rmdir {mnt}/snapshots/NAME"),
+        "the same for the points of all disks",
     );
     command(
         &mut text,
