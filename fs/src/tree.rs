@@ -7,7 +7,7 @@ mod list;
 mod name;
 mod place;
 
-pub use group::{Group, find_group, groups, link_target};
+pub use group::{Group, find_group, group_called, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};

@@ -14,7 +14,7 @@ use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::tree::assert_errno;
+use qmpfs_tests::tree::{Point, assert_errno};
 use qmpfs_tests::{mounted, oracle, sh, wait};
 
 /// A view is for reading: EPERM or EROFS; from the kernel itself EACCES, unless the caller is root.
@@ -253,7 +253,8 @@ fn a_hanging_qemu_holds_a_verb_up_once() {
         // SAFETY: the machine is our own child and is not waited for yet.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     };
-    for point in [bench.point("z"), bench.disk().internal("z")] {
+    let of_all_disks = Point(bench.mount.snapshots("z"));
+    for point in [bench.point("z"), bench.disk().internal("z"), of_all_disks] {
         signal(libc::SIGSTOP);
         let began = Instant::now();
         let made = point.make();

@@ -154,14 +154,17 @@ async fn finish(
     seals: &[Seal],
     standstill: Standstill,
 ) -> Result<(), Failure> {
+    // one look for all: the guest may be standing still
+    let graph = bridge.graph().await.map_err(Failure::from);
     let mut trouble: Option<Failure> = None;
     let mut done = Vec::new();
     for seal in seals {
         // a QEMU that does not answer is asked no more; the names are put right all the same
         let silent = trouble.clone().filter(|failure| !failure.outcome_known());
-        let rearranged = match silent {
-            None => seal.rearrange(bridge).await,
-            Some(failure) => Err(failure),
+        let rearranged = match (&graph, silent) {
+            (Ok(graph), None) => seal.rearrange(bridge, graph).await,
+            (_, Some(failure)) => Err(failure),
+            (Err(failure), None) => Err(failure.clone()),
         };
         match seal.finish_names(rearranged).await {
             Ok(()) => done.push(seal),

@@ -2,6 +2,7 @@
 //! There is no other list of them: a group is there as long as one of its points is. Pure.
 
 use crate::model::{Disk, GroupRecord, Layer, Model, PointRecord};
+use std::collections::HashMap;
 
 /// A snapshot of all disks, as much of it as is left.
 #[derive(Debug, Clone)]
@@ -42,43 +43,77 @@ impl Group<'_> {
     }
 }
 
+/// Every sealed layer that belongs to a group, and what it says of it.
+fn members(model: &Model) -> impl Iterator<Item = (&Disk, &Layer, &PointRecord, &GroupRecord)> {
+    model.disks.iter().flat_map(|disk| {
+        disk.layers
+            .iter()
+            .filter(|layer| layer.shown())
+            .filter_map(move |layer| {
+                let point = layer.record.as_ref()?;
+                Some((disk, layer, point, point.group.as_ref()?))
+            })
+    })
+}
+
 /// All of them, oldest first on the first disk that has one.
 pub fn groups(model: &Model) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for disk in &model.disks {
-        for layer in disk.layers.iter().filter(|layer| layer.shown()) {
-            let Some(point) = &layer.record else { continue };
-            let Some(record) = &point.group else { continue };
-            match groups.iter_mut().find(|group| group.record.id == record.id) {
-                Some(group) => group.members.push((disk, layer)),
-                None => groups.push(Group {
-                    name: point.name.clone(),
-                    members: vec![(disk, layer)],
-                    point,
-                    record,
-                }),
-            }
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    for (disk, layer, point, record) in members(model) {
+        let index = *known.entry(&record.id).or_insert(groups.len());
+        match groups.get_mut(index) {
+            Some(group) => group.members.push((disk, layer)),
+            None => groups.push(Group {
+                name: point.name.clone(),
+                members: vec![(disk, layer)],
+                point,
+                record,
+            }),
         }
     }
-    tell_apart(&mut groups);
+    let mut namesakes: HashMap<String, usize> = HashMap::new();
+    for group in &groups {
+        *namesakes.entry(group.name.clone()).or_default() += 1;
+    }
+    for group in &mut groups {
+        if namesakes.get(&group.name).is_some_and(|count| *count > 1) {
+            group.name = told_apart(group.point, group.record);
+        }
+    }
     groups
 }
 
 /// Disks that come and go can bring two groups of one name together.
-fn tell_apart(groups: &mut [Group<'_>]) {
-    let names: Vec<String> = groups.iter().map(|group| group.name.clone()).collect();
-    for group in groups {
-        if names.iter().filter(|name| **name == group.name).count() > 1 {
-            group.name = format!("{}.{}", group.name, group.record.id);
-        }
-    }
+fn told_apart(point: &PointRecord, record: &GroupRecord) -> String {
+    format!("{}.{}", point.name, record.id)
 }
 
-/// The group of that identity.
+/// The group of that identity, without making the others.
 pub fn find_group<'a>(model: &'a Model, id: &str) -> Option<Group<'a>> {
-    groups(model)
-        .into_iter()
-        .find(|group| group.record.id == id)
+    let mut own = members(model).filter(|(_, _, _, record)| record.id == id);
+    let (disk, layer, point, record) = own.next()?;
+    let has_namesake =
+        members(model).any(|(_, _, other, of)| other.name == point.name && of.id != record.id);
+    Some(Group {
+        name: match has_namesake {
+            false => point.name.clone(),
+            true => told_apart(point, record),
+        },
+        members: std::iter::once((disk, layer))
+            .chain(own.map(|(disk, layer, _, _)| (disk, layer)))
+            .collect(),
+        point,
+        record,
+    })
+}
+
+/// The group that is listed under that name.
+pub fn group_called<'a>(model: &'a Model, name: &str) -> Option<Group<'a>> {
+    members(model)
+        .filter(|(_, _, point, _)| name.starts_with(&point.name))
+        .filter_map(|(_, _, _, record)| find_group(model, &record.id))
+        .find(|group| group.name == name)
 }
 
 /// Where the link to a member leads.
@@ -90,7 +125,7 @@ pub fn link_target(model: &Model, id: &str, disk: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{find_group, groups, link_target};
+    use super::{find_group, group_called, groups, link_target};
     use crate::tree::sample;
 
     #[test]
@@ -141,5 +176,15 @@ mod tests {
         record.group.as_mut().expect("a group").id = "other".into();
         let names: Vec<_> = groups(&model).into_iter().map(|group| group.name).collect();
         assert_eq!(names, ["all.group-all", "all.other"]);
+        for name in names {
+            assert_eq!(
+                group_called(&model, &name).map(|group| group.name),
+                Some(name)
+            );
+        }
+        assert!(group_called(&model, "all").is_none());
+        model.disks[0].layers.pop();
+        let left = group_called(&model, "all").expect("one is left");
+        assert_eq!(left.record.id, "other");
     }
 }

@@ -1,8 +1,8 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_group, find_point, groups,
-    internal_key, layer_dir_name, layer_key, point_place,
+    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_group, find_point,
+    group_called, groups, internal_key, layer_dir_name, layer_key, point_place,
 };
 use crate::model::{Disk, Model};
 
@@ -30,10 +30,9 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
                 .find(|(entry, _)| *entry == name)
                 .map(|(_, key)| key.clone())
         }
-        NodeKey::Snapshots => groups(model)
-            .into_iter()
-            .find(|group| group.name == name)
-            .map(|group| NodeKey::Group(group.record.id.clone())),
+        NodeKey::Snapshots => {
+            group_called(model, name).map(|group| NodeKey::Group(group.record.id.clone()))
+        }
         NodeKey::Group(id) => in_group(model, id)
             .into_iter()
             .find(|(entry, _)| entry == name)

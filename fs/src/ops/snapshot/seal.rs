@@ -14,7 +14,7 @@ use crate::sys;
 use qmpbridge::command::{
     BlockdevCreate, BlockdevCreateOptions, BlockdevSnapshot, TransactionAction,
 };
-use qmpbridge::{Bridge, JobId, NodeName};
+use qmpbridge::{BlockGraph, Bridge, JobId, NodeName};
 use std::path::{Path, PathBuf};
 
 /// A new overlay needs its header and first tables; less than this is "full".
@@ -249,24 +249,27 @@ impl Seal {
     }
 
     /// After the transaction: the sealed file gets a fresh node under its own name.
-    pub(super) async fn rearrange(&self, bridge: &Bridge) -> Result<(), Failure> {
+    pub(super) async fn rearrange(
+        &self,
+        bridge: &Bridge,
+        graph: &BlockGraph,
+    ) -> Result<(), Failure> {
         let overlay = self.overlay.as_ref().ok_or_else(|| {
             Failure::new(Errno::EIO, "the overlay was not made before the instant")
         })?;
-        let graph = bridge.graph().await?;
         let below = graph.node(&self.root).and_then(|node| node.backing.clone());
         let sealed =
             nodes::add_sealed(bridge, &self.names.sealed, "qcow2", below, &self.carried).await?;
         nodes::set_backing(
             bridge,
-            &graph,
+            graph,
             &overlay.format,
             Some(sealed),
             Role::Active,
             &self.carried,
         )
         .await?;
-        nodes::drop_layer(bridge, &graph, &self.root).await
+        nodes::drop_layer(bridge, graph, &self.root).await
     }
 
     /// After the nodes: D names the overlay, and the name that QEMU knew before goes.
