@@ -174,6 +174,8 @@ fn reached_beside(image: &Path, in_flight: Option<u64>) -> u64 {
 #[derive(Debug)]
 pub struct Several {
     writer: Option<Ordered>,
+    /// What a writer that was told to be quiet has done.
+    quiet: u64,
     /// The mount.
     pub mount: Mounted,
     /// The VM or storage daemon.
@@ -222,6 +224,7 @@ impl Several {
         let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], options);
         let mut several = Self {
             writer: None,
+            quiet: 0,
             mount,
             machine,
             dirs,
@@ -384,12 +387,18 @@ impl Several {
         self.verify();
     }
 
+    /// Ends the load until the machine starts again. A stopped guest does not write; an NBD client beside it would.
+    #[track_caller]
+    pub fn hush(&mut self) {
+        self.quiet = self.writer.take().expect("the writer runs").stop();
+    }
+
     /// Ends the machine without mercy, as the host's end would, and qmpfs with it; then both start again.
     #[track_caller]
     pub fn power_cut(&mut self) {
         self.machine.kill9();
         self.mount.kill9();
-        let done = self.writer.take().expect("the writer runs").abandon();
+        let done = self.writer.take().map_or(self.quiet, Ordered::abandon);
         let reached = self.boots(done);
         self.machine.start_again();
         self.mount.mount_again();

@@ -341,15 +341,21 @@ fn killed_while_all_are_committed() {
 /// of one instant where it is of several disks.
 fn power_cut(name: &str, first: bool) {
     let mut several = Several::new(name, Attachment::Blockdev);
-    several.seal("first");
     at_every_command(
         &mut several,
-        |several, _| {
+        |several, round| {
             if first {
                 several.restart();
+            } else {
+                several.seal(&format!("w{round}"));
             }
         },
-        |several, round| drop(several.group(&format!("n{round}")).make()),
+        |several, round| {
+            if first {
+                several.hush();
+            }
+            drop(several.group(&format!("n{round}")).make());
+        },
         Several::power_cut,
         |several, round| {
             let name = format!("n{round}");

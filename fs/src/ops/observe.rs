@@ -319,6 +319,8 @@ fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Optio
     let path = active.path.display();
     if sight.read_only {
         Some("mounted with -o ro".into())
+    } else if !root.writable && top.read_only {
+        Some("the disk is read-only".into())
     } else if active.format == Format::Raw {
         Some(format!(
             "{path} is raw, and a raw disk cannot become qcow2 under its own name; with the VM off: qemu-img convert -O qcow2"
@@ -328,8 +330,6 @@ fn no_snapshots(root: &Root, top: &Node, active: &Layer, sight: &Sight) -> Optio
             "the active layer is {}, snapshots are made of qcow2",
             active.format.name()
         ))
-    } else if !root.writable && top.read_only {
-        Some("the disk is read-only".into())
     } else if active.file.is_none() {
         Some(format!(
             "{path}, the file QEMU has open, cannot be seen from here"
