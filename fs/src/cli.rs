@@ -23,6 +23,11 @@ Options for -o, comma-separated:
   merge=auto|stream|commit
                       how rmdir of an external snapshot merges (auto: what copies less)
   format=raw|qcow2    the format of image files whose name does not say it
+  guest_agent=SOCKET  the same as --guest-agent
+  quiesce=off|try|require
+                      whether the guest agent freezes the guest's filesystems for the instant of
+                      a point (try, where an agent is named: if it cannot, the point is as after a
+                      power cut; require: then no point is made)
   name=NAME           what the VM is called
   log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
   allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount
@@ -58,6 +63,10 @@ enum Command {
         /// Mount options, see below
         #[arg(short = 'o', value_name = "OPT,...")]
         options: Vec<String>,
+        /// The guest agent's socket (PATH, unix:PATH or tcp:HOST:PORT): points are then taken
+        /// with the guest's filesystems frozen
+        #[arg(long, value_name = "SOCKET")]
+        guest_agent: Option<String>,
         /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), or one or more image files
         #[arg(required = true, value_name = "SOURCE")]
         sources: Vec<String>,
@@ -142,11 +151,23 @@ fn action(command: Command) -> Result<Action, Failure> {
         Command::Mount {
             foreground,
             options,
+            guest_agent,
             sources,
             mountpoint,
         } => {
-            let options = Options::parse(&options)?;
+            let mut options = Options::parse(&options)?;
+            if let Some(socket) = guest_agent {
+                options.set_guest_agent(&socket)?;
+            }
+            options.check_quiesce()?;
             let source = source::classify(&sources, options.format.clone())?;
+            if options.guest_agent.is_some() && matches!(source, Source::Images { .. }) {
+                return Err(Failure::new(
+                    Errno::EINVAL,
+                    "a guest agent was named for image files, and no guest runs on those",
+                )
+                .next("mount the QMP socket of the running VM, or leave the guest agent away"));
+            }
             let source_text = sources.join(" ");
             Ok(Action::Mount(Box::new(MountConfig {
                 source,
@@ -255,6 +276,11 @@ mod tests {
         assert_eq!(config.mountpoint, std::path::Path::new("/mnt/x"));
         assert!(matches!(&config.source, Source::Images { paths, .. } if paths.len() == 1));
         assert!(parse(&["qmpfs", "mount", "/mnt/x"]).is_err());
+        let told = |line: &[&str]| parse(line).map(|_| ()).expect_err("it makes no sense");
+        let agent = ["qmpfs", "mount", "--guest-agent", "/run/a", image, "/mnt/x"];
+        assert!(told(&agent).contains("no guest runs"));
+        let nobody = ["qmpfs", "mount", "-o", "quiesce=require", image, "/mnt/x"];
+        assert!(told(&nobody).contains("needs a guest agent"));
     }
 
     #[test]

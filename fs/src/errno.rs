@@ -72,6 +72,8 @@ pub struct Failure {
     pub message: String,
     /// The safe next step, as a command or a sentence; empty when the message says it.
     pub next: String,
+    /// It is sure that nothing was changed, whatever the errno.
+    pub nothing_done: bool,
 }
 
 impl Failure {
@@ -81,6 +83,7 @@ impl Failure {
             errno,
             message: message.into(),
             next: String::new(),
+            nothing_done: false,
         }
     }
 
@@ -96,9 +99,16 @@ impl Failure {
         self
     }
 
+    /// The same failure of something that QEMU was not asked for, or was not to decide: what was
+    /// begun can be taken back.
+    pub fn nothing_done(mut self) -> Self {
+        self.nothing_done = true;
+        self
+    }
+
     /// Whether QEMU told what became of it.
     pub fn outcome_known(&self) -> bool {
-        !matches!(self.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
+        self.nothing_done || !matches!(self.errno, Errno::ENOTCONN | Errno::ETIMEDOUT)
     }
 
     /// What went wrong with a file of ours, `doing` being a short clause ("create /x/y").
@@ -133,6 +143,48 @@ pub fn io_errno(error: &std::io::Error) -> Errno {
         Some(libc::ENAMETOOLONG) => Errno::ENAMETOOLONG,
         Some(libc::ESTALE) => Errno::ESTALE,
         _ => Errno::EIO,
+    }
+}
+
+impl From<qmpbridge::AgentError> for Failure {
+    fn from(error: qmpbridge::AgentError) -> Self {
+        use qmpbridge::AgentError;
+        let (errno, next) = match &error {
+            AgentError::NobodyThere { .. } => (
+                Errno::ENOTCONN,
+                "name the socket of the VM's org.qemu.guest_agent.0 port",
+            ),
+            AgentError::Closed => (
+                Errno::ENOTCONN,
+                "look whether the VM and its agent run, then do it again",
+            ),
+            AgentError::Taken => (
+                Errno::EBUSY,
+                "the agent serves one client: close the others (ss -xp shows them)",
+            ),
+            AgentError::TimedOut { .. } => (
+                Errno::ETIMEDOUT,
+                "look in the guest whether qemu-guest-agent runs, and here whether another client has its socket",
+            ),
+            AgentError::SwitchedOff { .. } => (
+                Errno::EIO,
+                "allow it in the agent's configuration in the guest (/etc/qemu/qemu-ga.conf, /etc/sysconfig/qemu-ga)",
+            ),
+            AgentError::Refused { .. } => (
+                Errno::EIO,
+                "the guest's own log says more (journalctl -u qemu-guest-agent)",
+            ),
+            AgentError::Garbage { .. } | AgentError::TooLong { .. } => (
+                Errno::EIO,
+                "name the socket of the guest agent, not of a monitor or a console",
+            ),
+            AgentError::Io(source) => (io_errno(source), ""),
+        };
+        let message = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        Failure::new(errno, message).next(next)
     }
 }
 

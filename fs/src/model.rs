@@ -40,6 +40,46 @@ pub struct Vm {
     pub capabilities: Vec<String>,
     /// Which verb removes points.
     pub merge: MergePolicy,
+    /// Whether the guest's filesystems are frozen for the instant of a point.
+    pub quiesce: Quiesce,
+    /// The guest agent, where one was named.
+    pub agent: Option<Agent>,
+}
+
+/// `-o quiesce=`: what a point asks of the guest agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quiesce {
+    /// Nothing.
+    #[default]
+    Off,
+    /// To freeze the guest's filesystems; if that fails the point is made without.
+    Try,
+    /// The same; if that fails no point is made.
+    Require,
+}
+
+/// The guest agent, as it was seen last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Its socket.
+    pub address: String,
+    /// Whether it answered.
+    pub state: AgentState,
+}
+
+/// How the guest agent was when it was last asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AgentState {
+    /// It has not been asked yet.
+    #[default]
+    Unknown,
+    /// It answered, and can freeze.
+    Answers {
+        /// Its own version.
+        version: String,
+    },
+    /// It did not, or cannot freeze, with the reason.
+    Silent(String),
 }
 
 /// `-o merge=`: which verb a user prefers.
@@ -198,8 +238,14 @@ pub struct PointRecord {
     pub name: String,
     /// The instant, RFC 3339 UTC.
     pub time: String,
-    /// "crash": as after a power cut.
+    /// "crash": as after a power cut; "filesystem": the guest's filesystems were frozen.
     pub consistency: String,
+    /// How long they were, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_ms: Option<u64>,
+    /// Why they were not, though that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce_error: Option<String>,
     /// The inode it was written for; a copy of the file has another and is not ours.
     pub inode: u64,
     /// The snapshot of all disks that it was taken with.

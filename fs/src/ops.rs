@@ -14,6 +14,7 @@ pub mod merge;
 mod nodes;
 mod observe;
 mod open;
+mod quiesce;
 mod recover;
 mod settle;
 mod snapshot;
@@ -22,7 +23,7 @@ mod watch;
 use crate::errno::{Errno, Failure};
 use crate::intent::{Intent, Verbs};
 pub use crate::model::MergePolicy;
-use crate::model::{Format, Model};
+use crate::model::{Format, Model, Quiesce};
 use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::View;
@@ -188,6 +189,10 @@ pub struct EngineConfig {
     pub verbs: Verbs,
     /// `-o merge=`
     pub merge: MergePolicy,
+    /// `guest_agent=`
+    pub guest_agent: Option<Address>,
+    /// `quiesce=`
+    pub quiesce: Quiesce,
     /// `-o name=`
     pub vm_name: Option<String>,
     /// What happened, for the `log` file.
@@ -290,6 +295,7 @@ async fn serve(
         tokio::task::spawn_local(watch::keep(Rc::clone(&engine))),
         tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine))),
     ];
+    watch::look_at_agent(&engine);
     loop {
         tokio::select! {
             request = queue.recv() => match request {
@@ -301,6 +307,9 @@ async fn serve(
     }
     // what goes from here on is meant to go
     keepers.iter().for_each(|keeper| keeper.abort());
+    if let Some(agent) = engine.agent() {
+        agent.idle().await;
+    }
     if let Some(daemon) = daemon {
         daemon.stop().await;
     }

@@ -81,6 +81,8 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
         source_text: config.source_text.clone(),
         verbs: options.verbs(),
         merge: options.merge,
+        guest_agent: options.guest_agent.clone(),
+        quiesce: options.quiesce(),
         vm_name: options.vm_name.clone(),
         log: Arc::clone(&log),
         embedded_disks: Vec::new(),

@@ -173,7 +173,8 @@ fn command_names(json: &str) -> Result<HashSet<String>, Error> {
     Ok(names.into_iter().map(|n| n.name).collect())
 }
 
-async fn open(address: &Address) -> Result<(Box<dyn Socket>, Option<i32>), Error> {
+/// The transport alone: the guest agent's socket is reached the same way.
+pub(crate) async fn open(address: &Address) -> Result<(Box<dyn Socket>, Option<i32>), Error> {
     let connected = match address {
         Address::Unix(path) => timeout(CONNECT_DEADLINE, UnixStream::connect(path))
             .await

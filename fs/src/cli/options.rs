@@ -3,8 +3,9 @@
 use crate::errno::{Errno, Failure};
 use crate::fuse::Access;
 use crate::intent::Verbs;
-use crate::model::Format;
+use crate::model::{Format, Quiesce};
 use crate::ops::MergePolicy;
+use qmpbridge::Address;
 use std::path::PathBuf;
 
 /// Nobody but the owner, unless asked otherwise.
@@ -19,6 +20,10 @@ pub struct Options {
     pub no_delete: bool,
     /// `merge=`
     pub merge: MergePolicy,
+    /// `guest_agent=`, or `--guest-agent`
+    pub guest_agent: Option<Address>,
+    /// `quiesce=`; without it a guest agent is tried where one was named.
+    pub quiesce: Option<Quiesce>,
     /// `format=`
     pub format: Option<Format>,
     /// `name=`
@@ -49,6 +54,8 @@ impl Default for Options {
             read_only: false,
             no_delete: false,
             merge: MergePolicy::Auto,
+            guest_agent: None,
+            quiesce: None,
             format: None,
             vm_name: None,
             log_file: None,
@@ -94,6 +101,47 @@ impl Options {
         }
     }
 
+    /// What a point asks of the guest agent.
+    pub fn quiesce(&self) -> Quiesce {
+        match (self.quiesce, &self.guest_agent) {
+            (Some(quiesce), _) => quiesce,
+            (None, Some(_)) => Quiesce::Try,
+            (None, None) => Quiesce::Off,
+        }
+    }
+
+    /// The guest agent's socket, which need not be there yet: the VM may be off.
+    pub(super) fn set_guest_agent(&mut self, text: &str) -> Result<(), Failure> {
+        let address = text.parse().map_err(|_| {
+            Failure::new(
+                Errno::EINVAL,
+                format!("'{text}' is no address of a guest agent"),
+            )
+            .next("name the socket of the VM's org.qemu.guest_agent.0: PATH, unix:PATH or tcp:HOST:PORT")
+        })?;
+        self.guest_agent = Some(match address {
+            Address::Tcp(endpoint) => Address::Tcp(endpoint),
+            // the daemon leaves its directory
+            Address::Unix(path) => Address::Unix(
+                std::path::absolute(&path)
+                    .map_err(|error| Failure::io(format_args!("use {text}"), &error))?,
+            ),
+        });
+        Ok(())
+    }
+
+    /// Whether what was asked of the guest agent can be meant, once all options are known.
+    pub(super) fn check_quiesce(&self) -> Result<(), Failure> {
+        if self.guest_agent.is_none() && matches!(self.quiesce, Some(Quiesce::Try | Quiesce::Require))
+        {
+            return Err(
+                Failure::new(Errno::EINVAL, "option 'quiesce' needs a guest agent")
+                    .next("name its socket: --guest-agent SOCKET, or -o guest_agent=SOCKET"),
+            );
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, option: &str) -> Result<(), Failure> {
         let (name, value) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value)),
@@ -107,6 +155,13 @@ impl Options {
             ("merge", Some("stream")) => self.merge = MergePolicy::Stream,
             ("merge", Some("commit")) => self.merge = MergePolicy::Commit,
             ("merge", _) => return Err(one_of(option, "merge=auto, merge=stream or merge=commit")),
+            ("guest_agent", Some(value)) if !value.is_empty() => self.set_guest_agent(value)?,
+            ("quiesce", Some("off")) => self.quiesce = Some(Quiesce::Off),
+            ("quiesce", Some("try")) => self.quiesce = Some(Quiesce::Try),
+            ("quiesce", Some("require")) => self.quiesce = Some(Quiesce::Require),
+            ("quiesce", _) => {
+                return Err(one_of(option, "quiesce=off, quiesce=try or quiesce=require"));
+            }
             ("format", Some("raw")) => self.format = Some(Format::Raw),
             ("format", Some("qcow2")) => self.format = Some(Format::Qcow2),
             ("format", _) => return Err(one_of(option, "format=raw or format=qcow2")),
@@ -158,8 +213,9 @@ fn one_of(option: &str, expected: &str) -> Failure {
 mod tests {
     use super::Options;
     use crate::fuse::Access;
-    use crate::model::Format;
+    use crate::model::{Format, Quiesce};
     use crate::ops::MergePolicy;
+    use qmpbridge::Address;
 
     fn parse(list: &str) -> Result<Options, String> {
         Options::parse(&[list.to_owned()]).map_err(|failure| failure.message)
@@ -207,5 +263,32 @@ mod tests {
         }
         assert!(parse("auto_unmount").is_err());
         assert!(parse("passthrough").is_err());
+    }
+
+    #[test]
+    fn a_guest_agent_that_is_named_is_tried() {
+        let quiesce = |list: &str| parse(list).expect(list).quiesce();
+        assert_eq!(quiesce(""), Quiesce::Off);
+        assert_eq!(quiesce("guest_agent=/run/a"), Quiesce::Try);
+        assert_eq!(quiesce("guest_agent=/run/a,quiesce=off"), Quiesce::Off);
+        assert_eq!(
+            quiesce("quiesce=require,guest_agent=tcp:127.0.0.1:4"),
+            Quiesce::Require
+        );
+        let relative = parse("guest_agent=agent").expect("a path").guest_agent;
+        assert!(matches!(relative, Some(Address::Unix(path)) if path.is_absolute()));
+        for bad in [
+            "guest_agent",
+            "guest_agent=",
+            "guest_agent=tcp:nowhere",
+            "quiesce",
+            "quiesce=maybe",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse("quiesce=off").expect("known").check_quiesce().is_ok());
+        for alone in ["quiesce=try", "quiesce=require"] {
+            assert!(parse(alone).expect("known").check_quiesce().is_err());
+        }
     }
 }

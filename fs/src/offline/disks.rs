@@ -35,13 +35,13 @@ pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result
     }
     disks.sort_by(|a, b| a.name.cmp(&b.name));
     let vm = Vm {
-        merge: crate::model::MergePolicy::default(),
         name: source.to_owned(),
         run_state: None,
         qemu_version: String::new(),
         source: source.to_owned(),
         connection: ConnectionState::Offline,
         capabilities: Vec::new(),
+        ..Vm::default()
     };
     Ok(Model { vm, disks })
 }

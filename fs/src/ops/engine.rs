@@ -5,6 +5,7 @@
 use super::carried;
 use super::nodes::Carried;
 use super::observe;
+use super::quiesce::Agent;
 use super::{EngineConfig, recover};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
@@ -41,6 +42,7 @@ pub struct Engine {
     pub(super) cache: Arc<LayerCache>,
     pub(super) leases: Arc<Leases>,
     pub(super) log: Arc<Log>,
+    agent: Option<Arc<Agent>>,
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     looked: Cell<Option<Instant>>,
@@ -125,6 +127,10 @@ impl Engine {
             cache: Arc::new(LayerCache::default()),
             leases: Arc::new(Leases::default()),
             log: Arc::clone(&config.log),
+            agent: config
+                .guest_agent
+                .clone()
+                .map(|address| Arc::new(Agent::new(address, Arc::clone(&config.log)))),
             config,
             model,
             disks: RefCell::default(),
@@ -143,6 +149,11 @@ impl Engine {
         self.bridge
             .as_ref()
             .ok_or_else(|| Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)"))
+    }
+
+    /// The guest agent, when one was named.
+    pub(super) fn agent(&self) -> Option<&Arc<Agent>> {
+        self.agent.as_ref()
     }
 
     pub(super) fn merge_policy(&self) -> MergePolicy {
@@ -328,6 +339,8 @@ impl Engine {
             connection: ConnectionState::Up,
             capabilities: observe::capabilities(bridge, self.config.verbs),
             merge: self.config.merge,
+            quiesce: self.config.quiesce,
+            agent: self.agent().map(|agent| agent.seen()),
         };
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });
@@ -385,6 +398,16 @@ impl Engine {
         if model.vm.connection != connection {
             model.vm.run_state = None;
             model.vm.connection = connection;
+            self.publish(model);
+        }
+    }
+
+    /// Shows what is known of the guest agent.
+    pub(super) fn publish_agent(&self) {
+        let mut model = Model::clone(&self.current());
+        let seen = self.agent().map(|agent| agent.seen());
+        if model.vm.agent != seen {
+            model.vm.agent = seen;
             self.publish(model);
         }
     }

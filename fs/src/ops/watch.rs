@@ -2,6 +2,7 @@
 //! be lost; the graph is the truth. A burst of them costs one look.
 
 use super::engine::Engine;
+use super::quiesce;
 use super::recover;
 use crate::model::ConnectionState;
 use qmpbridge::{Connection, EventKind};
@@ -39,6 +40,7 @@ pub(super) async fn keep(engine: Rc<Engine>) {
                 match now {
                     Connection::Up { .. } => {
                         recover_all(&engine).await;
+                        look_at_agent(&engine);
                         engine.log.note("QEMU is connected");
                     }
                     Connection::Down { reason, .. } => {
@@ -69,6 +71,12 @@ async fn look(engine: &Engine) {
     if let Err(failure) = engine.refresh(&[]).await {
         tracing::debug!(%failure, "refresh");
     }
+}
+
+/// Asks the guest agent how it is, beside everything else: a dead one takes its time.
+pub(super) fn look_at_agent(engine: &Rc<Engine>) {
+    let engine = Rc::clone(engine);
+    tokio::task::spawn_local(async move { quiesce::look(&engine).await });
 }
 
 /// Finishes or undoes what was left unfinished on every disk, and then shows what there is.

@@ -22,6 +22,8 @@ pub(super) struct PointJson {
     consistency: String,
     /// The disks whose points show the same instant, this one included.
     same_instant: Vec<String>,
+    frozen_ms: Option<u64>,
+    quiesce_error: Option<String>,
     missing: Vec<String>,
 }
 
@@ -32,6 +34,10 @@ pub(super) fn point(
     sizes: Option<Sizes>,
 ) -> PointJson {
     let sizes = sizes.unwrap_or_else(|| estimated_sizes(found));
+    let record = match found {
+        Found::Layer { layer, .. } => layer.record.as_ref(),
+        Found::Internal { .. } => None,
+    };
     PointJson {
         kind: match key.kind {
             PointKind::Layer => "layer",
@@ -48,6 +54,8 @@ pub(super) fn point(
         files: files(found),
         consistency: consistency(found),
         same_instant: same_instant(model, found),
+        frozen_ms: record.and_then(|record| record.frozen_ms),
+        quiesce_error: record.and_then(|record| record.quiesce_error.clone()),
         missing: missing(model, found),
     }
 }

@@ -1,6 +1,6 @@
 //! vm.json.
 
-use crate::model::{ConnectionState, Model};
+use crate::model::{AgentState, ConnectionState, Model, Quiesce};
 use serde::Serialize;
 
 /// The object of vm.json.
@@ -13,6 +13,11 @@ pub(super) struct Vm<'a> {
     connection: &'static str,
     connection_reason: Option<&'a str>,
     capabilities: &'a [String],
+    quiesce: &'static str,
+    guest_agent: Option<&'a str>,
+    guest_agent_state: Option<&'static str>,
+    guest_agent_version: Option<&'a str>,
+    guest_agent_error: Option<&'a str>,
     disks: Vec<&'a str>,
 }
 
@@ -22,6 +27,13 @@ pub(super) fn vm(model: &Model) -> Vm<'_> {
         ConnectionState::Down(reason) => ("down", Some(reason.as_str())),
         ConnectionState::Offline => ("offline", None),
     };
+    let agent = model.vm.agent.as_ref();
+    let (state, version, error) = match agent.map(|agent| &agent.state) {
+        None => (None, None, None),
+        Some(AgentState::Unknown) => (Some("unknown"), None, None),
+        Some(AgentState::Answers { version }) => (Some("answers"), Some(version.as_str()), None),
+        Some(AgentState::Silent(why)) => (Some("unusable"), None, Some(why.as_str())),
+    };
     Vm {
         name: &model.vm.name,
         run_state: model.vm.run_state.as_deref(),
@@ -30,6 +42,15 @@ pub(super) fn vm(model: &Model) -> Vm<'_> {
         connection,
         connection_reason,
         capabilities: &model.vm.capabilities,
+        quiesce: match model.vm.quiesce {
+            Quiesce::Off => "off",
+            Quiesce::Try => "try",
+            Quiesce::Require => "require",
+        },
+        guest_agent: agent.map(|agent| agent.address.as_str()),
+        guest_agent_state: state,
+        guest_agent_version: version,
+        guest_agent_error: error,
         disks: model.disks.iter().map(|disk| disk.name.as_str()).collect(),
     }
 }

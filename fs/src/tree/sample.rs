@@ -22,6 +22,8 @@ pub(crate) fn layer(path: &str, ino: u64, point: Option<&str>) -> Layer {
             name: name.into(),
             time: "2026-01-02T03:04:05Z".into(),
             consistency: "crash".into(),
+            frozen_ms: None,
+            quiesce_error: None,
             inode: ino,
             group: None,
         }),

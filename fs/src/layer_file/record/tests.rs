@@ -14,6 +14,8 @@ fn record(path: &Path) -> PointRecord {
         name: "before".into(),
         time: "2024-01-02T03:04:05Z".into(),
         consistency: "crash".into(),
+        frozen_ms: None,
+        quiesce_error: None,
         inode: sys::file_id(path).unwrap().ino,
         group: None,
     }

@@ -11,6 +11,8 @@ fn record(path: &Path, name: &str) -> PointRecord {
         name: name.into(),
         time: "2024-01-02T03:04:05Z".into(),
         consistency: "crash".into(),
+        frozen_ms: None,
+        quiesce_error: None,
         inode: sys::file_id(path).unwrap().ino,
         group: None,
     }

@@ -250,6 +250,8 @@ mod tests {
                 name: name.into(),
                 time: String::new(),
                 consistency: "crash".into(),
+                frozen_ms: None,
+                quiesce_error: None,
                 inode: 2,
                 group: None,
             }),

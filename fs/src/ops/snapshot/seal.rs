@@ -109,6 +109,8 @@ impl Seal {
                 name: name.to_owned(),
                 time: String::new(),
                 consistency: "crash".into(),
+                frozen_ms: None,
+                quiesce_error: None,
                 inode: file.ino,
                 group: None,
             },
