@@ -16,8 +16,8 @@ pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
 pub use neighbours::{dependents, free_bytes, is_name_of, namesakes, siblings, strays};
 pub use record::{
     FreezeMark, FreezeNote, MergeJournal, SealMarker, clear_merge, clear_point, clear_seal,
-    read_freeze, read_merge, read_point, read_seal, write_freeze, write_merge, write_point,
-    write_seal,
+    read_freeze, read_internals, read_merge, read_point, read_seal, write_freeze, write_internals,
+    write_merge, write_point, write_seal,
 };
 
 #[cfg(test)]

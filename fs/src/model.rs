@@ -289,6 +289,23 @@ impl GroupRecord {
     }
 }
 
+/// What is kept about an internal snapshot beside the image's own table.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct InternalRecord {
+    /// Its id in the table.
+    pub id: String,
+    /// Its time in the table, in nanoseconds since 1970: another one of that id has another.
+    pub time: u64,
+    /// As in [`PointRecord`].
+    pub consistency: String,
+    /// As in [`PointRecord`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_ms: Option<u64>,
+    /// As in [`PointRecord`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce_error: Option<String>,
+}
+
 /// An internal snapshot of one layer's file.
 #[derive(Debug, Clone)]
 pub struct Internal {
@@ -306,6 +323,24 @@ pub struct Internal {
     pub vm_state_size: u64,
     /// Index in `layers` of the file that holds it; None: the active layer.
     pub layer: Option<usize>,
+    /// What we wrote down when we made it.
+    pub record: Option<InternalRecord>,
+}
+
+impl Internal {
+    /// Finds its record among those of its file.
+    pub fn with_record(mut self, records: &[InternalRecord]) -> Self {
+        let time = self.nanos();
+        let mine = |record: &&InternalRecord| record.id == self.id && Some(record.time) == time;
+        self.record = records.iter().find(mine).cloned();
+        self
+    }
+
+    /// Its time, as a record has it.
+    pub fn nanos(&self) -> Option<u64> {
+        let since = self.time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        u64::try_from(since.as_nanos()).ok()
+    }
 }
 
 /// A job as jobs/ID shows it.

@@ -4,7 +4,7 @@
 //! Invariant: what was written for another inode (a copied file) is never believed.
 
 use crate::errno::{Errno, Failure};
-use crate::model::PointRecord;
+use crate::model::{InternalRecord, PointRecord};
 use crate::sys;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,11 @@ const POINT: &CStr = c"user.qmpfs.point";
 const MERGE: &CStr = c"user.qmpfs.merge";
 const SEAL: &CStr = c"user.qmpfs.seal";
 const FREEZE: &CStr = c"user.qmpfs.freeze";
+const INTERNALS: &CStr = c"user.qmpfs.internals";
+
+/// All extended attributes of a file share one block of ext4 with what merges must be able to
+/// write: of the records of internal snapshots the newest that fit are kept.
+const INTERNALS_MAX: usize = 1024;
 
 /// The layout of the JSON below. A newer one is refused, because it may mean what we do not know.
 const VERSION: u32 = 1;
@@ -160,6 +165,44 @@ pub fn write_freeze(path: &Path, agent: &str, since: &str) -> Result<FreezeNote,
     Ok(FreezeNote { file, path })
 }
 
+/// Records of the internal snapshots in a file, oldest first.
+#[derive(Debug, Serialize, Deserialize)]
+struct InternalRecords {
+    version: u32,
+    inode: u64,
+    records: Vec<InternalRecord>,
+}
+
+/// What was written down about the internal snapshots in a file. Without it they are as after a
+/// power cut, so trouble is no reason to fail.
+pub fn read_internals(path: &Path) -> Vec<InternalRecord> {
+    let read: Result<Option<InternalRecords>, Failure> = read(path, INTERNALS);
+    match read {
+        Ok(found) => found.map_or_else(Vec::new, |found| found.records),
+        Err(failure) => {
+            tracing::debug!(%failure, "records of internal snapshots");
+            Vec::new()
+        }
+    }
+}
+
+/// Writes down what internal snapshots are, oldest first; the oldest give way.
+pub fn write_internals(path: &Path, mut records: Vec<InternalRecord>) -> Result<(), Failure> {
+    let (_, inode) = open(path)?;
+    let size = |records: &[InternalRecord]| {
+        serde_json::to_vec(records).map_or(usize::MAX, |text| text.len())
+    };
+    while !records.is_empty() && size(&records) > INTERNALS_MAX {
+        records.remove(0);
+    }
+    let body = InternalRecords {
+        version: VERSION,
+        inode,
+        records,
+    };
+    write(path, INTERNALS, &body)
+}
+
 /// What every attribute begins with. A newer one need not have our other fields.
 #[derive(Deserialize)]
 struct Head {
@@ -185,6 +228,12 @@ impl OfInode for MergeJournal {
 }
 
 impl OfInode for SealMarker {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl OfInode for InternalRecords {
     fn inode(&self) -> u64 {
         self.inode
     }

@@ -63,10 +63,15 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
     let mut internals = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let holder = (index + 1 < layers.len()).then_some(index);
+        let found = snapshots(layer)?;
+        if found.is_empty() {
+            continue;
+        }
+        let records = layer_file::read_internals(&layer.path);
         internals.extend(
-            snapshots(layer)?
+            found
                 .iter()
-                .map(|snapshot| internal(snapshot, holder)),
+                .map(|snapshot| internal(snapshot, holder).with_record(&records)),
         );
     }
     name_internals(&mut internals);
@@ -149,6 +154,7 @@ fn internal(snapshot: &InternalSnapshot, layer: Option<usize>) -> Internal {
         virtual_size: snapshot.virtual_size,
         vm_state_size: snapshot.vm_state_size,
         layer,
+        record: None,
     }
 }
 

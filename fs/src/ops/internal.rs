@@ -1,9 +1,12 @@
 //! `mkdir` and `rmdir` in disks/D/internal: snapshots inside the active layer's own file.
 
+use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
+use super::quiesce::{Quiesced, Quiescing};
 use crate::errno::{Errno, Failure};
+use crate::layer_file;
 use crate::leases::LeaseKey;
-use crate::model::Disk;
+use crate::model::{Disk, InternalRecord};
 use qmpbridge::command::{BlockdevSnapshotDeleteInternalSync, BlockdevSnapshotInternalSync};
 
 /// Takes an internal snapshot.
@@ -12,12 +15,45 @@ pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Resu
     if let Some(why) = &disk.no_snapshots {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
     }
+    let mut quiescing = Quiescing::begin(engine).await?;
     let command = BlockdevSnapshotInternalSync {
         device: device(&disk)?,
         name: name.to_owned(),
     };
-    engine.bridge()?.run(command).await?;
+    quiescing.freeze(vec![disk.active.path.clone()]).await?;
+    let taken = engine.bridge()?.run(command).await;
+    let what = format!("disks/{}/internal/{name}", disk.name);
+    let quiesced = quiescing.thaw(engine, &what).await;
+    taken?;
+    if let Err(failure) = write_down(engine, guard, name, &quiesced).await {
+        // it is there, and counts as one after a power cut
+        tracing::warn!(%failure, "no record of an internal snapshot");
+    }
     Ok(())
+}
+
+/// What the image's own table has no place for.
+async fn write_down(
+    engine: &Engine,
+    guard: &DiskGuard,
+    name: &str,
+    quiesced: &Quiesced,
+) -> Result<(), Failure> {
+    if *quiesced == Quiesced::default() {
+        return Ok(());
+    }
+    let disk = engine.observe_disk(guard).await?;
+    let ours = disk.internals.iter().filter(|one| one.layer.is_none());
+    let mut records: Vec<InternalRecord> =
+        ours.clone().filter_map(|one| one.record.clone()).collect();
+    records.sort_by_key(|record| record.time);
+    let taken = ours.filter(|one| one.tag == name).max_by_key(|one| one.time);
+    let Some((taken, time)) = taken.and_then(|taken| Some((taken, taken.nanos()?))) else {
+        return Err(Failure::new(Errno::ENOENT, "it is in no table"));
+    };
+    records.push(quiesced.of_internal(taken.id.clone(), time));
+    let path = disk.active.path.clone();
+    blocking(move || layer_file::write_internals(&path, records)).await
 }
 
 /// Deletes an internal snapshot. Its clusters are used again at once, so nobody may be reading it.

@@ -159,11 +159,13 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     let mut internals = Vec::new();
     for (index, node) in chain.iter().rev().enumerate() {
         let layer = (index + 1 < chain.len()).then_some(index);
-        internals.extend(
-            node.snapshots
-                .iter()
-                .map(|snapshot| internal(snapshot, node.virtual_size, layer)),
-        );
+        if node.snapshots.is_empty() {
+            continue;
+        }
+        let records = layer_file::read_internals(&layers.get(index).unwrap_or(&active).path);
+        internals.extend(node.snapshots.iter().map(|snapshot| {
+            internal(snapshot, node.virtual_size, layer).with_record(&records)
+        }));
     }
     name_internals(&mut internals);
     let protocol = top.file.as_ref().and_then(|file| graph.node(file));
@@ -366,6 +368,7 @@ fn internal(
         virtual_size,
         vm_state_size: snapshot.vm_state_size,
         layer,
+        record: None,
     }
 }
 
@@ -434,6 +437,7 @@ mod tests {
                 virtual_size: 0,
                 vm_state_size: 0,
                 layer: None,
+                record: None,
             })
             .collect();
         name_internals(&mut internals);

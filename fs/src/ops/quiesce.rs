@@ -9,7 +9,7 @@ mod attendant;
 use super::engine::Engine;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, FreezeNote};
-use crate::model::{self, AgentState, Disk, PointRecord, Quiesce};
+use crate::model::{self, AgentState, Disk, InternalRecord, PointRecord, Quiesce};
 use crate::report::Log;
 use attendant::{Attendant, Thawed};
 use qmpbridge::Address;
@@ -24,7 +24,7 @@ const TURN_DEADLINE: Duration = Duration::from_secs(12);
 /// How long a mount waits for the end of a freeze that another one left.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(4);
 /// The reason in point.json: an extended attribute has little room.
-const REASON_MAX: usize = 300;
+const REASON_MAX: usize = 200;
 
 /// The guest agent of a mount.
 pub(super) struct Agent {
@@ -113,10 +113,28 @@ pub(super) struct Quiesced {
 impl Quiesced {
     /// Writes down what kind of instant it was.
     pub(super) fn tell(&self, record: &mut PointRecord) {
-        let quiesced = self.frozen_ms.is_some() && self.error.is_none();
-        record.consistency = if quiesced { "filesystem" } else { "crash" }.into();
+        record.consistency = self.consistency().into();
         record.frozen_ms = self.frozen_ms;
         record.quiesce_error.clone_from(&self.error);
+    }
+
+    /// The same for an internal snapshot.
+    pub(super) fn of_internal(&self, id: String, time: u64) -> InternalRecord {
+        InternalRecord {
+            id,
+            time,
+            consistency: self.consistency().into(),
+            frozen_ms: self.frozen_ms,
+            quiesce_error: self.error.clone(),
+        }
+    }
+
+    fn consistency(&self) -> &'static str {
+        if self.frozen_ms.is_some() && self.error.is_none() {
+            "filesystem"
+        } else {
+            "crash"
+        }
     }
 
     /// For the log, about the point called `what`; None when nothing was asked for.

@@ -34,10 +34,7 @@ pub(super) fn point(
     sizes: Option<Sizes>,
 ) -> PointJson {
     let sizes = sizes.unwrap_or_else(|| estimated_sizes(found));
-    let record = match found {
-        Found::Layer { layer, .. } => layer.record.as_ref(),
-        Found::Internal { .. } => None,
-    };
+    let how = instant_kind(found);
     PointJson {
         kind: match key.kind {
             PointKind::Layer => "layer",
@@ -52,10 +49,10 @@ pub(super) fn point(
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
         files: files(found),
-        consistency: consistency(found),
+        consistency: how.consistency.to_owned(),
         same_instant: same_instant(model, found),
-        frozen_ms: record.and_then(|record| record.frozen_ms),
-        quiesce_error: record.and_then(|record| record.quiesce_error.clone()),
+        frozen_ms: how.frozen_ms,
+        quiesce_error: how.quiesce_error.map(str::to_owned),
         missing: missing(model, found),
     }
 }
@@ -76,14 +73,37 @@ fn files(found: &Found<'_>) -> Vec<String> {
         .collect()
 }
 
-fn consistency(found: &Found<'_>) -> String {
-    match found {
+/// How well the guest was prepared.
+struct InstantKind<'a> {
+    consistency: &'a str,
+    frozen_ms: Option<u64>,
+    quiesce_error: Option<&'a str>,
+}
+
+fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
+    let (consistency, frozen_ms, quiesce_error) = match found {
         Found::Layer { layer, .. } => match &layer.record {
-            Some(record) => record.consistency.clone(),
+            Some(record) => (
+                record.consistency.as_str(),
+                record.frozen_ms,
+                record.quiesce_error.as_deref(),
+            ),
             // Nobody wrote down how it came to be.
-            None => "unknown".to_owned(),
+            None => ("unknown", None, None),
         },
-        Found::Internal { .. } => "crash".to_owned(),
+        Found::Internal { internal, .. } => match &internal.record {
+            Some(record) => (
+                record.consistency.as_str(),
+                record.frozen_ms,
+                record.quiesce_error.as_deref(),
+            ),
+            None => ("crash", None, None),
+        },
+    };
+    InstantKind {
+        consistency,
+        frozen_ms,
+        quiesce_error,
     }
 }
 

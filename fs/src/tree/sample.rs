@@ -64,6 +64,7 @@ pub(crate) fn two_disks() -> Model {
         virtual_size: 10 * GIB,
         vm_state_size: 0,
         layer: None,
+        record: None,
     });
     vda.jobs.push(Job {
         id: "qmpfs-stream-1".into(),

@@ -1,5 +1,6 @@
 //! The bridge against the real programs, and against scripts of what they would rarely do.
 
+mod agent;
 mod common;
 mod connect;
 mod graph;

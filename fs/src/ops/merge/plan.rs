@@ -297,6 +297,7 @@ mod tests {
             virtual_size: 0,
             vm_state_size: 0,
             layer,
+            record: None,
         }
     }
 
