@@ -2,6 +2,7 @@
 //! Begin with [`bench::Bench`]: a running disk, the mount on it, and everything that must stay true, in one value.
 //! Nothing here uses qmpfs's own crates: what is under test does not judge itself.
 
+pub mod agent;
 pub mod bench;
 pub mod faults;
 pub mod guest;

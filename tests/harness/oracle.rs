@@ -1,6 +1,6 @@
 //! What is right, by QEMU's own word: qemu-img gives the bytes of a layer or an internal snapshot, and draws the chain.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -135,13 +135,22 @@ pub fn allocated(path: &Path) -> u64 {
 
 /// The mark that qmpfs leaves on a file it sealed.
 pub fn sealed_mark(path: &Path) -> Option<Vec<u8>> {
+    attribute(path, c"user.qmpfs.point")
+}
+
+/// The note of a freeze on a file, as long as it has not ended.
+pub fn freeze_note(path: &Path) -> Option<Vec<u8>> {
+    attribute(path, c"user.qmpfs.freeze")
+}
+
+fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
     let mut value = vec![0u8; 4096];
     // SAFETY: both strings end with NUL, and the buffer is as long as we say.
     let length = unsafe {
         libc::getxattr(
             path.as_ptr(),
-            c"user.qmpfs.point".as_ptr(),
+            name.as_ptr(),
             value.as_mut_ptr().cast(),
             value.len(),
         )

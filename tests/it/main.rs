@@ -35,6 +35,7 @@ mod internal;
 mod kill_points;
 mod merge;
 mod proofs;
+mod quiesce;
 mod reading;
 mod recovery;
 mod several;

@@ -132,7 +132,8 @@ impl Options {
 
     /// Whether what was asked of the guest agent can be meant, once all options are known.
     pub(super) fn check_quiesce(&self) -> Result<(), Failure> {
-        if self.guest_agent.is_none() && matches!(self.quiesce, Some(Quiesce::Try | Quiesce::Require))
+        if self.guest_agent.is_none()
+            && matches!(self.quiesce, Some(Quiesce::Try | Quiesce::Require))
         {
             return Err(
                 Failure::new(Errno::EINVAL, "option 'quiesce' needs a guest agent")
@@ -160,7 +161,10 @@ impl Options {
             ("quiesce", Some("try")) => self.quiesce = Some(Quiesce::Try),
             ("quiesce", Some("require")) => self.quiesce = Some(Quiesce::Require),
             ("quiesce", _) => {
-                return Err(one_of(option, "quiesce=off, quiesce=try or quiesce=require"));
+                return Err(one_of(
+                    option,
+                    "quiesce=off, quiesce=try or quiesce=require",
+                ));
             }
             ("format", Some("raw")) => self.format = Some(Format::Raw),
             ("format", Some("qcow2")) => self.format = Some(Format::Qcow2),

@@ -47,7 +47,9 @@ async fn write_down(
     let mut records: Vec<InternalRecord> =
         ours.clone().filter_map(|one| one.record.clone()).collect();
     records.sort_by_key(|record| record.time);
-    let taken = ours.filter(|one| one.tag == name).max_by_key(|one| one.time);
+    let taken = ours
+        .filter(|one| one.tag == name)
+        .max_by_key(|one| one.time);
     let Some((taken, time)) = taken.and_then(|taken| Some((taken, taken.nanos()?))) else {
         return Err(Failure::new(Errno::ENOENT, "it is in no table"));
     };

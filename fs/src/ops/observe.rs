@@ -163,9 +163,11 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
             continue;
         }
         let records = layer_file::read_internals(&layers.get(index).unwrap_or(&active).path);
-        internals.extend(node.snapshots.iter().map(|snapshot| {
-            internal(snapshot, node.virtual_size, layer).with_record(&records)
-        }));
+        internals.extend(
+            node.snapshots
+                .iter()
+                .map(|snapshot| internal(snapshot, node.virtual_size, layer).with_record(&records)),
+        );
     }
     name_internals(&mut internals);
     let protocol = top.file.as_ref().and_then(|file| graph.node(file));

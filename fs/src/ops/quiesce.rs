@@ -148,7 +148,10 @@ impl Quiesced {
 
     fn not(failure: &Failure, frozen_ms: Option<u64>) -> Self {
         let mut error = failure.message.clone();
-        if let Some(end) = (0..=REASON_MAX).rev().find(|end| error.is_char_boundary(*end)) {
+        if let Some(end) = (0..=REASON_MAX)
+            .rev()
+            .find(|end| error.is_char_boundary(*end))
+        {
             error.truncate(end);
         }
         Quiesced {
@@ -247,10 +250,11 @@ fn judge(thawed: Thawed) -> Quiesced {
 async fn reach(engine: &Engine, agent: &Arc<Agent>) -> Result<Attendant, Failure> {
     let bridge = engine.bridge()?;
     if bridge.supports("query-status") && !bridge.run(QueryStatus).await?.running {
-        return Err(
-            Failure::new(Errno::ENOTCONN, "the guest does not run, so its agent cannot answer")
-                .next("let it run (cont), or mount with -o quiesce=off"),
-        );
+        return Err(Failure::new(
+            Errno::ENOTCONN,
+            "the guest does not run, so its agent cannot answer",
+        )
+        .next("let it run (cont), or mount with -o quiesce=off"));
     }
     let turn = agent.turn(TURN_DEADLINE).await?;
     Attendant::reach(agent, turn).await

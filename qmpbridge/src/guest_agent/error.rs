@@ -56,9 +56,7 @@ impl fmt::Display for AgentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AgentError::NobodyThere { why, .. } => write!(f, "the guest agent's socket: {why}"),
-            AgentError::Taken => {
-                f.write_str("the guest agent's socket is taken by other clients")
-            }
+            AgentError::Taken => f.write_str("the guest agent's socket is taken by other clients"),
             AgentError::TimedOut { command } => {
                 write!(f, "the guest agent did not answer {command} in time")
             }

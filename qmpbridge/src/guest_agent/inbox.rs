@@ -113,7 +113,12 @@ mod tests {
         ];
         for case in cases {
             let left = left(case);
-            assert_eq!(left.as_deref(), Some(&b"next"[..]), "{}", case.escape_ascii());
+            assert_eq!(
+                left.as_deref(),
+                Some(&b"next"[..]),
+                "{}",
+                case.escape_ascii()
+            );
         }
     }
 

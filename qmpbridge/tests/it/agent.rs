@@ -74,8 +74,10 @@ impl Agent {
 
     /// As the real one does: it complains of the sentinel first.
     async fn answer_sync(&mut self, id: u64) {
-        self.say(r#"{"error": {"class": "GenericError", "desc": "JSON parse error, stray '\uFFFD'"}}"#)
-            .await;
+        self.say(
+            r#"{"error": {"class": "GenericError", "desc": "JSON parse error, stray '\uFFFD'"}}"#,
+        )
+        .await;
         self.raw(b"\xff").await;
         self.say(&json!({"return": id}).to_string()).await;
     }
@@ -128,7 +130,9 @@ async fn what_another_client_left_is_skipped() {
     let script = async {
         let mut agent = server.accept().await;
         let id = agent.expect_sync().await;
-        agent.raw(b"ll half a line\n{\"return\": \"frozen\"}\n").await;
+        agent
+            .raw(b"ll half a line\n{\"return\": \"frozen\"}\n")
+            .await;
         agent.raw(&vec![b'x'; 4 << 20]).await;
         agent.raw(b"\n\xff{\"return\": 1}\n\xff{\"retu").await;
         agent.answer_sync(id).await;
@@ -233,7 +237,10 @@ async fn what_is_no_answer_is_told_and_the_next_one_is_right() {
         let ask = async {
             let error = client.freeze_status().await.unwrap_err();
             assert!(
-                matches!(error, AgentError::Garbage { .. } | AgentError::TooLong { .. }),
+                matches!(
+                    error,
+                    AgentError::Garbage { .. } | AgentError::TooLong { .. }
+                ),
                 "{error}"
             );
             client.freeze_status().await

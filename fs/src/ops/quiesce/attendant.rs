@@ -99,7 +99,10 @@ impl Attendant {
             return Err(Failure::new(Errno::EBUSY, "the guest was frozen already"));
         };
         freeze.send(actives).map_err(|_| {
-            Failure::new(Errno::ETIMEDOUT, "the preparations took longer than the guest agent is kept")
+            Failure::new(
+                Errno::ETIMEDOUT,
+                "the preparations took longer than the guest agent is kept",
+            )
         })?;
         frozen.await.unwrap_or_else(|_| Err(died()))
     }
@@ -163,11 +166,10 @@ async fn attend(agent: &Agent, orders: Orders) {
     };
     let began = Instant::now();
     let frozen = match link.freeze().await {
-        Ok(0) => Err(Failure::new(
-            Errno::EIO,
-            "the guest agent has frozen no filesystem",
-        )
-        .next("look in the guest whether it has one mounted that can be frozen")),
+        Ok(0) => Err(
+            Failure::new(Errno::EIO, "the guest agent has frozen no filesystem")
+                .next("look in the guest whether it has one mounted that can be frozen"),
+        ),
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::from(error)),
     };
@@ -291,7 +293,12 @@ impl Ending {
                 ));
                 return;
             }
-            sleep(if self.told.is_some() { PAUSE } else { LONG_PAUSE }).await;
+            sleep(if self.told.is_some() {
+                PAUSE
+            } else {
+                LONG_PAUSE
+            })
+            .await;
         }
     }
 
