@@ -432,7 +432,8 @@ async fn held(
 /// A QEMU that has just kept us waiting is not waited for once more: the caller's directory is
 /// locked until it gets its answer.
 async fn seen(engine: &Engine, guards: &[&DiskGuard], outcome: &Result<(), Failure>) {
-    if matches!(outcome, Err(failure) if failure.errno == Errno::ETIMEDOUT) {
+    if matches!(outcome, Err(failure) if failure.errno == Errno::ETIMEDOUT && !failure.outcome_known())
+    {
         return;
     }
     if let Err(failure) = engine.refresh(guards).await {

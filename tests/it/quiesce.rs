@@ -244,7 +244,12 @@ fn an_agent_that_hangs_up_while_frozen_is_called_again() {
 #[test]
 fn an_agent_that_hangs_up_at_the_thaw_is_called_again() {
     let agent = FakeAgent::new("quiesce-hangup-thaw", Manner::HangsUpAtThaw);
-    let mut bench = bench("quiesce-hangup-thaw", Attachment::Blockdev, &agent, "require");
+    let mut bench = bench(
+        "quiesce-hangup-thaw",
+        Attachment::Blockdev,
+        &agent,
+        "require",
+    );
     bench.seal("a");
     assert_frozen(&bench.point("a"), &bench.mount.text("log"));
     assert!(!agent.frozen());

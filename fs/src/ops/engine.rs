@@ -101,6 +101,11 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
+    /// Whether the guest was stopped for it.
+    pub(super) fn is_still(&self) -> bool {
+        self.stopped
+    }
+
     /// Nobody was stopped.
     pub(super) fn not_needed() -> Self {
         Standstill {

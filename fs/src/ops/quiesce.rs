@@ -190,8 +190,8 @@ impl Quiescing {
     }
 
     /// Thaws the guest, and says in the log what kind of instant `what` is.
-    pub(super) async fn thaw(self, engine: &Engine, what: &str) -> Quiesced {
-        let quiesced = match self.stage {
+    pub(super) async fn thaw(&mut self, engine: &Engine, what: &str) -> Quiesced {
+        let quiesced = match std::mem::replace(&mut self.stage, Stage::NotAsked) {
             Stage::NotAsked => Quiesced::default(),
             Stage::GivenUp(failure) => {
                 if !failure.next.is_empty() {
@@ -199,8 +199,7 @@ impl Quiescing {
                 }
                 Quiesced::not(&failure, None)
             }
-            // the instant did not come: nobody asks what it was
-            Stage::Reached(_) => Quiesced::default(),
+            Stage::Reached(_) => Quiesced::not(&not_running(), None),
             Stage::Frozen(attendant) => judge(attendant.thaw().await),
         };
         if let Some(words) = quiesced.words(what) {
@@ -247,15 +246,22 @@ fn judge(thawed: Thawed) -> Quiesced {
     Quiesced::not(&Failure::new(Errno::EIO, why), Some(ms))
 }
 
+fn not_running() -> Failure {
+    Failure::new(
+        Errno::ENOTCONN,
+        "the guest does not run, so its agent cannot answer",
+    )
+    .next("let it run (cont), or mount with -o quiesce=off")
+}
+
 async fn reach(engine: &Engine, agent: &Arc<Agent>) -> Result<Attendant, Failure> {
     let bridge = engine.bridge()?;
+    // not in the middle of another verb's standstill
+    let alone = engine.alone().await?;
     if bridge.supports("query-status") && !bridge.run(QueryStatus).await?.running {
-        return Err(Failure::new(
-            Errno::ENOTCONN,
-            "the guest does not run, so its agent cannot answer",
-        )
-        .next("let it run (cont), or mount with -o quiesce=off"));
+        return Err(not_running());
     }
+    drop(alone);
     let turn = agent.turn(TURN_DEADLINE).await?;
     Attendant::reach(agent, turn).await
 }

@@ -1,12 +1,14 @@
 //! `mkdir .../snapshots/N`: seals the active layer of each of some disks at one instant, under the
 //! point's name, and goes on in fresh overlays, while the paths the VM boots from keep their names
 //! (docs/SEMANTICS.md, "The active path never changes"). Three stages over all disks together:
-//! prepare | instant | finish; one disk is the case of one. Every step leaves bootable disks; a
-//! failure before the end of the instant undoes every disk, one after it is finished.
+//! prepare | instant | finish; one disk is the case of one, and one freeze of the guest is around
+//! the instant of all. Every step leaves bootable disks; a failure before the end of the instant
+//! undoes every disk, one after it is finished.
 
 mod seal;
 
 use super::engine::{DiskGuard, Engine, Standstill};
+use super::quiesce::Quiescing;
 use crate::errno::{Errno, Failure};
 use crate::intent::none_can;
 use crate::layer_file;
@@ -48,7 +50,12 @@ pub(super) async fn take_all(
         let seal = Seal::check(engine, disk, name);
         seals.push(seal.map_err(|failure| failure.of_disk(&disk_name))?);
     }
-    let outcome = take(engine, bridge, &mut seals, of).await;
+    let what = match (&of, seals.first()) {
+        (Of::Disk, Some(seal)) => format!("disks/{}/snapshots/{name}", seal.disk()),
+        (Of::Disk | Of::AllDisks(_), _) => format!("snapshots/{name}"),
+    };
+    let quiescing = Quiescing::begin(engine).await?;
+    let outcome = take(engine, bridge, &mut seals, of, quiescing, &what).await;
     if outcome.is_err() {
         // whether QEMU did it is unknown, or it did and the names are not right yet: recover asks
         // its graph, or the files when it is gone
@@ -64,13 +71,18 @@ async fn take(
     bridge: &Bridge,
     seals: &mut Vec<Seal>,
     of: Of,
+    mut quiescing: Quiescing,
+    what: &str,
 ) -> Result<(), Failure> {
     if let Err(failure) = prepare(bridge, seals, of).await {
         return Err(undo(bridge, seals, failure).await);
     }
-    match instant(engine, bridge, seals).await {
-        Ok(standstill) => finish(engine, bridge, seals, standstill).await,
-        Err(failure) => Err(undo(bridge, seals, failure).await),
+    match instant(engine, bridge, seals, &mut quiescing).await {
+        Ok(passed) => finish(engine, bridge, seals, passed, quiescing, what).await,
+        Err(failure) => {
+            drop(quiescing);
+            Err(undo(bridge, seals, failure).await)
+        }
     }
 }
 
@@ -113,10 +125,28 @@ async fn make(bridge: &Bridge, seal: &mut Seal) -> Result<(), Failure> {
     seal.make_overlay(bridge).await
 }
 
+/// An instant that has passed.
+struct Passed {
+    standstill: Standstill,
+    time: String,
+}
+
 /// The instant itself, of all disks: one transaction. The guest stands still around it, and until
 /// the names are right, where a disk is sealed for the first time since the VM's start: no write
 /// may fall between the snapshot and the moment D names the overlay. On failure it runs again.
-async fn instant(engine: &Engine, bridge: &Bridge, seals: &[Seal]) -> Result<Standstill, Failure> {
+/// It is frozen last, but before it is stopped: what takes time here takes it from a guest at work.
+async fn instant(
+    engine: &Engine,
+    bridge: &Bridge,
+    seals: &[Seal],
+    quiescing: &mut Quiescing,
+) -> Result<Passed, Failure> {
+    let files = || {
+        seals
+            .iter()
+            .map(|seal| seal.open_file().to_owned())
+            .collect()
+    };
     for seal in seals.iter().filter(|seal| !seal.first()) {
         seal.name_overlay().await?;
     }
@@ -126,15 +156,18 @@ async fn instant(engine: &Engine, bridge: &Bridge, seals: &[Seal]) -> Result<Sta
             for seal in seals.iter().filter(|seal| seal.first()) {
                 seal.note_standstill().await?;
             }
-            Ok(())
+            quiescing.freeze(files()).await
         };
         engine.stand_still(note).await?
     } else {
         Standstill::not_needed()
     };
+    // where nobody can be stopped
+    quiescing.freeze(files()).await?;
+    let time = crate::render::now();
     let actions = seals.iter().filter_map(Seal::action).collect();
     match bridge.transaction(actions).await {
-        Ok(()) => Ok(standstill),
+        Ok(()) => Ok(Passed { standstill, time }),
         Err(error) => {
             let failure = Failure::from(error);
             if failure.outcome_known()
@@ -152,8 +185,16 @@ async fn finish(
     engine: &Engine,
     bridge: &Bridge,
     seals: &[Seal],
-    standstill: Standstill,
+    passed: Passed,
+    mut quiescing: Quiescing,
+    what: &str,
 ) -> Result<(), Failure> {
+    let Passed { standstill, time } = passed;
+    // an agent answers only where the guest runs
+    let at_once = match standstill.is_still() {
+        false => Some(quiescing.thaw(engine, what).await),
+        true => None,
+    };
     // one look for all: the guest may be standing still
     let graph = bridge.graph().await.map_err(Failure::from);
     let mut trouble: Option<Failure> = None;
@@ -172,7 +213,12 @@ async fn finish(
         }
     }
     engine.go_on(standstill).await?;
+    let quiesced = match at_once {
+        Some(quiesced) => quiesced,
+        None => quiescing.thaw(engine, what).await,
+    };
     for seal in done {
+        seal.tell(&time, &quiesced).await;
         if let Err(failure) = seal.clear_mark().await {
             trouble = trouble.or(Some(failure));
         }

@@ -9,6 +9,7 @@ use crate::model::{Disk, FileId, GroupRecord, PointRecord};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
+use crate::ops::quiesce::Quiesced;
 use crate::ops::settle;
 use crate::sys;
 use qmpbridge::command::{
@@ -187,6 +188,26 @@ impl Seal {
         self.record.group = group;
         let (active, record) = (self.names.active.clone(), self.record.clone());
         blocking(move || layer_file::write_point(&active, &record)).await
+    }
+
+    /// The name under which QEMU has the file open whose instant it is.
+    pub(super) fn open_file(&self) -> &Path {
+        &self.names.opened_as
+    }
+
+    /// Completes the record with what is known since the instant. Without it the point counts as
+    /// one after a power cut, which is no reason to fail.
+    pub(super) async fn tell(&self, time: &str, quiesced: &Quiesced) {
+        if *quiesced == Quiesced::default() {
+            return;
+        }
+        let (sealed, mut record) = (self.names.sealed.clone(), self.record.clone());
+        time.clone_into(&mut record.time);
+        quiesced.tell(&mut record);
+        let written = blocking(move || layer_file::write_point(&sealed, &record)).await;
+        if let Err(failure) = written {
+            tracing::warn!(%failure, "a point's record is not complete");
+        }
     }
 
     /// H: an empty overlay on S, with D's size, owner, mode and labels, open in QEMU.
