@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::proxy::When;
 use crate::scratch::Scratch;
+use crate::wait;
 
 const FREEZE: &str = "guest-fsfreeze-freeze";
 const THAW: &str = "guest-fsfreeze-thaw";
@@ -294,8 +295,13 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Listens for qmpfs; `at_thaw` is called while the guest is frozen, before the thaw is passed on.
-    pub fn new(scratch: &Scratch, upstream: &Path, at_thaw: impl Fn() + Send + 'static) -> Self {
+    /// Listens for qmpfs; `at_thaw` is called while the guest is frozen, and says whether the thaw is passed on or the
+    /// connection ends.
+    pub fn new(
+        scratch: &Scratch,
+        upstream: &Path,
+        at_thaw: impl Fn() -> bool + Send + 'static,
+    ) -> Self {
         let socket = scratch.socket("witness");
         let listener = UnixListener::bind(&socket).expect("a socket for the witness");
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -321,7 +327,7 @@ impl Witness {
     }
 }
 
-fn pass(client: &UnixStream, agent: &UnixStream, seen: &Arc<Mutex<Seen>>, at_thaw: &impl Fn()) {
+fn pass(client: &UnixStream, agent: &UnixStream, seen: &Arc<Mutex<Seen>>, at_thaw: &impl Fn() -> bool) {
     let clone = |stream: &UnixStream| stream.try_clone().expect("another handle");
     let (from_agent, mut to_client, shared) = (clone(agent), clone(client), Arc::clone(seen));
     let answers = thread::spawn(move || {
@@ -353,7 +359,9 @@ fn pass(client: &UnixStream, agent: &UnixStream, seen: &Arc<Mutex<Seen>>, at_tha
             if out.write_all(question.as_bytes()).is_err() {
                 break;
             }
-            at_thaw();
+            if !at_thaw() {
+                break;
+            }
         }
         if out.write_all(&line).is_err() {
             break;
@@ -362,4 +370,31 @@ fn pass(client: &UnixStream, agent: &UnixStream, seen: &Arc<Mutex<Seen>>, at_tha
     }
     let _ = agent.shutdown(std::net::Shutdown::Both);
     answers.join().expect("no panic");
+}
+
+/// What a real agent says of its guest: `frozen` or `thawed`.
+#[track_caller]
+pub fn freeze_status(agent: &Path) -> String {
+    let mut stream = UnixStream::connect(agent).expect("the agent's socket");
+    stream
+        .set_read_timeout(Some(wait::PATIENCE))
+        .expect("a deadline");
+    let sync = json!({"execute": SYNC, "arguments": {"id": 4711}});
+    let mut question = vec![0xff];
+    question.extend(format!("{sync}\n{}\n", json!({"execute": STATUS})).into_bytes());
+    stream.write_all(&question).expect("a question");
+    let mut lines = BufReader::new(stream);
+    let mut in_step = false;
+    loop {
+        let mut line = Vec::new();
+        let read = lines.read_until(b'\n', &mut line);
+        assert!(read.is_ok_and(|n| n > 0), "the agent says nothing");
+        let sentinel = line.iter().rposition(|&b| b == 0xff);
+        let said: Value = serde_json::from_slice(&line[sentinel.map_or(0, |at| at + 1)..])
+            .unwrap_or_default();
+        match said["return"].as_str() {
+            Some(status) if in_step => return status.to_owned(),
+            _ => in_step |= sentinel.is_some() && said["return"] == 4711,
+        }
+    }
 }

@@ -87,6 +87,11 @@ impl Guest {
         &self.agent
     }
 
+    /// What the guest writes on its console.
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
     /// Waits until the guest has done `count` more rounds of its work.
     #[track_caller]
     pub fn rounds(&mut self, count: usize) {

@@ -408,7 +408,8 @@ fn killed_and_mounted_without_the_agent_it_says_so() {
     assert!(bench.point("a").make().is_err());
     let mut bench = bench;
     bench.mount.kill9();
-    let again = Mounted::new(bench.scratch(), &[bench.machine.qmpfs_socket()], &[]);
+    let elsewhere = Scratch::new("quiesce-forgotten-2");
+    let again = Mounted::new(&elsewhere, &[bench.machine.qmpfs_socket()], &[]);
     wait::until_true("the disk is back", || {
         again.disk("vda").snapshot("a").exists()
     });
