@@ -327,7 +327,12 @@ impl Witness {
     }
 }
 
-fn pass(client: &UnixStream, agent: &UnixStream, seen: &Arc<Mutex<Seen>>, at_thaw: &impl Fn() -> bool) {
+fn pass(
+    client: &UnixStream,
+    agent: &UnixStream,
+    seen: &Arc<Mutex<Seen>>,
+    at_thaw: &impl Fn() -> bool,
+) {
     let clone = |stream: &UnixStream| stream.try_clone().expect("another handle");
     let (from_agent, mut to_client, shared) = (clone(agent), clone(client), Arc::clone(seen));
     let answers = thread::spawn(move || {
@@ -390,8 +395,8 @@ pub fn freeze_status(agent: &Path) -> String {
         let read = lines.read_until(b'\n', &mut line);
         assert!(read.is_ok_and(|n| n > 0), "the agent says nothing");
         let sentinel = line.iter().rposition(|&b| b == 0xff);
-        let said: Value = serde_json::from_slice(&line[sentinel.map_or(0, |at| at + 1)..])
-            .unwrap_or_default();
+        let said: Value =
+            serde_json::from_slice(&line[sentinel.map_or(0, |at| at + 1)..]).unwrap_or_default();
         match said["return"].as_str() {
             Some(status) if in_step => return status.to_owned(),
             _ => in_step |= sentinel.is_some() && said["return"] == 4711,

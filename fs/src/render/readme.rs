@@ -1,7 +1,7 @@
 //! README.txt: one page, with this mount's own names in its commands.
 
 use super::Extra;
-use crate::model::{ConnectionState, Disk, Model};
+use crate::model::{ConnectionState, Disk, Model, Quiesce};
 
 pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
     let mnt = extra.mountpoint.display();
@@ -72,6 +72,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         &format!("mkdir {dir}/internal/NAME"),
         "of one disk: inside the image file",
     );
+    text.push_str(match model.vm.quiesce {
+        Quiesce::Off => "  The guest is not asked to freeze: points are as after a power cut (see --guest-agent).\n",
+        Quiesce::Try => "  The guest agent freezes the guest for the instant; if it cannot, point.json says why.\n",
+        Quiesce::Require => "  The guest agent freezes the guest for the instant; if it cannot, there is no point.\n",
+    });
     if extra.verbs.no_delete {
         text.push_str("\nThis mount removes nothing (-o no_delete).\n");
         return text;

@@ -250,11 +250,15 @@ pub(super) async fn end_leftover(
         ending.thaw(&own, None, notes).await;
         drop(turn);
     })?;
-    if timeout(deadline, ended).await.is_err() {
-        agent.log.note(&format!(
+    match timeout(deadline, ended).await {
+        Ok(Ok(thawed)) if thawed.filesystems > Some(0) => agent
+            .log
+            .note("a mount that was killed had left the guest frozen; it is thawed"),
+        Ok(_) => tracing::debug!("a freeze that was noted had ended"),
+        Err(_) => agent.log.note(&format!(
             "a mount that was killed may have left the guest frozen, and its agent does not answer; trying on (next: {})",
             agent.by_hand()
-        ));
+        )),
     }
     Ok(())
 }
