@@ -30,8 +30,6 @@ use inbox::{Inbox, SENTINEL};
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
 /// The guest writes back what it has in memory; longer than this and the caller waits too long.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
-/// Short, so that there is time for another attempt.
-const THAW_DEADLINE: Duration = Duration::from_secs(2);
 const READ_CHUNK: usize = 64 << 10;
 
 const SYNC: &str = "guest-sync-delimited";
@@ -120,8 +118,9 @@ impl GuestAgent {
     }
 
     /// Thaws them; gives how many were still frozen. It is sent without waiting to be in step: an agent that comes back
-    /// to life late, to a freeze that was given up, finds it right behind.
-    pub async fn thaw(&mut self) -> Result<u64, AgentError> {
+    /// to life late, to a freeze that was given up, finds it right behind. A second thaw cannot tell what the first
+    /// did, so the answer is worth waiting for.
+    pub async fn thaw(&mut self, deadline: Duration) -> Result<u64, AgentError> {
         let id = random_id();
         let mut lines = sync_line(id);
         lines.extend(line(THAW, None));
@@ -131,7 +130,7 @@ impl GuestAgent {
             self.reach(id).await?;
             self.line().await
         };
-        let answer = timeout(THAW_DEADLINE, exchange)
+        let answer = timeout(deadline, exchange)
             .await
             .unwrap_or(Err(AgentError::TimedOut { command: THAW }))?;
         self.take(THAW, &answer)

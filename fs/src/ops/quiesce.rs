@@ -137,23 +137,11 @@ impl Quiesced {
         }
     }
 
-    /// For the log, about the point called `what`; None when nothing was asked for.
-    fn words(&self, what: &str) -> Option<String> {
-        match (&self.error, self.frozen_ms) {
-            (Some(why), _) => Some(format!("{what}: as after a power cut: {why}")),
-            (None, Some(ms)) => Some(format!("{what}: the guest was frozen for {ms} ms")),
-            (None, None) => None,
-        }
-    }
-
     fn not(failure: &Failure, frozen_ms: Option<u64>) -> Self {
         let mut error = failure.message.clone();
-        if let Some(end) = (0..=REASON_MAX)
-            .rev()
-            .find(|end| error.is_char_boundary(*end))
-        {
-            error.truncate(end);
-        }
+        let mut ends = (0..=REASON_MAX).rev();
+        let end = ends.find(|end| error.is_char_boundary(*end));
+        error.truncate(end.unwrap_or(0));
         Quiesced {
             frozen_ms,
             error: Some(error),
@@ -191,21 +179,29 @@ impl Quiescing {
 
     /// Thaws the guest, and says in the log what kind of instant `what` is.
     pub(super) async fn thaw(&mut self, engine: &Engine, what: &str) -> Quiesced {
-        let quiesced = match std::mem::replace(&mut self.stage, Stage::NotAsked) {
-            Stage::NotAsked => Quiesced::default(),
-            Stage::GivenUp(failure) => {
-                if !failure.next.is_empty() {
-                    tracing::info!(next = %failure.next, "{failure}");
+        let (frozen_ms, failure) = match std::mem::replace(&mut self.stage, Stage::NotAsked) {
+            Stage::NotAsked => return Quiesced::default(),
+            Stage::GivenUp(failure) => (None, failure),
+            Stage::Reached(_) => (None, not_running()),
+            Stage::Frozen(attendant) => {
+                let thawed = attendant.thaw().await;
+                let ms = u64::try_from(thawed.after.as_millis()).unwrap_or(u64::MAX);
+                match doubt(&thawed) {
+                    Some(why) => (Some(ms), Failure::new(Errno::EIO, why)),
+                    None => {
+                        let words = format!("{what}: the guest was frozen for {ms} ms");
+                        engine.log.note(&words);
+                        return Quiesced {
+                            frozen_ms: Some(ms),
+                            error: None,
+                        };
+                    }
                 }
-                Quiesced::not(&failure, None)
             }
-            Stage::Reached(_) => Quiesced::not(&not_running(), None),
-            Stage::Frozen(attendant) => judge(attendant.thaw().await),
         };
-        if let Some(words) = quiesced.words(what) {
-            engine.log.note(&words);
-        }
-        quiesced
+        let words = format!("{what}: as after a power cut: {failure}");
+        engine.log.note(&words);
+        Quiesced::not(&failure, frozen_ms)
     }
 }
 
@@ -221,29 +217,16 @@ fn given_up(mode: Quiesce, failure: Failure) -> Result<Stage, Failure> {
     }
 }
 
-/// Whether the guest was frozen all through the instant.
-fn judge(thawed: Thawed) -> Quiesced {
-    let ms = u64::try_from(thawed.after.as_millis()).unwrap_or(u64::MAX);
-    let why = match thawed {
-        Thawed { in_time: false, .. } => "it took longer than a guest may be frozen",
-        Thawed {
-            filesystems: Some(0),
-            ..
-        } => "the guest was thawed by others before the instant had passed",
-        Thawed {
-            filesystems: None, ..
-        } => "the guest could not be thawed, so that nobody knows whether it was frozen",
-        Thawed {
-            filesystems: Some(_),
-            ..
-        } => {
-            return Quiesced {
-                frozen_ms: Some(ms),
-                error: None,
-            };
+/// Why it is not sure that the guest was frozen all through the instant; None when it is.
+fn doubt(thawed: &Thawed) -> Option<&'static str> {
+    match (thawed.in_time, thawed.filesystems) {
+        (false, _) => Some("it took longer than a guest may be frozen"),
+        (true, None) => {
+            Some("the guest could not be thawed, so that nobody knows whether it was frozen")
         }
-    };
-    Quiesced::not(&Failure::new(Errno::EIO, why), Some(ms))
+        (true, Some(0)) => Some("the guest was thawed by others before the instant had passed"),
+        (true, Some(_)) => None,
+    }
 }
 
 fn not_running() -> Failure {
@@ -283,58 +266,61 @@ pub(super) async fn look(engine: &Engine) {
     engine.publish_agent();
 }
 
-/// Ends a freeze that a killed mount left: its note is on a file of this disk.
-pub(super) async fn thaw_leftover(engine: &Engine, disk: &Disk) -> Result<(), Failure> {
+/// Ends a freeze that a killed mount left: its note is on a file of this disk. Trouble with it is
+/// told, and keeps nothing else from being settled.
+pub(super) async fn thaw_leftover(engine: &Engine, disk: &Disk) {
     let mut notes: Vec<FreezeNote> = Vec::new();
-    for layer in disk.layers.iter().chain([&disk.active]) {
-        if layer.file.is_none() {
-            continue;
-        }
-        if let Some((note, mark)) = layer_file::read_freeze(&layer.path)? {
-            match engine.agent() {
-                Some(_) => notes.push(note),
-                None => engine.report_once(&format!(
-                    "disk '{}': a mount that was killed may have left the guest frozen at {} through {} (next: mount with -o guest_agent=SOCKET, which thaws it)",
-                    disk.name, mark.since, mark.agent
-                )),
+    let seen = disk.layers.iter().chain([&disk.active]);
+    for layer in seen.filter(|layer| layer.file.is_some()) {
+        match (layer_file::read_freeze(&layer.path), engine.agent()) {
+            (Ok(None), _) => {}
+            (Ok(Some((note, _))), Some(_)) => notes.push(note),
+            (Ok(Some((_, mark))), None) => engine.report_once(&format!(
+                "disk '{}': a mount that was killed may have left the guest frozen at {} through {} (next: mount with -o guest_agent=SOCKET, which thaws it)",
+                disk.name, mark.since, mark.agent
+            )),
+            (Err(failure), _) => {
+                engine.report_once(&format!("disk '{}': {failure}", disk.name));
             }
         }
     }
     let Some(agent) = engine.agent().filter(|_| !notes.is_empty()) else {
-        return Ok(());
+        return;
     };
     // whoever has the turn in this process is about to thaw, too
     let Ok(turn) = agent.turn(LEFTOVER_DEADLINE).await else {
-        return Ok(());
+        return;
     };
-    attendant::end_leftover(agent, turn, notes, LEFTOVER_DEADLINE).await
+    let ended = attendant::end_leftover(agent, turn, notes, LEFTOVER_DEADLINE).await;
+    if let Err(failure) = ended {
+        engine.report_once(&format!("the guest may be frozen: {failure}"));
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Quiesced, Thawed, judge};
+    use super::{Errno, Failure, Quiesced, REASON_MAX, Thawed, doubt};
     use crate::model::PointRecord;
     use std::time::Duration;
 
-    fn thawed(in_time: bool, filesystems: Option<u64>) -> Quiesced {
-        judge(Thawed {
+    fn thawed(in_time: bool, filesystems: Option<u64>) -> Thawed {
+        Thawed {
             after: Duration::from_millis(12),
             in_time,
             filesystems,
-        })
+        }
     }
 
     #[test]
     fn only_a_guest_that_was_frozen_to_the_end_is_called_so() {
-        let good = thawed(true, Some(2));
-        assert_eq!((good.frozen_ms, &good.error), (Some(12), &None));
+        assert_eq!(doubt(&thawed(true, Some(2))), None);
         for bad in [
             thawed(false, Some(2)),
             thawed(true, Some(0)),
             thawed(true, None),
             thawed(false, None),
         ] {
-            assert!(bad.error.is_some(), "{bad:?}");
+            assert!(doubt(&bad).is_some(), "{bad:?}");
         }
     }
 
@@ -352,11 +338,26 @@ mod tests {
         let not_asked = record.clone();
         Quiesced::default().tell(&mut record);
         assert_eq!(record, not_asked);
-        thawed(true, Some(1)).tell(&mut record);
+        let frozen = Quiesced {
+            frozen_ms: Some(12),
+            error: None,
+        };
+        frozen.tell(&mut record);
         assert_eq!(record.consistency, "filesystem");
         assert_eq!(record.frozen_ms, Some(12));
-        thawed(false, Some(1)).tell(&mut record);
+        let long = Failure::new(Errno::EIO, "ä".repeat(REASON_MAX));
+        Quiesced::not(&long, Some(12)).tell(&mut record);
         assert_eq!(record.consistency, "crash");
-        assert!(record.quiesce_error.is_some());
+        let told = record.quiesce_error.expect("a reason");
+        assert!(told.len() <= REASON_MAX && told.starts_with('ä'));
+    }
+
+    #[test]
+    fn an_old_record_is_read_and_a_new_one_by_an_old_reader() {
+        let old = r#"{"id":"1","name":"a","time":"","consistency":"crash","inode":1}"#;
+        let record: PointRecord = serde_json::from_str(old).expect("readable");
+        assert_eq!((record.frozen_ms, &record.quiesce_error), (None, &None));
+        let written = serde_json::to_string(&record).expect("writable");
+        assert_eq!(written, old);
     }
 }

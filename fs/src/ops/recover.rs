@@ -69,7 +69,7 @@ pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Resul
     let ended = dismiss_ended(bridge, &disk).await?;
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     unfinished_seal(engine, bridge, &disk).await?;
-    quiesce::thaw_leftover(engine, &disk).await?;
+    quiesce::thaw_leftover(engine, &disk).await;
     let disk = engine.observe_disk(guard).await?;
     ended_merges(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;

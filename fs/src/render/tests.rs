@@ -2,7 +2,7 @@
 
 use super::{Extra, Sizes, human, text};
 use crate::intent::Verbs;
-use crate::model::Model;
+use crate::model::{Agent, AgentState, Model, Quiesce};
 use crate::report::Log;
 use crate::tree::{DiskFile, JobFile, NodeKey, PointFile, PointKey, Section, lookup, sample};
 use serde_json::Value;
@@ -50,6 +50,36 @@ fn vm_json() {
     assert_eq!(vm["run_state"], "running");
     assert_eq!(vm["connection"], "up");
     assert_eq!(vm["disks"], serde_json::json!(["vda", "vdb"]));
+    assert_eq!(vm["quiesce"], "off");
+    assert_eq!(vm["guest_agent"], Value::Null);
+}
+
+#[test]
+fn vm_json_tells_how_the_guest_agent_is() {
+    let mut model = sample::two_disks();
+    model.vm.quiesce = Quiesce::Try;
+    let mut agent = Agent {
+        address: "unix:/run/a".into(),
+        state: AgentState::Unknown,
+    };
+    model.vm.agent = Some(agent.clone());
+    let vm = object(&model, &NodeKey::VmJson);
+    assert_eq!(vm["quiesce"], "try");
+    assert_eq!(vm["guest_agent"], "unix:/run/a");
+    assert_eq!(vm["guest_agent_state"], "unknown");
+    agent.state = AgentState::Silent("it sleeps".into());
+    model.vm.agent = Some(agent.clone());
+    let vm = object(&model, &NodeKey::VmJson);
+    assert_eq!(vm["guest_agent_state"], "unusable");
+    assert_eq!(vm["guest_agent_error"], "it sleeps");
+    agent.state = AgentState::Answers {
+        version: "7.2".into(),
+    };
+    model.vm.agent = Some(agent);
+    let vm = object(&model, &NodeKey::VmJson);
+    assert_eq!(vm["guest_agent_state"], "answers");
+    assert_eq!(vm["guest_agent_version"], "7.2");
+    assert_eq!(vm["guest_agent_error"], Value::Null);
 }
 
 #[test]
@@ -89,6 +119,8 @@ fn point_json_says_what_is_missing() {
     );
     assert_eq!(point["allocated_size"], 200u64 << 20);
     assert_eq!(point["consistency"], "crash");
+    assert_eq!(point["frozen_ms"], Value::Null);
+    assert_eq!(point["quiesce_error"], Value::Null);
     assert_eq!(
         point["missing"],
         serde_json::json!(["ram", "firmware variables", "tpm", "other disks: vdb"])

@@ -118,7 +118,7 @@ async fn a_freeze_and_its_end() {
         let status = client.freeze_status().await.unwrap();
         assert_eq!(status, FreezeStatus::Thawed);
         assert_eq!(client.freeze().await.unwrap(), 3);
-        assert_eq!(client.thaw().await.unwrap(), 3);
+        assert_eq!(client.thaw(PATIENCE).await.unwrap(), 3);
     };
     tokio::join!(script, ask);
 }
@@ -210,7 +210,7 @@ async fn a_thaw_stands_behind_a_freeze_that_was_given_up() {
         agent.answer_sync(id).await;
         agent.say(r#"{"return": 5}"#).await;
     };
-    let (thawed, ()) = tokio::join!(client.thaw(), script);
+    let (thawed, ()) = tokio::join!(client.thaw(PATIENCE), script);
     assert_eq!(thawed.unwrap(), 5);
 }
 
@@ -262,7 +262,10 @@ async fn its_end_is_known_at_once() {
         };
         let (status, ()) = tokio::join!(client.freeze_status(), script);
         assert!(matches!(status, Err(AgentError::Closed)), "{status:?}");
-        assert!(matches!(client.thaw().await, Err(AgentError::Closed)));
+        assert!(matches!(
+            client.thaw(PATIENCE).await,
+            Err(AgentError::Closed)
+        ));
     }
 }
 

@@ -1,10 +1,11 @@
 use super::{
-    MERGE, MergeJournal, POINT, SealMarker, clear_merge, clear_point, clear_seal, read_merge,
-    read_point, read_seal, write_merge, write_point, write_seal,
+    INTERNALS_MAX, MERGE, MergeJournal, POINT, SealMarker, clear_merge, clear_point, clear_seal,
+    read_freeze, read_internals, read_merge, read_point, read_seal, write_freeze, write_internals,
+    write_merge, write_point, write_seal,
 };
 use crate::errno::Errno;
 use crate::layer_file::fixture;
-use crate::model::PointRecord;
+use crate::model::{InternalRecord, PointRecord};
 use crate::sys;
 use std::path::Path;
 
@@ -153,4 +154,41 @@ fn a_filesystem_without_attributes_says_so() {
     assert_eq!(read_point(path).unwrap(), None);
     let refused = write_point(path, &record(path)).unwrap_err();
     assert_eq!(refused.errno, Errno::EOPNOTSUPP, "{refused}");
+}
+
+#[test]
+fn a_note_of_a_freeze_stays_with_the_file_and_not_with_its_name() {
+    let dir = fixture::with_xattrs();
+    let (path, later) = (dir.path().join("a.qcow2"), dir.path().join("b.qcow2"));
+    std::fs::write(&path, b"x").unwrap();
+    assert!(read_freeze(&path).unwrap().is_none());
+    let note = write_freeze(&path, "unix:/run/agent", "2024-01-02T03:04:05Z").unwrap();
+    std::fs::rename(&path, &later).unwrap();
+    std::fs::write(&path, b"another").unwrap();
+    assert!(read_freeze(&path).unwrap().is_none());
+    let (_, mark) = read_freeze(&later).unwrap().expect("it is there");
+    assert_eq!(mark.agent, "unix:/run/agent");
+    note.clear().unwrap();
+    assert!(read_freeze(&later).unwrap().is_none());
+}
+
+#[test]
+fn of_the_records_of_internal_snapshots_the_newest_are_kept() {
+    let dir = fixture::with_xattrs();
+    let path = dir.path().join("a.qcow2");
+    std::fs::write(&path, b"x").unwrap();
+    assert!(read_internals(&path).is_empty());
+    let all: Vec<InternalRecord> = (0..50)
+        .map(|number| InternalRecord {
+            id: number.to_string(),
+            time: 1_700_000_000_000_000_000 + number,
+            consistency: "filesystem".into(),
+            frozen_ms: Some(20),
+            quiesce_error: None,
+        })
+        .collect();
+    write_internals(&path, all.clone()).unwrap();
+    let kept = read_internals(&path);
+    assert!(kept.len() > 5 && all.ends_with(&kept), "{}", kept.len());
+    assert!(serde_json::to_vec(&kept).unwrap().len() <= INTERNALS_MAX);
 }

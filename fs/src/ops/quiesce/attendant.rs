@@ -25,6 +25,8 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(60);
 const FROZEN_MAX: Duration = Duration::from_secs(7);
 /// From then on the guest is reported as still frozen.
 const THAWED_BY: Duration = Duration::from_secs(10);
+/// What an attempt has at least, when that time is up.
+const THAW_LEAST: Duration = Duration::from_secs(2);
 /// Between two attempts to thaw, as long as a verb waits for it.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The same when a person has been told.
@@ -273,7 +275,8 @@ struct Ending {
 impl Ending {
     async fn thaw(mut self, agent: &Agent, mut link: Option<GuestAgent>, notes: Vec<FreezeNote>) {
         loop {
-            match attempt(agent, &mut link).await {
+            let left = THAWED_BY.saturating_sub(self.began.elapsed());
+            match attempt(agent, &mut link, left.max(THAW_LEAST)).await {
                 Ok(filesystems) => {
                     if self.told.is_none() {
                         agent.log.note(&format!(
@@ -332,7 +335,11 @@ impl Ending {
 }
 
 /// Thaws once; gives how many filesystems were still frozen.
-async fn attempt(agent: &Agent, link: &mut Option<GuestAgent>) -> Result<u64, AgentError> {
+async fn attempt(
+    agent: &Agent,
+    link: &mut Option<GuestAgent>,
+    deadline: Duration,
+) -> Result<u64, AgentError> {
     let (connected, fresh) = match link.take() {
         Some(connected) => (connected, Fresh::No),
         None => (GuestAgent::connect(&agent.address).await?, Fresh::Yes),
@@ -343,7 +350,7 @@ async fn attempt(agent: &Agent, link: &mut Option<GuestAgent>) -> Result<u64, Ag
     {
         return Ok(0);
     }
-    match connected.thaw().await {
+    match connected.thaw(deadline).await {
         Err(AgentError::Closed) => {
             *link = None;
             Err(AgentError::Closed)
