@@ -39,7 +39,7 @@ impl Guest {
             "-initrd".to_owned(),
             image.join("initrd.img").display().to_string(),
             "-append".to_owned(),
-            "console=ttyS0 root=/dev/vda init=/qmpfs-init quiet panic=1".to_owned(),
+            "console=ttyS0 root=/dev/vda init=/qmpfs-init quiet panic=1 no_timer_check".to_owned(),
             "-no-reboot".to_owned(),
             "-chardev".to_owned(),
             format!(
