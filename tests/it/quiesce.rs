@@ -12,6 +12,7 @@ use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::proxy::When;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::several::{SEALED, Several};
 use qmpfs_tests::tree::{Point, assert_errno};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
@@ -105,6 +106,30 @@ over_attachments! {
         bench.remove("one");
         assert_frozen(&bench.point("two"), "");
         bench.finish();
+    }
+}
+
+over_attachments! {
+    /// Snapshots of all disks, the first since the start and later ones: one freeze for each.
+    all_disks_are_taken_in_one_freeze => |name, attachment| {
+        let agent = FakeAgent::new(name, Manner::Good);
+        let option = format!("{},quiesce=require", agent.option());
+        let mut several = Several::with_options(name, attachment, &["-o", &option]);
+        for (index, point) in ["one", "two", "three"].iter().enumerate() {
+            several.seal(point);
+            let log = several.mount.text("log");
+            assert_frozen(&several.group(point), &log);
+            for (disk, _) in SEALED {
+                assert_frozen(&several.mount.disk(disk).snapshot(point), &log);
+            }
+            assert_eq!((agent.freezes().len(), agent.thaws().len()), (index + 1, index + 1));
+        }
+        agent.be(Manner::RefusesToFreeze);
+        assert_errno(several.group("four").make(), &[EIO]);
+        for (disk, _) in SEALED {
+            assert!(!several.mount.disk(disk).snapshot("four").exists());
+        }
+        several.finish();
     }
 }
 

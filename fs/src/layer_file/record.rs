@@ -21,7 +21,7 @@ const INTERNALS: &CStr = c"user.qmpfs.internals";
 
 /// All extended attributes of a file share one block of ext4 with what merges must be able to
 /// write: of the records of internal snapshots the newest that fit are kept.
-const INTERNALS_MAX: usize = 1024;
+const INTERNALS_MAX: usize = 512;
 
 /// The layout of the JSON below. A newer one is refused, because it may mean what we do not know.
 const VERSION: u32 = 1;

@@ -24,7 +24,7 @@ const TURN_DEADLINE: Duration = Duration::from_secs(12);
 /// How long a mount waits for the end of a freeze that another one left.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(4);
 /// The reason in point.json: an extended attribute has little room.
-const REASON_MAX: usize = 200;
+const REASON_MAX: usize = 120;
 
 /// The guest agent of a mount.
 pub(super) struct Agent {
@@ -334,6 +334,7 @@ mod tests {
             frozen_ms: None,
             quiesce_error: None,
             inode: 1,
+            group: None,
         };
         let not_asked = record.clone();
         Quiesced::default().tell(&mut record);

@@ -11,6 +11,8 @@ pub(super) struct GroupJson<'a> {
     name: &'a str,
     time: &'a str,
     consistency: &'a str,
+    frozen_ms: Option<u64>,
+    quiesce_error: Option<&'a str>,
     /// Whether all points that were made are here.
     complete: bool,
     /// The disks whose points are here.
@@ -28,6 +30,8 @@ pub(super) fn group<'a>(model: &Model, group: &'a Group<'a>) -> GroupJson<'a> {
         name: &group.point.name,
         time: &group.point.time,
         consistency: &group.point.consistency,
+        frozen_ms: group.point.frozen_ms,
+        quiesce_error: group.point.quiesce_error.as_deref(),
         complete: gone.is_empty(),
         disks: group
             .members
