@@ -168,6 +168,13 @@ impl Bench {
         }
     }
 
+    /// Makes what the test wrote durable.
+    #[track_caller]
+    pub fn flush(&mut self) {
+        let hands = self.hands.as_mut().expect("the disk runs");
+        hands.flush().expect("the guest can flush");
+    }
+
     /// Fills a half of what is behind the writer's region, each time the other: a merge of this
     /// layer has that much to copy, and takes its time.
     #[track_caller]
@@ -244,6 +251,17 @@ impl Bench {
         self.points.retain(|p| p.name != name);
     }
 
+    /// Takes up a point that was made behind the bench's back: it holds the bytes in the file `bytes`.
+    #[track_caller]
+    pub fn hold(&mut self, name: &str, bytes: &Path) {
+        let kept = self.scratch.file(&format!("{name}.expected"));
+        std::fs::copy(bytes, &kept).expect("a copy of the bytes");
+        self.points.push(Captured {
+            name: name.to_owned(),
+            bytes: kept,
+        });
+    }
+
     /// Forgets a point that was made or removed behind the bench's back.
     pub fn forget(&mut self, name: &str) {
         self.points.retain(|p| p.name != name);
@@ -268,6 +286,29 @@ impl Bench {
         self.verify();
     }
 
+    /// QEMU has died, perhaps with the host: the path of the command line boots everything that was flushed (where
+    /// `at_least` is given, no more than that need be there). Then the VM runs again.
+    #[track_caller]
+    pub fn boot_after_a_fall(&mut self, at_least: Option<&Model>) {
+        self.machine.kill9();
+        let (flushed, sent) = self.writer.take().expect("the writer ran").fallen();
+        self.hands = None;
+        for image in oracle::chain(&self.active()) {
+            oracle::check_after_a_fall(&image);
+        }
+        let all = self.scratch.file("all.raw");
+        oracle::convert(&self.active(), &all);
+        self.model.assert_holds(&all, 0..WRITERS);
+        at_least
+            .unwrap_or(&flushed)
+            .assert_between(&sent, &all, WRITERS..SIZE);
+        let found = Model::found(&all, WRITERS..SIZE);
+        self.machine.start_again();
+        self.hands = Some(self.machine.nbd("vda"));
+        let endpoint = self.machine.endpoint("vda");
+        self.writer = Some(Writer::start(&endpoint, WRITERS..SIZE, found, 13));
+    }
+
     /// The last questions: load off, VM off, images sound, the boot path holds everything.
     #[track_caller]
     pub fn finish(mut self) {
@@ -288,7 +329,8 @@ impl Bench {
         });
     }
 
-    fn mount_is_connected(&self) -> bool {
+    /// Whether the mount says that it can talk to QEMU.
+    pub fn mount_is_connected(&self) -> bool {
         let vm = std::fs::read_to_string(self.mount.path().join("vm.json")).unwrap_or_default();
         let vm: serde_json::Value = serde_json::from_str(&vm).unwrap_or_default();
         vm["connection"] == "up"

@@ -17,6 +17,7 @@ pub mod qmp;
 pub mod scratch;
 pub mod several;
 pub mod sh;
+pub mod steps;
 mod storage_daemon;
 pub mod tree;
 mod vm;

@@ -21,6 +21,30 @@ impl Model {
         self.0.get(&offset).copied().unwrap_or(0)
     }
 
+    /// What an image holds, whichever writes those are. Panics at a block that is of no write.
+    #[track_caller]
+    pub fn found(image: &Path, region: std::ops::Range<u64>) -> Self {
+        let file = File::open(image).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+        let mut block = vec![0; BLOCK];
+        let mut found = Self::default();
+        for offset in region.step_by(BLOCK) {
+            file.read_exact_at(&mut block, offset)
+                .unwrap_or_else(|e| panic!("{} at {offset}: {e}", image.display()));
+            let write = number(&block, offset);
+            let write = write.unwrap_or_else(|| {
+                panic!(
+                    "{} at {offset}: {}",
+                    image.display(),
+                    describe(&block, offset)
+                )
+            });
+            if write > 0 {
+                found.0.insert(offset, write);
+            }
+        }
+        found
+    }
+
     /// Panics at the first block of `image` in `region` that is not as this model says.
     #[track_caller]
     pub fn assert_holds(&self, image: &Path, region: std::ops::Range<u64>) {

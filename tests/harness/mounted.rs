@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::process::Process;
 use crate::scratch::{Scratch, profile_dir, target_dir};
+use crate::steps::{COMMANDS, Deed, FILES, Steps};
 use crate::tree::{DiskDir, json, text};
 use crate::{sh, wait};
 
@@ -20,6 +21,7 @@ pub struct Mounted {
     process: Process,
     mountpoint: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
 }
 
@@ -36,11 +38,12 @@ impl Mounted {
         arguments.extend(sources.iter().map(|s| s.display().to_string()));
         arguments.push(mountpoint.display().to_string());
         let log = scratch.file("qmpfs.log");
-        let process = spawn(&arguments, &log);
+        let process = spawn(&arguments, &[], &log);
         let mut mounted = Self {
             process,
             mountpoint,
             arguments,
+            environment: Vec::new(),
             log,
         };
         mounted.wait_ready();
@@ -136,8 +139,23 @@ impl Mounted {
     /// Mounts again, after [`Self::unmount`] or [`Self::kill9`].
     #[track_caller]
     pub fn mount_again(&mut self) {
-        self.process = spawn(&self.arguments, &self.log);
+        self.process = spawn(&self.arguments, &self.environment, &self.log);
         self.wait_ready();
+    }
+
+    /// Mounts again, and kills the program by `steps` at step `number` on the way, if it comes to that.
+    pub fn mount_to_die(&mut self, steps: &Steps, number: usize, deed: Deed) {
+        self.process = spawn(&self.arguments, &self.environment, &self.log);
+        let nobody_else = [self.process.pid(), 0];
+        steps.arm(FILES | COMMANDS, number, deed, nobody_else);
+        wait::until_true("the mount is ready or has ended", || {
+            self.process.ended().is_some() || self.is_ready()
+        });
+    }
+
+    /// What the program is started with from the next mount on.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, PathBuf)>) {
+        self.environment = environment;
     }
 
     /// Kills the program and mounts again from another source: the same VM on another monitor.
@@ -150,13 +168,6 @@ impl Mounted {
     }
 
     fn wait_ready(&mut self) {
-        let parent = self
-            .mountpoint
-            .parent()
-            .expect("a parent")
-            .metadata()
-            .expect("the scratch directory")
-            .dev();
         wait::until_true("the mount is ready", || {
             if let Some(status) = self.process.ended() {
                 panic!(
@@ -164,10 +175,15 @@ impl Mounted {
                     self.process.log()
                 );
             }
-            let there = fs::metadata(&self.mountpoint).is_ok_and(|m| m.dev() != parent);
-            there
-                && fs::read_dir(&self.mountpoint).is_ok_and(|mut entries| entries.next().is_some())
+            self.is_ready()
         });
+    }
+
+    fn is_ready(&self) -> bool {
+        let above = self.mountpoint.parent().expect("a parent");
+        let above = above.metadata().expect("the scratch directory").dev();
+        let there = fs::metadata(&self.mountpoint).is_ok_and(|m| m.dev() != above);
+        there && fs::read_dir(&self.mountpoint).is_ok_and(|mut entries| entries.next().is_some())
     }
 }
 
@@ -202,9 +218,9 @@ pub fn program() -> &'static Path {
     })
 }
 
-fn spawn(arguments: &[String], log: &Path) -> Process {
+fn spawn(arguments: &[String], environment: &[(&str, PathBuf)], log: &Path) -> Process {
     let mut command = Command::new(program());
-    command.args(arguments);
+    command.args(arguments).envs(environment.iter().cloned());
     Process::spawn(command, log, libc::SIGTERM)
 }
 

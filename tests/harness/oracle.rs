@@ -65,6 +65,21 @@ pub fn check(image: &Path) {
     sh!("qemu-img check -q -U -f qcow2 {}", image.display());
 }
 
+/// Panics if qemu-img finds the image's structure damaged. Clusters may have leaked: it was not closed.
+#[track_caller]
+pub fn check_after_a_fall(image: &Path) {
+    let output = sh::attempt(&format!(
+        "qemu-img check -q -U -f qcow2 {}",
+        image.display()
+    ));
+    assert!(
+        matches!(output.status.code(), Some(0 | 3)),
+        "{}: {}",
+        image.display(),
+        sh::said(&output)
+    );
+}
+
 /// Panics at the first byte where a view and the expected image differ; reads both from end to end.
 #[track_caller]
 pub fn assert_same(view: &Path, expected: &Path) {
@@ -157,4 +172,18 @@ fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
     };
     value.truncate(usize::try_from(length).ok()?);
     Some(value)
+}
+
+/// The names of what qmpfs has written on a file.
+pub fn marks(path: &Path) -> Vec<String> {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
+    let mut names = vec![0u8; 4096];
+    // SAFETY: the path ends with NUL, and the buffer is as long as we say.
+    let length = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(usize::try_from(length).unwrap_or(0));
+    let names = String::from_utf8_lossy(&names).into_owned();
+    let ours = names
+        .split('\0')
+        .filter_map(|n| n.strip_prefix("user.qmpfs."));
+    ours.map(str::to_owned).collect()
 }

@@ -28,6 +28,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     acknowledged: Model,
+    // What a flush has made durable.
+    flushed: Model,
+    // The disk may go at any moment: that is no loss.
+    mortal: bool,
     // One write may be on its way: an instant beside the writer may hold it or not.
     in_flight: Option<(u64, u64)>,
     writes: u64,
@@ -47,6 +51,7 @@ impl Writer {
         let nbd = Nbd::connect(endpoint);
         let writes = model.0.values().copied().max().unwrap_or(0);
         let state = State {
+            flushed: model.clone(),
             acknowledged: model,
             writes,
             ..State::default()
@@ -60,9 +65,13 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
             .spawn(move || {
-                if let Err(lost) = work(nbd, &theirs, &span, seed) {
-                    theirs.state().lost = Some(lost);
-                }
+                let ended = work(nbd, &theirs, &span, seed);
+                let mut state = theirs.state();
+                state.lost = match ended {
+                    Ok(()) => None,
+                    Err(Trouble::Gone(_)) if state.mortal => None,
+                    Err(Trouble::Gone(how) | Trouble::Lost(how)) => Some(how),
+                };
             })
             .expect("a thread");
         Self {
@@ -98,13 +107,28 @@ impl Writer {
         model
     }
 
+    /// From now on the disk may go without a word; [`Self::fallen`] tells what it must hold then.
+    pub fn expect_the_end(&self) {
+        self.shared.state().mortal = true;
+    }
+
+    /// What was flushed, and what was sent, when the disk had gone: a block holds a write between the two.
+    #[track_caller]
+    pub fn fallen(mut self) -> (Model, Model) {
+        self.end();
+        self.check();
+        let flushed = self.shared.state().flushed.clone();
+        (flushed, self.sent())
+    }
+
     /// Waits until `count` more writes have been done: the load is really there.
     #[track_caller]
     pub fn progress(&self, count: u64) {
         let until = self.shared.state().writes + count;
         wait::until_true("the writer goes on", || {
             self.check();
-            self.shared.state().writes >= until
+            let gone = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            gone || self.shared.state().writes >= until
         });
     }
 
@@ -152,7 +176,19 @@ impl Drop for Writer {
     }
 }
 
-fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result<(), String> {
+/// Why the writer ended before it was told to.
+enum Trouble {
+    /// The disk does not answer any more.
+    Gone(String),
+    /// It answers with other bytes.
+    Lost(String),
+}
+
+fn gone(what: String) -> impl FnOnce(std::io::Error) -> Trouble {
+    move |error| Trouble::Gone(format!("{what} failed: {error}"))
+}
+
+fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result<(), Trouble> {
     let mut dice = Dice::new(seed);
     let mut block = vec![0; BLOCK];
     let blocks = (region.end - region.start) / STEP;
@@ -162,7 +198,7 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
         shared.state().in_flight = Some((offset, number));
         fill(&mut block, offset, number);
         nbd.write(offset, &block)
-            .map_err(|e| format!("write {number} at {offset} failed: {e}"))?;
+            .map_err(gone(format!("write {number} at {offset}")))?;
         {
             let mut state = shared.state();
             state.acknowledged.0.insert(offset, number);
@@ -171,7 +207,9 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
         }
         if dice.below(10) < 3 {
             nbd.flush()
-                .map_err(|e| format!("flush after write {number} failed: {e}"))?;
+                .map_err(gone(format!("flush after write {number}")))?;
+            let mut state = shared.state();
+            state.flushed = state.acknowledged.clone();
         }
         read_back(&mut nbd, &mut block, offset, number)?;
         if number.is_multiple_of(4) {
@@ -180,21 +218,20 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
             read_back(&mut nbd, &mut block, other, number)?;
         }
     }
-    nbd.flush()
-        .map_err(|e| format!("the last flush failed: {e}"))
+    nbd.flush().map_err(gone("the last flush".to_owned()))
 }
 
-fn read_back(nbd: &mut Nbd, block: &mut [u8], offset: u64, number: u64) -> Result<(), String> {
+fn read_back(nbd: &mut Nbd, block: &mut [u8], offset: u64, number: u64) -> Result<(), Trouble> {
     let asked = Instant::now();
     nbd.read(offset, block)
-        .map_err(|e| format!("read at {offset} failed: {e}"))?;
+        .map_err(gone(format!("read at {offset}")))?;
     match first_wrong(block, offset, number) {
         None => Ok(()),
-        Some(at) => Err(format!(
+        Some(at) => Err(Trouble::Lost(format!(
             "byte {}: wanted write {number}, got {} (read from {asked:?} to {:?})",
             offset + at as u64,
             describe(block, offset),
             Instant::now()
-        )),
+        ))),
     }
 }

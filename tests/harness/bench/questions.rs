@@ -1,6 +1,9 @@
 //! The questions that the bench asks after each verb.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
 
 use super::{Bench, SIZE, WRITERS};
 use crate::faults::names;
@@ -75,6 +78,68 @@ impl Bench {
             stray.len() == aliases && aliases <= 1,
             "stray files: {stray:?}"
         );
+    }
+
+    /// Whether nothing of a verb is left over: no job, no node without a use, no name that is not its node's own
+    /// file, no mark on a file but the points' own, no guest that stands still. Says what there is.
+    pub fn left_over(&mut self) -> Result<(), String> {
+        let qmp = &mut self.machine.qmp;
+        let jobs = qmp.run("query-jobs", json!({}));
+        if jobs != json!([]) {
+            return Err(format!("jobs: {jobs}"));
+        }
+        if self.machine.attachment().is_vm() {
+            let status = self.machine.qmp.run("query-status", json!({}));
+            if status["running"] != true {
+                return Err(format!("the VM stands still: {status}"));
+            }
+        }
+        self.idle_nodes()?;
+        self.wrong_names()?;
+        for name in names(&self.dir) {
+            let path = self.dir.join(&name);
+            let is_point = self.points.iter().any(|p| self.sealed(&p.name) == path);
+            let allowed: &[&str] = if is_point { &["point"] } else { &[] };
+            let marks = oracle::marks(&path);
+            if marks.iter().any(|mark| !allowed.contains(&mark.as_str())) {
+                return Err(format!("{name} is marked {marks:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes that qmpfs added and that nobody uses.
+    fn idle_nodes(&mut self) -> Result<(), String> {
+        let graph = self.machine.qmp.run("x-debug-query-block-graph", json!({}));
+        let all = |kind: &str| graph[kind].as_array().cloned().unwrap_or_default();
+        let edges = all("edges");
+        let used = |id: &Value| edges.iter().any(|edge| edge["child"] == *id);
+        for node in all("nodes") {
+            let name = node["name"].as_str().unwrap_or_default();
+            if name.starts_with("qmpfs-") && !used(&node["id"]) {
+                return Err(format!("an idle node: {node}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// I1: the file name of every node names a file that QEMU has open.
+    fn wrong_names(&mut self) -> Result<(), String> {
+        let id = |path: &Path| path.metadata().map(|m| (m.dev(), m.ino())).ok();
+        let held = std::fs::read_dir(format!("/proc/{}/fd", self.machine.pid()));
+        let held: Vec<_> = held
+            .map_err(|e| e.to_string())?
+            .filter_map(|fd| id(&fd.ok()?.path()))
+            .collect();
+        let flat = json!({"flat": true});
+        let nodes = self.machine.qmp.run("query-named-block-nodes", flat);
+        for node in nodes.as_array().into_iter().flatten() {
+            let name = node["image"]["filename"].as_str().unwrap_or_default();
+            if node["drv"] == "file" && id(Path::new(name)).is_none_or(|id| !held.contains(&id)) {
+                return Err(format!("{name} is not what QEMU has open for {node}"));
+            }
+        }
+        Ok(())
     }
 
     #[track_caller]

@@ -1,0 +1,315 @@
+//! One driver for every verb and every fault: it runs the verb once undisturbed and takes down its steps, then again and
+//! again with one fault at one step, and asks each time whether all is as if the verb had been done, or never begun.
+//! An everyday run takes some of them, by a seed it prints; `QMPFS_FAULTS=n` takes n of each verb, `full` all there are.
+
+use std::fs;
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use qmpfs_tests::bench::Bench;
+use qmpfs_tests::model::{Dice, Model};
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
+use qmpfs_tests::{tree, wait};
+
+/// Far more steps than any verb has.
+const TOO_MANY: usize = 200;
+
+/// A verb under test. Its rounds leave the disk as they found it.
+pub(super) trait Verb {
+    /// Makes what the verb is done to.
+    fn prepare(&mut self, bench: &mut Bench);
+    /// The verb itself, and all work that it began: the answer of the system call.
+    fn act(&mut self, bench: &mut Bench) -> io::Result<()>;
+    /// It was done, or it was not begun: which of the two, everything as it then must be. Puts the disk back.
+    fn judge(&mut self, bench: &mut Bench, round: &Round);
+    /// True if the guest's disk has another file afterwards, on a storage daemon, which cannot stop its clients:
+    /// a host that dies within those milliseconds may lose their writes.
+    fn may_lose_the_last_writes(&self) -> bool {
+        false
+    }
+}
+
+/// What happened in one round.
+pub(super) struct Round {
+    /// What was acknowledged before the verb began.
+    pub(super) before: Model,
+    /// The answer of the system call.
+    pub(super) answer: io::Result<()>,
+    /// The VM was started anew in between.
+    pub(super) booted: bool,
+    /// For messages.
+    pub(super) at: String,
+}
+
+/// A fault: what, to whom, at steps of which kinds.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    deed: Deed,
+    kinds: u32,
+    whom: Whom,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Nobody,
+    Qmpfs,
+    /// Both, as when the host dies.
+    Host,
+    /// QEMU alone.
+    Qemu,
+}
+
+const ANY: u32 = FILES | COMMANDS;
+
+fn faults(patient: bool) -> Vec<Fault> {
+    let fault = |deed, kinds, whom| Fault { deed, kinds, whom };
+    let mut all = Vec::new();
+    for deed in [Deed::KillBefore, Deed::KillAfter] {
+        all.push(fault(deed, ANY, Whom::Qmpfs));
+        all.push(fault(deed, ANY, Whom::Host));
+        all.push(fault(deed, ANY, Whom::Qemu));
+    }
+    for errno in [libc::EIO, libc::ENOSPC, libc::EPERM, libc::EROFS] {
+        let errno = errno.unsigned_abs();
+        all.push(fault(Deed::Fail(errno), FILES, Whom::Nobody));
+        if patient {
+            all.push(fault(Deed::FailFrom(errno), FILES, Whom::Nobody));
+        }
+    }
+    all.push(fault(Deed::Fail(0), COMMANDS, Whom::Nobody));
+    all.push(fault(Deed::CutBefore, COMMANDS, Whom::Nobody));
+    all.push(fault(Deed::CutAfter, COMMANDS, Whom::Nobody));
+    if patient {
+        // these wait for deadlines
+        all.push(fault(Deed::Silence, COMMANDS, Whom::Nobody));
+        all.push(fault(Deed::Mute, COMMANDS, Whom::Nobody));
+    }
+    all
+}
+
+/// How many rounds of an everyday run, of each verb on each attachment: a second or two each.
+const EVERYDAY: usize = 2;
+
+/// How many rounds are asked for; `None`: all there are.
+fn wanted() -> Option<usize> {
+    match std::env::var("QMPFS_FAULTS") {
+        Ok(value) if value == "full" => None,
+        Ok(value) => Some(value.parse().expect("QMPFS_FAULTS is a number or `full`")),
+        Err(_) => Some(EVERYDAY),
+    }
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("QMPFS_FAULTS_SEED").ok();
+    given.and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        u64::try_from(now.expect("after 1970").as_micros()).expect("fits")
+    })
+}
+
+/// A verb with everything around it.
+pub(super) struct Driver<V> {
+    bench: Bench,
+    steps: Steps,
+    verb: V,
+    dice: Dice,
+}
+
+/// All rounds of one verb.
+pub(super) fn every_step(mut bench: Bench, verb: impl Verb) {
+    let steps = Steps::new(bench.scratch());
+    let environment = steps.environment(bench.dir());
+    bench.mount.set_environment(environment);
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    let seed = seed();
+    println!("QMPFS_FAULTS_SEED={seed}");
+    let dice = Dice::new(seed);
+    Driver {
+        bench,
+        steps,
+        verb,
+        dice,
+    }
+    .run();
+}
+
+impl<V: Verb> Driver<V> {
+    fn run(mut self) {
+        let nothing = Fault {
+            deed: Deed::Pass,
+            kinds: ANY,
+            whom: Whom::Nobody,
+        };
+        let (_, seen) = self.round(nothing, TOO_MANY);
+        assert!(seen.len() > 1, "hardly a step was seen: {seen:?}");
+        let mut survived = 0;
+        match wanted() {
+            None => {
+                for fault in faults(true) {
+                    survived += self.everywhere(fault);
+                }
+            }
+            Some(rounds) => {
+                let all = faults(rounds > EVERYDAY);
+                for _ in 0..rounds {
+                    let fault = all[self.below(all.len())];
+                    let of_kind = seen.iter().filter(|step| fault.kinds & kind(step) != 0);
+                    let number = match of_kind.count() {
+                        0 => continue,
+                        count => self.below(count),
+                    };
+                    survived += usize::from(self.round(fault, number).0);
+                }
+            }
+        }
+        println!("survived {survived} faults");
+        self.bench.restart();
+        self.bench.finish();
+    }
+
+    /// At one step later each time, until the verb ends undisturbed.
+    fn everywhere(&mut self, fault: Fault) -> usize {
+        for number in 0..TOO_MANY {
+            if !self.round(fault, number).0 {
+                return number;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.dice.below(end as u64)).expect("small")
+    }
+
+    /// One run of the verb with one fault. Gives whether it came to it, and the steps.
+    fn round(&mut self, fault: Fault, number: usize) -> (bool, Vec<String>) {
+        let bench = &mut self.bench;
+        self.verb.prepare(bench);
+        bench.flush();
+        bench.writer().progress(3);
+        let before = bench.writer().acknowledged();
+        let (ours, qemu) = (bench.mount.pid(), bench.machine.pid());
+        let victims = match fault.whom {
+            Whom::Nobody => [0, 0],
+            Whom::Qmpfs => [ours, 0],
+            Whom::Qemu => [0, qemu],
+            Whom::Host => [qemu, ours],
+        };
+        let qemu_dies = victims.contains(&qemu);
+        if qemu_dies {
+            bench.writer().expect_the_end();
+        }
+        self.steps.arm(fault.kinds, number, fault.deed, victims);
+        let answer = self.verb.act(bench);
+        let (fired, seen) = self.steps.disarm();
+        let last = seen.get(number).cloned().unwrap_or_default();
+        let what = format!("{:?} of {:?}", fault.deed, fault.whom);
+        let shown = answer.as_ref().map_err(ToString::to_string);
+        let at = format!("{what} at step {number} ({last}): {shown:?}");
+        println!("{at}");
+        if fired {
+            self.recover(fault, qemu_dies, &before);
+        }
+        if !fired {
+            assert!(answer.is_ok(), "undisturbed it works: {at}");
+        } else if let (Deed::Fail(errno @ 1..) | Deed::FailFrom(errno @ 1..), Err(error)) =
+            (fault.deed, &answer)
+        {
+            let told = [Some(errno.cast_signed()), unlinkable(errno)];
+            assert!(
+                told.contains(&error.raw_os_error()),
+                "another errno than that of the fault: {at}\n{seen:?}"
+            );
+        }
+        let round = Round {
+            before,
+            answer,
+            booted: fired && qemu_dies,
+            at,
+        };
+        self.settle(&round);
+        self.verb.judge(&mut self.bench, &round);
+        self.bench.verify();
+        self.clean(&round.at);
+        if fired && self.dice.below(8) == 0 {
+            self.bench.restart();
+        }
+        (fired, seen)
+    }
+
+    /// What the administrator would do: start again what has died.
+    fn recover(&mut self, fault: Fault, qemu_dies: bool, before: &Model) {
+        let bench = &mut self.bench;
+        if matches!(fault.whom, Whom::Qmpfs | Whom::Host) {
+            bench.mount.kill9();
+        }
+        if qemu_dies {
+            let storage_daemon = !bench.machine.attachment().is_vm();
+            let lenient = storage_daemon && self.verb.may_lose_the_last_writes();
+            bench.boot_after_a_fall(lenient.then_some(before));
+        }
+        if matches!(fault.whom, Whom::Nobody | Whom::Qemu) {
+            return;
+        }
+        if self.dice.below(3) == 0 {
+            // and while it puts things right it dies once more
+            let number = usize::try_from(self.dice.below(12)).expect("small");
+            let deed = [Deed::KillBefore, Deed::KillAfter][number % 2];
+            bench.mount.mount_to_die(&self.steps, number, deed);
+            let (again, seen) = self.steps.disarm();
+            if again {
+                println!(
+                    "  and {deed:?} at step {number} of the recovery: {:?}",
+                    seen.last()
+                );
+            }
+            bench.mount.kill9();
+        }
+        bench.mount.mount_again();
+    }
+
+    /// Waits until the program has finished or undone everything by itself. Failed jobs are dismissed, as a person does.
+    fn settle(&mut self, round: &Round) {
+        let at = &round.at;
+        wait::until_true(&format!("the disk is back: {at}"), || {
+            self.bench.disk().0.join("snapshots").is_dir() && self.bench.mount_is_connected()
+        });
+        wait::until_true(&format!("the work has ended: {at}"), || {
+            let jobs = self.bench.disk().0.join("jobs");
+            let Ok(entries) = fs::read_dir(&jobs) else {
+                return false;
+            };
+            let mut none = true;
+            for job in entries.flatten() {
+                none = false;
+                let failed = fs::read_to_string(job.path().join("error"));
+                if failed.is_ok_and(|error| !error.trim().is_empty()) {
+                    let _ = fs::remove_dir(job.path());
+                }
+            }
+            none
+        });
+    }
+
+    fn clean(&mut self, at: &str) {
+        let mut left = String::new();
+        let clean = wait::poll(wait::PATIENCE, || {
+            self.bench.left_over().map_err(|what| left = what).ok()
+        });
+        let log = tree::text(&self.bench.mount.path().join("log"));
+        assert!(clean.is_some(), "left over: {left}\n{at}\n{log}");
+    }
+}
+
+/// A link that is not permitted means a filesystem without hard links.
+fn unlinkable(errno: u32) -> Option<i32> {
+    (errno.cast_signed() == libc::EPERM).then_some(libc::EOPNOTSUPP)
+}
+
+/// A step on a file has a name behind its verb.
+fn kind(step: &str) -> u32 {
+    if step.contains(' ') { FILES } else { COMMANDS }
+}

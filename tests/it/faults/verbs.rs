@@ -1,0 +1,236 @@
+//! The verbs, as the driver wants them.
+
+use std::io;
+
+use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
+use qmpfs_tests::{oracle, wait};
+
+use super::drive::{Round, Verb};
+
+/// `mkdir snapshots/N`.
+pub(super) struct Seal {
+    pub(super) first: bool,
+    round: u32,
+}
+
+impl Seal {
+    /// `first`: the first since the VM's start.
+    pub(super) fn new(first: bool) -> Self {
+        Self { first, round: 0 }
+    }
+
+    fn name(&self) -> String {
+        format!("n{}", self.round)
+    }
+}
+
+impl Verb for Seal {
+    fn prepare(&mut self, bench: &mut Bench) {
+        self.round += 1;
+        if self.first {
+            bench.restart();
+        }
+        bench.write(4);
+    }
+
+    fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
+        bench.point(&self.name()).make()
+    }
+
+    fn judge(&mut self, bench: &mut Bench, round: &Round) {
+        let name = self.name();
+        let point = bench.point(&name);
+        let after = bench.writer().sent();
+        assert!(
+            round.answer.is_err() || point.exists(),
+            "answered, and it is not there: {}",
+            round.at
+        );
+        if point.exists() {
+            let bytes = bench.scratch().file("now.raw");
+            oracle::convert(&bench.sealed(&name), &bytes);
+            let lost = round.booted.then_some(&after);
+            if lost.is_none() {
+                round.before.assert_between(&after, &bytes, WRITERS..SIZE);
+            }
+            bench.hold(&name, &bytes);
+            bench.verify();
+            if round.booted {
+                seal_once_more(bench, &name);
+            } else {
+                bench.remove(&name);
+            }
+        }
+        assert!(!bench.sealed(&name).exists(), "its file is gone");
+    }
+
+    fn may_lose_the_last_writes(&self) -> bool {
+        self.first
+    }
+}
+
+/// After a restart only a new snapshot makes commits possible: `name` goes below one, and then that one.
+fn seal_once_more(bench: &mut Bench, name: &str) {
+    let above = format!("{name}-again");
+    bench.seal(&above);
+    bench.remove(name);
+    bench.remove(&above);
+}
+
+/// Where in the chain the point is that goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Bottom,
+    Middle,
+    Top,
+}
+
+/// `rmdir snapshots/N`, by the merge that the mount was told to use.
+pub(super) struct Remove {
+    place: Place,
+    round: u32,
+}
+
+impl Remove {
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, round: 0 }
+    }
+
+    fn names(&self) -> [String; 3] {
+        ["a", "b", "c"].map(|name| format!("{name}{}", self.round))
+    }
+}
+
+impl Verb for Remove {
+    fn prepare(&mut self, bench: &mut Bench) {
+        self.round += 1;
+        let [below, victim, above] = self.names();
+        if self.place != Place::Bottom {
+            bench.seal(&below);
+            bench.write(5);
+        }
+        bench.seal(&victim);
+        bench.write(5);
+        if self.place != Place::Top {
+            bench.seal(&above);
+            bench.write(5);
+        }
+    }
+
+    fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
+        let [_, victim, _] = self.names();
+        bench.point(&victim).delete()?;
+        let _ = bench.disk().wait();
+        Ok(())
+    }
+
+    fn judge(&mut self, bench: &mut Bench, round: &Round) {
+        let [below, victim, above] = self.names();
+        wait::until_true(&format!("finished or undone: {}", round.at), || {
+            bench.point(&victim).exists() || !bench.sealed(&victim).exists()
+        });
+        let there = bench.point(&victim).exists();
+        if !there {
+            bench.forget(&victim);
+        }
+        assert!(
+            round.answer.is_ok() || there,
+            "refused, and the point is gone: {}",
+            round.at
+        );
+        bench.verify_points();
+        let again = format!("again{}", self.round);
+        if round.booted {
+            bench.seal(&again);
+        }
+        if there {
+            bench.remove(&victim);
+        }
+        assert!(
+            !bench.sealed(&victim).exists(),
+            "its file is gone: {}",
+            round.at
+        );
+        bench.verify();
+        if self.place != Place::Top {
+            bench.remove(&above);
+        }
+        if self.place != Place::Bottom {
+            bench.remove(&below);
+        }
+        if round.booted {
+            bench.remove(&again);
+        }
+    }
+
+    fn may_lose_the_last_writes(&self) -> bool {
+        self.place == Place::Top
+    }
+}
+
+/// `mkdir internal/N`, or `rmdir` of one.
+pub(super) struct Internal {
+    makes: bool,
+    round: u32,
+}
+
+impl Internal {
+    pub(super) fn made() -> Self {
+        Self {
+            makes: true,
+            round: 0,
+        }
+    }
+
+    pub(super) fn deleted() -> Self {
+        Self {
+            makes: false,
+            round: 0,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("i{}", self.round)
+    }
+}
+
+impl Verb for Internal {
+    fn prepare(&mut self, bench: &mut Bench) {
+        self.round += 1;
+        bench.write(4);
+        if !self.makes {
+            let point = bench.disk().internal(&self.name());
+            point.make().expect("mkdir internal");
+        }
+    }
+
+    fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
+        let point = bench.disk().internal(&self.name());
+        if self.makes {
+            point.make()
+        } else {
+            point.delete()
+        }
+    }
+
+    fn judge(&mut self, bench: &mut Bench, round: &Round) {
+        let point = bench.disk().internal(&self.name());
+        let (there, done) = (point.exists(), round.answer.is_ok());
+        assert!(
+            !done || there == self.makes,
+            "answered, and not done: {}",
+            round.at
+        );
+        if there {
+            let bytes = bench.scratch().file("now.raw");
+            oracle::convert_internal(&bench.active(), &self.name(), &bytes);
+            oracle::assert_same(&point.disk_raw(), &bytes);
+            if self.makes && !round.booted {
+                let after = bench.writer().sent();
+                round.before.assert_between(&after, &bytes, WRITERS..SIZE);
+            }
+            point.delete_when_closed();
+        }
+        assert!(bench.disk().list("internal").is_empty());
+    }
+}
