@@ -108,6 +108,16 @@ impl Bench {
         Ok(())
     }
 
+    /// Files that carry a mark of work that is not finished.
+    pub fn work_written_down(&self) -> Vec<String> {
+        let mut marked = names(&self.dir);
+        marked.retain(|name| {
+            let marks = oracle::marks(&self.dir.join(name));
+            marks.iter().any(|mark| mark != "point")
+        });
+        marked
+    }
+
     /// Nodes that qmpfs added and that nobody uses.
     fn idle_nodes(&mut self) -> Result<(), String> {
         let graph = self.machine.qmp.run("x-debug-query-block-graph", json!({}));

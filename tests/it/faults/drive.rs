@@ -292,6 +292,9 @@ impl<V: Verb> Driver<V> {
             }
             none
         });
+        wait::until_true(&format!("no work is written down: {at}"), || {
+            self.bench.work_written_down().is_empty()
+        });
     }
 
     fn clean(&mut self, at: &str) {

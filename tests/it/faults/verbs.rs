@@ -40,6 +40,9 @@ impl Verb for Seal {
     fn judge(&mut self, bench: &mut Bench, round: &Round) {
         let name = self.name();
         let point = bench.point(&name);
+        wait::until_true(&format!("finished or undone: {}", round.at), || {
+            point.exists() == bench.sealed(&name).exists()
+        });
         let after = bench.writer().sent();
         assert!(
             round.answer.is_err() || point.exists(),
