@@ -300,9 +300,17 @@ fn write<T: Serialize + OfInode>(path: &Path, name: &CStr, body: &T) -> Result<(
         )
     })?;
     value["version"] = VERSION.into();
+    let before = sys::xattr_get(&file, name).map_err(|error| trouble("read", path, name, &error))?;
     sys::xattr_set(&file, name, value.to_string().as_bytes())
         .and_then(|()| file.sync_all())
-        .map_err(|error| trouble("write", path, name, &error))
+        .map_err(|error| {
+            // what may not last must not be read either
+            let _ = match before {
+                Some(before) => sys::xattr_set(&file, name, &before),
+                None => sys::xattr_remove(&file, name),
+            };
+            trouble("write", path, name, &error)
+        })
 }
 
 fn clear(path: &Path, name: &CStr) -> Result<(), Failure> {

@@ -250,13 +250,18 @@ async fn work(
     }
     let carried = engine.carried(&merge.disk);
     let path = merge.here().path.clone();
-    layer_file::write_merge(&path, &merge.journal)?;
+    if let Err(failure) = layer_file::write_merge(&path, &merge.journal) {
+        if !merge.resumed {
+            forget(engine, guard, merge);
+        }
+        return Err(failure);
+    }
     let started = match steps::start(engine, bridge, merge, &carried).await {
         Ok(started) => started,
         Err(failure) => {
             if failure.outcome_known() && (merge.point_intact() || !merge.resumed) {
                 // refused before a byte was copied: the point is what it was
-                layer_file::clear_merge(&merge.here().path)?;
+                forget(engine, guard, merge);
             }
             return Err(failure);
         }
@@ -284,10 +289,18 @@ async fn work(
         Err(failure) => {
             if failure.outcome_known() && merge.point_intact() {
                 // a stream that failed or was cancelled
-                layer_file::clear_merge(&merge.here().path)?;
+                forget(engine, guard, merge);
             }
             Err(failure)
         }
+    }
+}
+
+/// A merge that leaves everything as it was is written down no more, at the latest when the file can be written again.
+fn forget(engine: &Engine, guard: &DiskGuard, merge: &Merge) {
+    if let Err(failure) = layer_file::clear_merge(&merge.here().path) {
+        tracing::warn!(%failure, "a mark stays behind for now");
+        engine.settle_later(guard.name());
     }
 }
 
