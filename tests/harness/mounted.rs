@@ -29,6 +29,17 @@ impl Mounted {
     /// Mounts `sources`, with `options` before them, and waits until the tree is there.
     #[track_caller]
     pub fn new(scratch: &Scratch, sources: &[&Path], options: &[&str]) -> Self {
+        Self::in_environment(scratch, sources, options, Vec::new())
+    }
+
+    /// The same, with variables for the program.
+    #[track_caller]
+    pub fn in_environment(
+        scratch: &Scratch,
+        sources: &[&Path],
+        options: &[&str],
+        environment: Vec<(&'static str, PathBuf)>,
+    ) -> Self {
         let mountpoint = scratch.dir("mnt");
         let mut arguments: Vec<String> = ["mount", "-f"]
             .iter()
@@ -38,12 +49,12 @@ impl Mounted {
         arguments.extend(sources.iter().map(|s| s.display().to_string()));
         arguments.push(mountpoint.display().to_string());
         let log = scratch.file("qmpfs.log");
-        let process = spawn(&arguments, &[], &log);
+        let process = spawn(&arguments, &environment, &log);
         let mut mounted = Self {
             process,
             mountpoint,
             arguments,
-            environment: Vec::new(),
+            environment,
             log,
         };
         mounted.wait_ready();

@@ -15,6 +15,12 @@ const FIXED_NEWSTYLE_NO_ZEROES: u32 = 3;
 const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const WRITE_ZEROES: u16 = 6;
+const NO_HOLE: u16 = 2;
 
 /// Where an export is to be had.
 #[derive(Debug, Clone)]
@@ -104,25 +110,47 @@ impl Nbd {
 
     /// Reads `buf.len()` bytes at `offset`.
     pub fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.request(0, offset, buf.len(), &[])?;
+        self.request(READ, 0, offset, buf.len(), &[])?;
         self.stream.read_exact(buf)
     }
 
     /// Writes `data` at `offset`; returns when the disk has acknowledged it.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.request(1, offset, data.len(), data)
+        self.request(WRITE, 0, offset, data.len(), data)
     }
 
     /// Makes every acknowledged write durable.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.request(3, 0, 0, &[])
+        self.request(FLUSH, 0, 0, 0, &[])
     }
 
-    fn request(&mut self, command: u16, offset: u64, length: usize, data: &[u8]) -> io::Result<()> {
+    /// Tells the disk that these bytes are not needed; what is read there afterwards is the disk's choice.
+    pub fn trim(&mut self, offset: u64, length: usize) -> io::Result<()> {
+        self.request(TRIM, 0, offset, length, &[])
+    }
+
+    /// Writes zeroes, as a hole where the disk may make one.
+    pub fn write_zeroes(&mut self, offset: u64, length: usize) -> io::Result<()> {
+        self.request(WRITE_ZEROES, 0, offset, length, &[])
+    }
+
+    /// Writes zeroes that take the room of data.
+    pub fn write_zeroes_as_data(&mut self, offset: u64, length: usize) -> io::Result<()> {
+        self.request(WRITE_ZEROES, NO_HOLE, offset, length, &[])
+    }
+
+    fn request(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: usize,
+        data: &[u8],
+    ) -> io::Result<()> {
         self.cookie += 1;
         let mut message = Vec::with_capacity(28 + data.len());
         message.extend(REQUEST.to_be_bytes());
-        message.extend(0u16.to_be_bytes());
+        message.extend(flags.to_be_bytes());
         message.extend(command.to_be_bytes());
         message.extend(self.cookie.to_be_bytes());
         message.extend(offset.to_be_bytes());

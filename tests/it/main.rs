@@ -34,6 +34,7 @@ mod guest;
 mod harness;
 mod internal;
 mod merge;
+mod model;
 mod proofs;
 mod quiesce;
 mod reading;

@@ -300,7 +300,8 @@ fn write<T: Serialize + OfInode>(path: &Path, name: &CStr, body: &T) -> Result<(
         )
     })?;
     value["version"] = VERSION.into();
-    let before = sys::xattr_get(&file, name).map_err(|error| trouble("read", path, name, &error))?;
+    let before =
+        sys::xattr_get(&file, name).map_err(|error| trouble("read", path, name, &error))?;
     sys::xattr_set(&file, name, value.to_string().as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(|error| {
