@@ -293,7 +293,7 @@ impl World {
         let Ok(jobs) = fs::read_dir(self.disk().0.join("jobs")) else {
             return "the disk is not there".to_owned();
         };
-        for job in jobs.flatten() {
+        if let Some(job) = jobs.flatten().next() {
             let error = fs::read_to_string(job.path().join("error"));
             if error.is_ok_and(|error| !error.trim().is_empty()) {
                 let _ = fs::remove_dir(job.path()); // as a person does who has read it
