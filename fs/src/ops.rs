@@ -6,6 +6,7 @@
 mod blocking;
 mod carried;
 mod control;
+mod durable;
 mod embedded;
 mod engine;
 mod group;

@@ -267,21 +267,23 @@ impl Bench {
         self.points.retain(|p| p.name != name);
     }
 
-    /// Ends the VM in peace, checks every image, starts it with the same command line: the same bytes.
+    /// Ends the VM in peace and starts it with the same command line.
     #[track_caller]
-    pub fn restart(&mut self) {
+    pub fn start_again(&mut self) {
         let written = self.writer.take().expect("the writer runs").stop();
         self.hands = None;
         self.machine.quit();
         self.inspect_while_off(&written);
         self.machine.start_again();
         self.hands = Some(self.machine.nbd("vda"));
-        self.writer = Some(Writer::start(
-            &self.machine.endpoint("vda"),
-            WRITERS..SIZE,
-            written,
-            11,
-        ));
+        let endpoint = self.machine.endpoint("vda");
+        self.writer = Some(Writer::start(&endpoint, WRITERS..SIZE, written, 11));
+    }
+
+    /// Ends the VM in peace, checks every image, starts it with the same command line: the same bytes.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.start_again();
         self.wait_for_disk();
         self.verify();
     }

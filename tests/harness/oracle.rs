@@ -1,6 +1,6 @@
 //! What is right, by QEMU's own word: qemu-img gives the bytes of a layer or an internal snapshot, and draws the chain.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -150,16 +150,18 @@ pub fn allocated(path: &Path) -> u64 {
 
 /// The mark that qmpfs leaves on a file it sealed.
 pub fn sealed_mark(path: &Path) -> Option<Vec<u8>> {
-    attribute(path, c"user.qmpfs.point")
+    mark(path, "point")
 }
 
 /// The note of a freeze on a file, as long as it has not ended.
 pub fn freeze_note(path: &Path) -> Option<Vec<u8>> {
-    attribute(path, c"user.qmpfs.freeze")
+    mark(path, "freeze")
 }
 
-fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
+/// What qmpfs has written on a file under one name.
+pub fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
     let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
+    let name = CString::new(format!("user.qmpfs.{name}")).expect("a name without NUL");
     let mut value = vec![0u8; 4096];
     // SAFETY: both strings end with NUL, and the buffer is as long as we say.
     let length = unsafe {

@@ -175,3 +175,46 @@ fn names_that_hold_still_give_the_guest_its_own_bytes() {
     let scratch = Scratch::new("proof-name-held");
     assert_eq!(seal_with_names(&scratch, false), Some(1));
 }
+
+/// Decision 0008: without a flush a stream's end is a header that skips what is in no file yet.
+#[test]
+fn a_stream_that_has_ended_is_not_on_the_disk() {
+    let scratch = Scratch::new("proof-stream");
+    let (base, point, top) = (
+        scratch.file("base.qcow2"),
+        scratch.file("point.qcow2"),
+        scratch.file("top.qcow2"),
+    );
+    oracle::create(&base, SIZE);
+    oracle::create_overlay(&point, &base, SIZE);
+    oracle::create_overlay(&top, &point, SIZE);
+    qmpfs_tests::sh!(
+        "qemu-io -f qcow2 -c 'write -P 7 0 4M' {} >/dev/null",
+        point.display()
+    );
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&top, &expected);
+    let disks = [Disk::qcow2("vda", &top)];
+    let mut machine = Machine::start(&scratch, "qsd", Attachment::StorageDaemon, &disks);
+    let below = machine
+        .qmp
+        .run("query-named-block-nodes", json!({"flat": true}));
+    let below = below.as_array().and_then(|nodes| {
+        let is_base = |node: &&Value| node["drv"] == "qcow2" && node["file"] == json!(base);
+        nodes.iter().find(is_base)
+    });
+    let below = &below.expect("the base has a node")["node-name"];
+    let stream = json!({"job-id": "s", "device": "vda-node", "base-node": below, "backing-file": base,
+        "auto-finalize": false, "auto-dismiss": true});
+    machine.qmp.run("block-stream", stream);
+    machine.qmp.until_job("s", "pending");
+    machine.qmp.run("job-finalize", json!({"id": "s"}));
+    machine.kill9();
+    assert_eq!(oracle::chain(&top), [top.clone(), base]);
+    let found = scratch.file("found.raw");
+    oracle::convert(&top, &found);
+    assert!(
+        oracle::compare(&found, &expected).is_err(),
+        "QEMU flushes at the end of a stream by now: read the decision again"
+    );
+}

@@ -7,7 +7,9 @@ use libc::{EEXIST, ENOTCONN, ETIMEDOUT};
 use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
 use serde_json::json;
@@ -299,4 +301,82 @@ fn disks_that_are_named_alike_are_told_apart() {
         !log.contains("'vda': could not") && !log.contains("left alone"),
         "{log}"
     );
+}
+
+over_attachments! {
+    /// QEMU lets the header of the layer above skip the point before its tables are on the disk: they must be there
+    /// when the point's file goes, also if the guest never flushes.
+    qemu_killed_right_after_a_stream_has_lost_nothing => |name, attachment| {
+        let scratch = Scratch::new(name);
+        let image = scratch.dir("images").join("web1.qcow2");
+        oracle::create(&image, 64 << 20);
+        let disks = [Disk::qcow2("vda", &image)];
+        let mut machine = Machine::start(&scratch, "vm", attachment, &disks);
+        let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &["-o", "merge=stream"]);
+        let disk = mount.disk("vda");
+        let expected = scratch.file("expected.raw");
+        // the second time the root node is the VM's own, and not one of ours
+        for root in ["ours", "theirs"] {
+            wait::until_true("the disk is in the mount", || disk.0.join("snapshots").is_dir());
+            let mut guest = machine.nbd("vda");
+            for megabyte in 0..24 {
+                let offset = megabyte << 20;
+                guest.write(offset, &[u8::try_from(megabyte).expect("small") + 1; 1 << 20]).expect("the guest writes");
+            }
+            disk.snapshot(root).make().expect("mkdir");
+            if root == "theirs" {
+                drop(guest);
+                machine.quit();
+                machine.start_again();
+                wait::until_true("QEMU is back", || {
+                    mount.json("vm.json")["connection"] == "up" && disk.snapshot(root).exists()
+                });
+            }
+            oracle::convert(&scratch.dir("images").join(format!("web1.{root}.qcow2")), &expected);
+            disk.snapshot(root).delete().expect("rmdir");
+            disk.wait().expect("the merge");
+            machine.kill9();
+            assert_eq!(oracle::chain(&image), std::slice::from_ref(&image), "the point went");
+            let found = scratch.file("found.raw");
+            oracle::convert(&image, &found);
+            oracle::assert_same(&found, &expected);
+            machine.start_again();
+            wait::until_true("QEMU is back", || mount.json("vm.json")["connection"] == "up");
+        }
+    }
+}
+
+/// The monitor's connection ends at one command of a snapshot, QEMU goes on: all is finished, or taken back.
+#[test]
+fn a_connection_lost_at_any_command_of_a_first_snapshot_is_settled() {
+    for number in 0.. {
+        let mut bench = Bench::new("recovery-cut", Attachment::Blockdev);
+        let steps = Steps::new(bench.scratch());
+        let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+        bench.mount.mount_through(proxy.socket());
+        bench.wait_for_disk();
+        steps.arm(COMMANDS, number, Deed::CutBefore, [0, 0]);
+        let made = bench.point("cut").make();
+        let (fired, seen) = steps.disarm();
+        if !fired {
+            assert!(number > 6, "hardly a command was seen: {seen:?}");
+            made.expect("undisturbed it works");
+            break;
+        }
+        let mut left = String::new();
+        let settled = wait::poll(wait::PATIENCE, || {
+            let there = bench.point("cut").exists() && bench.mount_is_connected();
+            bench.forget("cut");
+            if there {
+                let bytes = bench.scratch().file("cut.raw");
+                oracle::convert(&bench.sealed("cut"), &bytes);
+                bench.hold("cut", &bytes);
+            }
+            bench.left_over().map_err(|what| left = what).ok()
+        });
+        assert!(settled.is_some(), "cut at {seen:?}: {left}");
+        bench.verify();
+        bench.restart();
+        bench.finish();
+    }
 }

@@ -16,10 +16,11 @@ use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId, Job, Layer};
 use crate::view::LayerSpec;
 use plan::{Plan, Verb, above};
-use qmpbridge::{JobHandle, JobId, JobStage};
+use qmpbridge::{Cancel, JobHandle, JobId};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
+use steps::Stage;
 use tokio::sync::OwnedMutexGuard;
 
 /// Whether a merge that was begun with this verb has left the point's own state undefined.
@@ -312,9 +313,10 @@ async fn follow(
     mut job: JobHandle,
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
+    let mut finalizes = merge.verb != Verb::Stream;
     loop {
         let stage = tokio::select! {
-            stage = job.wait_ready_or_concluded() => match stage {
+            stage = steps::next_stage(&mut job, finalizes) => match stage {
                 Ok(stage) => stage,
                 // it ended while nobody listened: the graph tells how
                 Err(qmpbridge::Error::JobVanished { .. }) if steps::point_left(engine, merge).await? => return Ok(()),
@@ -326,8 +328,19 @@ async fn follow(
             }
         };
         match stage {
-            JobStage::Concluded => return Ok(()),
-            JobStage::Ready => {
+            Stage::Copied => {
+                if let Err(failure) = steps::make_durable(engine, bridge, merge).await {
+                    if failure.outcome_known() {
+                        // before its last step it has changed nothing
+                        bridge.cancel_job(&merge.job, Cancel::Force).await?;
+                        let _ = job.wait_concluded().await;
+                    }
+                    return Err(failure);
+                }
+                finalizes = true;
+            }
+            Stage::Concluded => return Ok(()),
+            Stage::Ready => {
                 engine.show_progress(guard.name(), merge.job.as_str()).await;
                 if !engine.begin_pivot(guard.name(), &merge.job).await? {
                     // a person holds it: the guest is not stopped for a pivot that does not come

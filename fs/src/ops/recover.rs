@@ -130,14 +130,29 @@ async fn unfinished_seal(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resul
     layer_file::clear_seal(&marker.sealed)
 }
 
+/// The layer below the active one, if its seal is not finished.
 fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure> {
     let Some(below) = disk.layers.len().checked_sub(1) else {
         return Ok(None);
     };
-    if disk.layers[below].file.is_none() {
+    let here = &disk.layers[below];
+    if here.file.is_none() {
         return Ok(None);
     }
-    Ok(layer_file::read_seal(&disk.layers[below].path)?.map(|marker| (below, marker)))
+    if here.path != disk.active_path {
+        return Ok(layer_file::read_seal(&here.path)?.map(|marker| (below, marker)));
+    }
+    // D was given to the overlay, and QEMU still knows the sealed file by it: the mark is on another name
+    for path in layer_file::siblings(&disk.active_path)? {
+        let of_this_disk = |marker: &SealMarker| {
+            let active = layer_file::active_of_alias(&marker.overlay);
+            marker.sealed == path && active.as_ref() == Some(&disk.active_path)
+        };
+        if let Some(marker) = layer_file::read_seal(&path)?.filter(of_this_disk) {
+            return Ok(Some((below, marker)));
+        }
+    }
+    Ok(None)
 }
 
 /// Lets a guest go on that a snapshot had stopped: when the last disk of that snapshot is settled,
@@ -316,7 +331,7 @@ async fn end_merge(
                 node.as_ref(),
                 path,
                 file,
-                &upper_file(disk, journal),
+                steps::Upper::of(disk, &upper_file(disk, journal)),
             )
             .await
         }

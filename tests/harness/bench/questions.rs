@@ -20,14 +20,23 @@ impl Bench {
         self.verify_files();
     }
 
+    /// Whether the points in the mount are those that were made.
+    pub fn lists_every_point(&self) -> bool {
+        self.disk().list("snapshots") == self.made()
+    }
+
+    fn made(&self) -> Vec<String> {
+        let mut made: Vec<_> = self.points.iter().map(|p| p.name.clone()).collect();
+        made.sort();
+        made
+    }
+
     /// Every point shows the bytes of its instant, and there is no other.
     #[track_caller]
     pub fn verify_points(&self) {
-        let mut expected: Vec<_> = self.points.iter().map(|p| p.name.clone()).collect();
-        expected.sort();
         assert_eq!(
             self.disk().list("snapshots"),
-            expected,
+            self.made(),
             "the points in the mount"
         );
         for point in &self.points {
@@ -116,6 +125,16 @@ impl Bench {
             marks.iter().any(|mark| mark != "point")
         });
         marked
+    }
+
+    /// A commit has ended, but QEMU was started in between and knows the file by its old name until it is started again.
+    pub fn waits_for_a_start(&self) -> bool {
+        let marked = self.work_written_down();
+        let waits = |name: &String| {
+            let mark = oracle::mark(&self.dir.join(name), "merge").unwrap_or_default();
+            String::from_utf8_lossy(&mark).contains("\"verb\":\"rename\"")
+        };
+        !marked.is_empty() && marked.iter().all(waits)
     }
 
     /// Nodes that qmpfs added and that nobody uses.

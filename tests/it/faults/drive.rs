@@ -36,6 +36,8 @@ pub(super) struct Round {
     pub(super) before: Model,
     /// The answer of the system call.
     pub(super) answer: io::Result<()>,
+    /// Nobody heard the answer.
+    pub(super) killed: bool,
     /// The VM was started anew in between.
     pub(super) booted: bool,
     /// For messages.
@@ -227,6 +229,7 @@ impl<V: Verb> Driver<V> {
         let round = Round {
             before,
             answer,
+            killed: fired && (fault.whom != Whom::Nobody || unheard(fault.deed)),
             booted: fired && qemu_dies,
             at,
         };
@@ -293,8 +296,14 @@ impl<V: Verb> Driver<V> {
             none
         });
         wait::until_true(&format!("no work is written down: {at}"), || {
-            self.bench.work_written_down().is_empty()
+            self.bench.work_written_down().is_empty() || self.bench.waits_for_a_start()
         });
+        if self.bench.waits_for_a_start() {
+            self.bench.start_again();
+            wait::until_true(&format!("the old name goes: {at}"), || {
+                self.bench.work_written_down().is_empty()
+            });
+        }
     }
 
     fn clean(&mut self, at: &str) {
@@ -304,6 +313,16 @@ impl<V: Verb> Driver<V> {
         });
         let log = tree::text(&self.bench.mount.path().join("log"));
         assert!(clean.is_some(), "left over: {left}\n{at}\n{log}");
+    }
+}
+
+/// What became of the command is not known to the caller.
+fn unheard(deed: Deed) -> bool {
+    match deed {
+        Deed::CutBefore | Deed::CutAfter | Deed::Silence | Deed::Mute => true,
+        Deed::Pass | Deed::KillBefore | Deed::KillAfter | Deed::Fail(_) | Deed::FailFrom(_) => {
+            false
+        }
     }
 }
 

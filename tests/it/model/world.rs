@@ -99,18 +99,20 @@ impl World {
                 self.mount.mount_again();
             }
             Step::CutMonitor => {
+                let connected = self.connections();
                 self.steps.arm(COMMANDS, 0, Deed::CutBefore, [0, 0]);
                 let point = self.disk().snapshot("never");
                 let _ = point.make();
                 let (fired, _) = self.steps.disarm();
-                ensure!(!point.exists() || !fired, "a cut command was done");
+                ensure!(fired, "no command was seen");
+                self.connected_since(connected)?;
                 self.settle()?;
                 if point.exists() {
                     return Err("a verb that was cut before its first command was done".to_owned());
                 }
             }
-            Step::RestartDaemon => self.restart(false),
-            Step::KillDaemon => self.restart(true),
+            Step::RestartDaemon => self.restart(false)?,
+            Step::KillDaemon => self.restart(true)?,
             Step::Unmount => {
                 self.mount.unmount();
                 self.mount.mount_again();
@@ -200,6 +202,7 @@ impl World {
             Fault::Cut => (COMMANDS, Deed::CutAfter),
             Fault::Fail => (FILES | COMMANDS, Deed::Fail(libc::EIO.unsigned_abs())),
         };
+        let connected = self.connections();
         let victims = [self.mount.pid(), 0];
         self.steps.arm(kinds, usize::from(at), deed, victims);
         let answer = self.call(verb);
@@ -208,6 +211,8 @@ impl World {
         if killed {
             self.mount.kill9();
             self.mount.mount_again();
+        } else if fired && fault == Fault::Cut {
+            self.connected_since(connected)?;
         }
         self.settle()?;
         let there = self.point(verb).exists();
@@ -260,7 +265,8 @@ impl World {
     }
 
     /// The VM is started again: told to quit, or killed when all was flushed.
-    fn restart(&mut self, killed: bool) {
+    fn restart(&mut self, killed: bool) -> Result<(), String> {
+        let connected = self.connections();
         if killed {
             let hands = self.hands.as_mut().expect("the disk runs");
             hands.flush().expect("the guest can flush");
@@ -273,6 +279,17 @@ impl World {
         self.machine.start_again();
         self.hands = Some(self.machine.nbd("vda"));
         self.reference.root_is_ours = false;
+        self.connected_since(connected)
+    }
+
+    /// How often the program has found QEMU again.
+    fn connections(&self) -> usize {
+        self.log().matches("QEMU is connected").count()
+    }
+
+    fn connected_since(&self, before: usize) -> Result<(), String> {
+        let again = || (self.connections() > before).then_some(());
+        wait::poll(wait::PATIENCE, again).ok_or_else(|| "it does not connect again".to_owned())
     }
 
     /// Waits until the program has put everything right by itself.

@@ -7,13 +7,14 @@ use super::Merge;
 use super::plan::Verb;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
-use crate::model::{FileId, PointRecord};
+use crate::model::{Disk, FileId, PointRecord};
+use crate::ops::durable;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
 use crate::ops::settle;
 use crate::sys;
 use qmpbridge::command::{BlockCommit, BlockStream, ChangeBackingFile};
-use qmpbridge::{BlockGraph, Bridge, JobHandle, NodeName};
+use qmpbridge::{BlockGraph, Bridge, JobHandle, JobStage, JobStatus, NodeName};
 use std::path::{Path, PathBuf};
 
 /// Gets the job going, or takes up the one that already runs.
@@ -145,6 +146,48 @@ async fn move_below_root(
     Ok(())
 }
 
+/// What a merge waits for.
+pub(super) enum Stage {
+    /// A stream has copied all, and waits to be finalized.
+    Copied,
+    /// An active commit waits for its pivot.
+    Ready,
+    /// The job is over.
+    Concluded,
+}
+
+/// Waits for it. Where `finalizes`, a stream that has copied all is brought to its end.
+pub(super) async fn next_stage(
+    job: &mut JobHandle,
+    finalizes: bool,
+) -> Result<Stage, qmpbridge::Error> {
+    if !finalizes && job.wait_pending_or_concluded().await? == JobStatus::Pending {
+        return Ok(Stage::Copied);
+    }
+    Ok(match job.wait_ready_or_concluded().await? {
+        JobStage::Ready => Stage::Ready,
+        JobStage::Concluded => Stage::Concluded,
+    })
+}
+
+/// What a stream has copied is on stable storage before the header above says that it is there.
+pub(super) async fn make_durable(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &Merge,
+) -> Result<(), Failure> {
+    let up = merge.up();
+    let path = up.path.clone();
+    // most of it, without QEMU standing still for it
+    crate::ops::blocking::blocking(move || layer_file::fsync_file(&path)).await?;
+    let role = match merge.index + 1 == merge.disk.layers.len() {
+        true => Role::Active,
+        false => Role::Sealed,
+    };
+    let node = node(up.node.as_ref())?;
+    durable::flush_under_a_job(bridge, &node, role, &engine.carried(&merge.disk)).await
+}
+
 /// The guest stands still from just before the pivot until D names the new active layer.
 pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
     merge.alone = Some(engine.alone().await?);
@@ -184,14 +227,13 @@ pub(super) async fn finish(
         .ok_or_else(|| Failure::new(Errno::EIO, "the point's file is not known"))?;
     match merge.verb {
         Verb::Stream => {
-            let up = merge.up();
             finish_stream(
                 engine,
                 bridge,
                 here.node.as_ref(),
                 &here.path,
                 file,
-                &up.path,
+                Upper::of(&merge.disk, &merge.up().path),
             )
             .await
         }
@@ -235,6 +277,24 @@ pub(super) async fn finish(
     }
 }
 
+/// The layer that a stream went into.
+pub(in crate::ops) struct Upper<'a> {
+    disk: &'a Disk,
+    path: &'a Path,
+    is_active: bool,
+}
+
+impl<'a> Upper<'a> {
+    pub(in crate::ops) fn of(disk: &'a Disk, path: &'a Path) -> Self {
+        let is_active = disk.active.path == path;
+        Upper {
+            disk,
+            path,
+            is_active,
+        }
+    }
+}
+
 /// After a stream: the point's nodes and then its file go.
 pub(in crate::ops) async fn finish_stream(
     engine: &Engine,
@@ -242,14 +302,17 @@ pub(in crate::ops) async fn finish_stream(
     point: Option<&NodeName>,
     path: &Path,
     file: FileId,
-    upper: &Path,
+    upper: Upper<'_>,
 ) -> Result<(), Failure> {
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, point).await?;
     let graph = bridge.graph().await?;
     refuse_if_open(engine, &graph, file, path)?;
+    if let (true, Some(root)) = (upper.is_active, &upper.disk.root) {
+        durable::flush(bridge, root, &engine.carried(upper.disk)).await?;
+    }
     // the header of the layer above no longer names it; that must be on disk before the file goes
-    let upper = upper.to_owned();
+    let upper = upper.path.to_owned();
     crate::ops::blocking::blocking(move || layer_file::fsync_file(&upper)).await?;
     settle::remove_file(path, file)
 }
