@@ -136,11 +136,12 @@ fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure>
         return Ok(None);
     };
     let here = &disk.layers[below];
-    if here.file.is_none() {
-        return Ok(None);
-    }
     if here.path != disk.active_path {
-        return Ok(layer_file::read_seal(&here.path)?.map(|marker| (below, marker)));
+        let marker = match here.file {
+            Some(_) => layer_file::read_seal(&here.path)?,
+            None => None,
+        };
+        return Ok(marker.map(|marker| (below, marker)));
     }
     // D was given to the overlay, and QEMU still knows the sealed file by it: the mark is on another name
     for path in layer_file::siblings(&disk.active_path)? {
