@@ -10,7 +10,8 @@ use libc::{EBUSY, EEXIST, ENOENT, EOPNOTSUPP, EPERM, EROFS};
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
-use qmpfs_tests::proxy::{Proxy, When};
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{RAW, SEALED, Several};
 use qmpfs_tests::tree::{assert_errno, text};
@@ -72,14 +73,15 @@ over_attachments! {
 #[test]
 fn the_guest_stands_still_once_and_only_the_first_time() {
     let mut several = Several::new("several-still", Attachment::Blockdev);
-    let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket());
+    let steps = Steps::new(several.scratch());
+    let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket(), &steps);
     several.mount.mount_through(proxy.socket());
     several.wait_for_disks();
     let count = |commands: &[String], name: &str| commands.iter().filter(|c| *c == name).count();
     for (name, stops) in [("one", 1), ("two", 0)] {
-        proxy.kill_at(several.mount.pid(), usize::MAX - 1, When::Before);
+        steps.arm(COMMANDS, 0, Deed::Pass, [0, 0]);
         several.seal(name);
-        let (_, commands) = proxy.disarm();
+        let (_, commands) = steps.disarm();
         assert_eq!(count(&commands, "transaction"), 1, "{commands:?}");
         assert_eq!(count(&commands, "stop"), stops, "{commands:?}");
         assert_eq!(count(&commands, "cont"), stops, "{commands:?}");

@@ -6,7 +6,8 @@ use libc::{EACCES, EBUSY, EEXIST, EIO, ENOSPC, EPERM, EROFS};
 use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
-use qmpfs_tests::proxy::{Proxy, When};
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
 use qmpfs_tests::tree::assert_errno;
@@ -189,20 +190,21 @@ fn at_every_command(
     mut after_the_kill: impl FnMut(&mut Several),
     mut settled: impl FnMut(&mut Several, usize),
 ) {
-    let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket());
+    let steps = Steps::new(several.scratch());
+    let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket(), &steps);
     let direct = several.machine.qmpfs_socket().to_path_buf();
     let mut round = 0;
-    for when in [When::Before, When::After] {
+    for deed in [Deed::KillBefore, Deed::KillAfter] {
         let mut number = 0;
         loop {
             round += 1;
             prepare(several, round);
             several.mount.mount_through(proxy.socket());
             several.wait_for_disks();
-            proxy.kill_at(several.mount.pid(), number, when);
+            steps.arm(COMMANDS, number, deed, [several.mount.pid(), 0]);
             verb(several, round);
-            let (killed, commands) = proxy.disarm();
-            println!("killed {when:?} command {number} of {commands:?}");
+            let (killed, commands) = steps.disarm();
+            println!("{deed:?} at command {number} of {commands:?}");
             after_the_kill(several);
             several.mount.mount_through(&direct);
             several.wait_for_disks();

@@ -2,7 +2,7 @@
 //! become steps, at which qmpfs dies or the call fails as the test's plan says. The product has no hooks for tests.
 //! Knows libc and the plan; which call means what to a verb it does not know. Children are started without it.
 
-#![allow(unsafe_code, missing_docs)]
+#![allow(missing_docs, clippy::missing_safety_doc)] // the manual of libc is theirs
 
 use std::ffi::CStr;
 use std::sync::OnceLock;
