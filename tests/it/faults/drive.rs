@@ -146,7 +146,7 @@ impl<V: Verb> Driver<V> {
             whom: Whom::Nobody,
         };
         let (_, seen) = self.round(nothing, TOO_MANY);
-        assert!(seen.len() > 1, "hardly a step was seen: {seen:?}");
+        assert!(!seen.is_empty(), "no step was seen");
         let mut survived = 0;
         match wanted() {
             None => {
