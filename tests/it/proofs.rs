@@ -176,7 +176,7 @@ fn names_that_hold_still_give_the_guest_its_own_bytes() {
     assert_eq!(seal_with_names(&scratch, false), Some(1));
 }
 
-/// Decision 0008: without a flush a stream's end is a header that skips what is in no file yet.
+/// Decision 0012: without a flush a stream's end is a header that skips what is in no file yet.
 #[test]
 fn a_stream_that_has_ended_is_not_on_the_disk() {
     let scratch = Scratch::new("proof-stream");

@@ -1,7 +1,7 @@
 //! What QEMU has of a layer in its memory alone (tables of qcow2), put on stable storage. A `block-stream`
 //! needs it: at its end QEMU lets the header of the layer above name what lies below the point, and
 //! only later, with the guest's next flush, writes the tables that hold what was copied. A QEMU that is
-//! killed in between has lost the point's bytes (docs/decisions/0008). Knows nodes; no verb.
+//! killed in between has lost the point's bytes (docs/decisions/0012). Knows nodes; no verb.
 
 use super::nodes::{self, Carried, Role};
 use crate::errno::{Errno, Failure};
