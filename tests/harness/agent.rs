@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::proxy::When;
 use crate::scratch::Scratch;
 use crate::wait;
 
@@ -41,6 +40,15 @@ pub enum Manner {
     RefusesToThawOnce,
     /// Somebody else thaws right after each freeze.
     ThawedByOthers,
+}
+
+/// Which side of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// The agent has not carried it out.
+    Before,
+    /// It has, and its answer is not sent.
+    After,
 }
 
 /// A process to be struck by a signal at a command.

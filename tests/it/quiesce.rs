@@ -5,12 +5,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use libc::{EIO, ENOTCONN, ETIMEDOUT, SIGCONT, SIGKILL, SIGSTOP};
-use qmpfs_tests::agent::{FakeAgent, Manner};
+use qmpfs_tests::agent::{FakeAgent, Manner, When};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::mounted::Mounted;
-use qmpfs_tests::proxy::When;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
 use qmpfs_tests::tree::{Point, assert_errno};
