@@ -12,6 +12,7 @@ use crate::errno::{Errno, Failure};
 use crate::model::Format;
 use crate::ops::Source;
 use crate::view::Reach;
+use crate::wait::{self, Say};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -79,6 +80,15 @@ enum Command {
         /// Where it is mounted
         mountpoint: PathBuf,
     },
+    /// Follow running work with a progress bar; the exit code is 0 when it is done, 1 when it failed
+    Wait {
+        /// A job, a point that is made or removed (also one whose name is gone already), a disk,
+        /// or the mount
+        path: PathBuf,
+        /// Say nothing but why it failed
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Write the raw bytes of an image and its chain to standard output, without a mount
     #[command(after_help = CAT_HELP)]
     Cat {
@@ -135,6 +145,8 @@ pub enum Action {
     Mount(Box<MountConfig>),
     /// `qmpfs umount`
     Umount(PathBuf),
+    /// `qmpfs wait`
+    Wait(wait::Request),
     /// `qmpfs cat`
     Cat(cat::Request),
     /// Something to print.
@@ -178,6 +190,10 @@ fn action(command: Command) -> Result<Action, Failure> {
             })))
         }
         Command::Umount { mountpoint } => Ok(Action::Umount(mountpoint)),
+        Command::Wait { path, quiet } => Ok(Action::Wait(wait::Request {
+            path,
+            say: if quiet { Say::Nothing } else { Say::Progress },
+        })),
         Command::Cat {
             image,
             snapshot,
@@ -321,6 +337,7 @@ mod tests {
             &["qmpfs", "man"][..],
             &["qmpfs", "man", "mount"],
             &["qmpfs", "man", "cat"],
+            &["qmpfs", "man", "wait"],
             &["qmpfs", "completions", "bash"],
         ] {
             let Ok(Action::Print(text)) = parse(line) else {

@@ -21,3 +21,4 @@ pub mod run;
 pub mod sys;
 pub mod tree;
 pub mod view;
+pub mod wait;

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let done = cli::parse().and_then(|action| match action {
         Action::Mount(config) => run::mount(*config).map(|()| ExitCode::SUCCESS),
         Action::Umount(mountpoint) => run::umount(&mountpoint).map(|()| ExitCode::SUCCESS),
+        Action::Wait(request) => run::wait(&request).map(|()| ExitCode::SUCCESS),
         Action::Cat(request) => cat::to_standard_output(&request).map(|ended| match ended {
             Ended::Whole => ExitCode::SUCCESS,
             // `qmpfs cat IMAGE | head`: nothing to say, and not all was written

@@ -352,10 +352,14 @@ pub struct Job {
     pub verb: String,
     /// The point it removes.
     pub point: String,
-    /// QEMU's words: created, running, ready, concluded...
+    /// QEMU's words: created, running, ready, concluded...; or queued, before QEMU knows of it.
     pub state: String,
     /// Bytes done and to do.
     pub progress: (u64, u64),
+    /// Bytes a second, over the last seconds.
+    pub rate: Option<u64>,
+    /// Bytes a second that a person allows.
+    pub limit: Option<u64>,
     /// Why it failed.
     pub error: Option<String>,
 }

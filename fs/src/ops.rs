@@ -44,6 +44,8 @@ const REQUESTS: usize = 1024;
 const FRESH: Duration = Duration::from_millis(50);
 /// How long a listing waits for QEMU.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the reader of a job's files waits for QEMU.
+const PROGRESS_DEADLINE: Duration = Duration::from_millis(300);
 /// How long a waiting read stays in the kernel before a signal can be seen.
 const WAIT_SLICE: Duration = Duration::from_millis(500);
 
@@ -64,6 +66,16 @@ pub enum Request {
     /// Look at QEMU again if the model is older than a moment, then answer (at the latest after
     /// a short deadline, with what is known).
     Refresh {
+        /// Answered with the newest model.
+        answer: Answer<Arc<Model>>,
+    },
+    /// Look at a job's progress if that was not just done, then answer (at the latest after a
+    /// short deadline, with what is known).
+    Progress {
+        /// The disk's name.
+        disk: String,
+        /// QEMU's job id.
+        id: String,
         /// Answered with the newest model.
         answer: Answer<Arc<Model>>,
     },
@@ -141,7 +153,7 @@ impl Request {
     fn fail(self, failure: Failure) {
         match self {
             Request::Do { answer, .. } => answer(Err(failure)),
-            Request::Refresh { answer } => answer(Err(failure)),
+            Request::Refresh { answer } | Request::Progress { answer, .. } => answer(Err(failure)),
             Request::Open { answer, .. } => answer(Err(failure)),
             Request::Wait { answer, .. } => answer(Err(failure)),
         }
@@ -370,6 +382,13 @@ async fn serve_one(engine: Rc<Engine>, request: Request) {
             }
             answer(Ok(engine.current()));
         }
+        Request::Progress { disk, id, answer } => {
+            let look = engine.show_progress_if_older(&disk, &id);
+            if tokio::time::timeout(PROGRESS_DEADLINE, look).await.is_err() {
+                tracing::debug!("answering with the last look");
+            }
+            answer(Ok(engine.current()));
+        }
         Request::Open { point, pid, answer } => answer(open::open(&engine, &point, pid).await),
         Request::Wait { scope, answer } => wait(&engine, &scope, answer).await,
     }
@@ -403,12 +422,11 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
             logged(held(&engine, &disk, delete).await);
         }
-        Intent::DeleteExternal { disk, name } => match engine.hold(&disk).await {
-            Ok(guard) => merge::delete_external(engine, guard, &name, logged).await,
-            Err(failure) => logged(Err(failure)),
-        },
+        Intent::DeleteExternal { disk, name } => {
+            merge::remove(engine, &disk, merge::Which::Point(name), logged).await;
+        }
         Intent::CancelJob { disk, id } => {
-            let outcome = engine.cancel(&disk, &id).await;
+            let outcome = control::cancel(&engine, &disk, &id).await;
             logged(outcome);
         }
         Intent::ControlJob { disk, id, command } => {

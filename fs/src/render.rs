@@ -151,7 +151,7 @@ fn layer_name(index: usize, layer: &Layer, active: bool) -> String {
 }
 
 /// "1.2 GiB"
-fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");

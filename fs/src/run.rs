@@ -11,6 +11,7 @@ use crate::fuse::{self, Mounted, Owner, Settings};
 use crate::ops::{self, EngineConfig};
 use crate::report::Log;
 use crate::sys::{self, Process, StopSignals, Unmount};
+use crate::wait;
 use daemonize::{Ready, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -251,6 +252,19 @@ pub fn umount(path: &Path) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+/// `qmpfs wait`: waits for the work that a path in a mount means.
+pub fn wait(request: &wait::Request) -> Result<(), Failure> {
+    wait::follow(request, |path| {
+        mountpoint::around(path)?.ok_or_else(|| {
+            Failure::new(
+                Errno::EINVAL,
+                format!("{} is in no mount of qmpfs", path.display()),
+            )
+            .next("see what is mounted: findmnt -t fuse.qmpfs")
+        })
+    })
 }
 
 /// The process behind a mount, which it names itself; None for one that is dead already.

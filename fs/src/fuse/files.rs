@@ -42,6 +42,9 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         let handle = shared.handles.insert(Handle::Log(Mutex::default()));
         return reply.opened(handle, TEXT_FLAGS);
     }
+    if let NodeKey::JobFile(disk, id, JobFile::State | JobFile::Progress) = &key {
+        return open_fresh(shared, disk.clone(), id.clone(), key.clone(), reply);
+    }
     let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
         return match shared.text(&model, &key) {
             Some(text) => reply.opened(
@@ -83,6 +86,22 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         pid: process,
         answer,
     });
+}
+
+/// Opens a text about a running job, as QEMU has it now.
+fn open_fresh(shared: &Arc<Shared>, disk: String, id: String, key: NodeKey, reply: ReplyOpen) {
+    let in_answer = Arc::clone(shared);
+    let answer = Box::new(move |looked: Result<_, Failure>| {
+        let model = looked.unwrap_or_else(|_| in_answer.engine.model());
+        match in_answer.text(&model, &key) {
+            Some(text) => reply.opened(
+                in_answer.handles.insert(Handle::Text(text.into_bytes())),
+                TEXT_FLAGS,
+            ),
+            None => reply.error(fuser::Errno::ESTALE),
+        }
+    });
+    shared.engine.send(Request::Progress { disk, id, answer });
 }
 
 /// Opens a control file for the lines that are written to it. No other file is ever written.

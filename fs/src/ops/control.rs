@@ -1,8 +1,8 @@
-//! Lines written to `jobs/ID/ctl`: what a person tells a job that is at work. It knows what QEMU
+//! Lines written to `jobs/ID/ctl`, and `rmdir jobs/ID`: what a person tells a job. It knows what QEMU
 //! takes of a job in which state; it does not know what the job is for.
 //! Invariant: what is asked twice is done once. A job is paused when `query-block-jobs` says so.
 
-use super::engine::Engine;
+use super::engine::{Engine, Held};
 use crate::errno::{Errno, Failure};
 use crate::intent::JobCommand;
 use crate::model::Job;
@@ -19,14 +19,19 @@ pub(super) async fn job(
         .job(disk, id)
         .filter(|job| !job.ended())
         .ok_or_else(|| has_ended(id))?;
-    match command {
-        JobCommand::Cancel => return engine.cancel(disk, id).await,
-        JobCommand::Finish | JobCommand::Pivot => return Err(no_mirror(&job, command)),
-        JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_) => {}
+    match (command, engine.is_queued(disk, id)) {
+        (JobCommand::Cancel, _) => return cancel(engine, disk, id).await,
+        (JobCommand::Finish | JobCommand::Pivot, _) => return Err(no_mirror(&job, command)),
+        (JobCommand::Pause, true) => return Ok(engine.hold_queued(disk, id, Held::Paused)),
+        (JobCommand::Resume, true) => return Ok(engine.hold_queued(disk, id, Held::Queued)),
+        (JobCommand::Speed(bytes), true) => return Ok(engine.limit_queued(disk, id, bytes)),
+        (JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_), false) => {}
     }
     let bridge = engine.bridge()?;
     let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-    let seen = info(bridge, &job).await?.ok_or_else(|| has_ended(id))?;
+    let seen = info(bridge, &job)
+        .await?
+        .ok_or_else(|| not_there(engine, disk, id))?;
     let told = match command {
         JobCommand::Pause if !seen.paused && engine.pivots(disk) => {
             return Err(Failure::new(
@@ -47,7 +52,7 @@ pub(super) async fn job(
     if let Err(error) = told {
         // it may have ended between the look and the word
         return match info(bridge, &job).await {
-            Ok(None) => Err(has_ended(id)),
+            Ok(None) => Err(not_there(engine, disk, id)),
             Ok(Some(_)) | Err(_) => Err(Failure::from(error).next(format!(
                 "cat disks/{disk}/jobs/{id}/state; a job that is just ending takes no commands"
             ))),
@@ -57,12 +62,57 @@ pub(super) async fn job(
     Ok(())
 }
 
+/// `rmdir jobs/ID`, or the word `cancel`: ends a job, or forgets one that has failed.
+pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure> {
+    let job = engine
+        .job(disk, id)
+        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no job '{id}'")))?;
+    if job.ended() {
+        engine.dismiss(disk, id);
+        return Ok(());
+    }
+    if engine.is_queued(disk, id) {
+        engine.drop_queued(disk, id);
+        return Ok(());
+    }
+    if job.verb != "stream" {
+        return Err(Failure::new(
+            Errno::EPERM,
+            "a commit has begun to change the layer below and cannot be taken back",
+        )
+        .next(format!("let it end: cat disks/{disk}/wait")));
+    }
+    let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+    let bridge = engine.bridge()?;
+    // before QEMU is told: the job's end may be seen before the answer is
+    engine.set_cancelled(disk, true);
+    let Err(error) = bridge.cancel_job(&job, qmpbridge::Cancel::Force).await else {
+        return Ok(());
+    };
+    engine.set_cancelled(disk, false);
+    match info(bridge, &job).await {
+        Ok(None) => Err(not_there(engine, disk, id)),
+        Ok(Some(_)) | Err(_) => Err(error.into()),
+    }
+}
+
 async fn info(bridge: &Bridge, id: &JobId) -> Result<Option<JobInfo>, Failure> {
     Ok(bridge.jobs().await?.into_iter().find(|job| job.id == *id))
 }
 
 fn has_ended(id: &str) -> Failure {
     Failure::new(Errno::ENOENT, format!("the job '{id}' has ended"))
+}
+
+/// QEMU does not know the job: it has ended, or is just about to begin.
+fn not_there(engine: &Engine, disk: &str, id: &str) -> Failure {
+    match engine.job(disk, id) {
+        Some(job) if job.state == "created" => {
+            Failure::new(Errno::EBUSY, format!("the job '{id}' is just beginning"))
+                .next("try again in a moment")
+        }
+        Some(_) | None => has_ended(id),
+    }
 }
 
 fn no_mirror(job: &Job, command: JobCommand) -> Failure {

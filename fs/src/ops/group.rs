@@ -6,7 +6,7 @@
 use super::Answer;
 use super::engine::{DiskGuard, Engine};
 use super::merge::plan::METADATA_RESERVE;
-use super::merge::{self, Merge};
+use super::merge::{self, Merge, Which};
 use super::snapshot::{self, Of};
 use super::watch;
 use crate::errno::{Errno, Failure};
@@ -77,9 +77,14 @@ async fn check(engine: &Engine, id: &str) -> Result<Vec<(DiskGuard, Merge)>, Fai
     let disks = group.members.iter().map(|(disk, _)| disk.name.clone());
     let mut merges = Vec::new();
     for guard in engine.hold_all(&disks.collect()).await? {
-        let merge = merge::begin(engine, &guard, &group.point.name)
-            .await
-            .map_err(|failure| failure.of_disk(guard.name()))?;
+        let merge = merge::begin(
+            engine,
+            &guard,
+            &Which::Point(group.point.name.clone()),
+            None,
+        )
+        .await
+        .map_err(|failure| failure.of_disk(guard.name()))?;
         let point = merge.here().record.as_ref();
         if point
             .and_then(|point| Some(&point.group.as_ref()?.id))

@@ -1,16 +1,18 @@
 //! `rmdir disks/D/snapshots/N`: a block-stream or block-commit, and afterwards the names put right.
-//! The call returns when QEMU has accepted the job; the rest runs on, holding the disk, and is
-//! what `recover` takes up again after a kill. All other points stay readable through maps of the
+//! The call returns when QEMU has accepted the job, or the queue behind another one has; the rest
+//! runs on, holding the disk, and is what `recover` takes up again after a kill. All other points stay readable through maps of the
 //! chain made before the job (`LayerCache::pin`).
 
 pub mod plan;
+mod queue;
 pub(super) mod steps;
 mod text;
 
+pub(super) use text::Which;
 pub use text::plan_text;
 
 use super::Answer;
-use super::engine::{DiskGuard, Engine};
+use super::engine::{DiskGuard, Engine, Turn};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId, Job, Layer};
@@ -47,9 +49,36 @@ pub(super) struct Merge {
     pub(super) resumed: bool,
     /// From before the pivot on: nobody else stops the guest, or lets it go on.
     pub(super) alone: Option<OwnedMutexGuard<()>>,
+    /// It stood in the queue, and may be taken back until it begins.
+    queued: bool,
+    /// Bytes a second, if somebody said so while it waited.
+    speed: Option<u64>,
 }
 
 impl Merge {
+    /// One that was begun by an earlier daemon or before QEMU died.
+    pub(super) fn resumed(
+        disk: Disk,
+        index: usize,
+        verb: Verb,
+        job: JobId,
+        journal: MergeJournal,
+    ) -> Self {
+        Merge {
+            disk,
+            index,
+            verb,
+            // nobody asks any more
+            copy: 0,
+            job,
+            journal,
+            resumed: true,
+            alone: None,
+            queued: false,
+            speed: None,
+        }
+    }
+
     /// Whether the point still is what it was as long as its layer is in the chain: nothing was
     /// begun, or only a stream, which changes no state of any layer.
     fn point_intact(&self) -> bool {
@@ -84,23 +113,37 @@ impl Merge {
     }
 }
 
-/// Removes external snapshot `name`. `answer` is called once QEMU has accepted the job, or has not.
-pub async fn delete_external(engine: Rc<Engine>, guard: DiskGuard, name: &str, answer: Answer<()>) {
-    match begin(&engine, &guard, name).await {
-        Ok(merge) => run(engine, guard, merge, Some(answer)).await,
-        Err(failure) => answer(Err(failure)),
+/// Removes a point. `answer` is called once QEMU has accepted the job, or the queue, or has not.
+pub async fn remove(engine: Rc<Engine>, disk: &str, which: Which, answer: Answer<()>) {
+    loop {
+        match engine.turn(disk).await {
+            Ok(Turn::Now(guard)) => {
+                return match begin(&engine, &guard, &which, None).await {
+                    Ok(merge) => run(engine, guard, merge, Some(answer)).await,
+                    Err(failure) => answer(Err(failure)),
+                };
+            }
+            Ok(Turn::AtWork) => match queue::accept(&engine, disk, &which).await {
+                // what was at work has ended meanwhile
+                Ok(false) => {}
+                Ok(true) => return answer(Ok(())),
+                Err(failure) => return answer(Err(failure)),
+            },
+            Err(failure) => return answer(Err(failure)),
+        }
     }
 }
 
-/// Everything that can be refused before anything is done.
+/// Looks at the disk and decides. A queued point keeps the job it is shown by.
 pub(super) async fn begin(
     engine: &Engine,
     guard: &DiskGuard,
-    name: &str,
+    which: &Which,
+    job: Option<JobId>,
 ) -> Result<Merge, Failure> {
     let disk = engine.observe_disk(guard).await?;
-    let index = text::index_of(&disk, name)
-        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
+    let index = which.index_in(&disk).ok_or_else(|| which.missing())?;
+    let name = &text::listed_name(&disk, index);
     let here = &disk.layers[index];
     let file = here.file.ok_or_else(|| {
         Failure::new(
@@ -110,7 +153,9 @@ pub(super) async fn begin(
     })?;
     refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
-    let facts = super::blocking::blocking(move || text::facts(&facts_of, index)).await?;
+    let measure = text::Measure::Exactly;
+    let facts =
+        super::blocking::blocking(move || text::facts(&facts_of, index, measure, &[])).await?;
     let Plan {
         verb,
         copy,
@@ -122,8 +167,12 @@ pub(super) async fn begin(
         .ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
     // it stands on the file itself, and there is not much room for attributes
     point.group = None;
-    let job =
-        JobId::fresh(verb.word()).map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    let queued = job.is_some();
+    let job = match job {
+        Some(job) => job,
+        None => JobId::fresh(verb.word())
+            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?,
+    };
     tracing::info!(
         disk = disk.name,
         point = name,
@@ -155,6 +204,8 @@ pub(super) async fn begin(
         journal,
         resumed: false,
         alone: None,
+        queued,
+        speed: None,
     })
 }
 
@@ -182,23 +233,28 @@ fn more(readers: usize) -> String {
     }
 }
 
-/// Runs a merge from its first step to its last. Also how recovery takes one up again: every step
-/// looks first whether it was done.
+/// Runs a merge and whatever was queued behind it meanwhile.
 pub(super) async fn run(
     engine: Rc<Engine>,
     guard: DiskGuard,
-    mut merge: Merge,
+    merge: Merge,
     answer: Option<Answer<()>>,
 ) {
-    let point = merge.journal.point.name.clone();
+    one(&engine, &guard, merge, answer).await;
+    queue::go_on(&engine, &guard).await;
+}
+
+/// Runs a merge from its first step to its last. Also how recovery takes one up again: every step
+/// looks first whether it was done.
+async fn one(engine: &Rc<Engine>, guard: &DiskGuard, mut merge: Merge, answer: Option<Answer<()>>) {
+    let path = text::listed_path(&merge.disk, merge.index);
     let mut answer = Once(answer);
     let started = std::time::Instant::now();
-    let outcome = work(&engine, &guard, &mut merge, &mut answer).await;
+    let outcome = work(engine, guard, &mut merge, &mut answer).await;
     let failed = outcome.as_ref().err().cloned();
     let accepted = answer.used();
     if accepted {
         // a refusal is told as the answer of the rmdir
-        let path = format!("/disks/{}/snapshots/{point}", merge.disk.name);
         engine
             .log
             .record("merge", &path, 0, &outcome, started.elapsed());
@@ -210,7 +266,7 @@ pub(super) async fn run(
         .as_ref()
         .is_some_and(|failure| !failure.outcome_known());
     engine
-        .thaw(&guard, merge.job.as_str(), failed.filter(|_| accepted))
+        .thaw(guard, merge.job.as_str(), failed.filter(|_| accepted))
         .await;
     if unsettled {
         engine.settle_later(guard.name());
@@ -238,6 +294,16 @@ async fn work(
         .flatten();
     // held until the new chain is shown: what is opened meanwhile reads the chain as it was
     let pin = super::blocking::blocking(move || cache.pin(&chain, source)).await?;
+    let mut pause = false;
+    if merge.queued {
+        // nothing waits between this and the freeze, which hides the point in the queue's place
+        let job = engine.job(guard.name(), merge.job.as_str());
+        pause = job.is_some_and(|job| job.state == "paused");
+        let queued = engine
+            .take_queued(guard.name(), merge.job.as_str())
+            .ok_or_else(|| Failure::new(Errno::ENOENT, "taken back before it began"))?;
+        merge.speed = queued.speed;
+    }
     engine.freeze(
         guard,
         &merge.disk,
@@ -268,6 +334,14 @@ async fn work(
         }
     };
     answer.give(Ok(()));
+    if let Some(speed) = merge.speed
+        && let Err(error) = bridge.set_job_speed(&merge.job, speed).await
+    {
+        tracing::debug!(%error, "speed of a queued job");
+    }
+    if pause && let Err(error) = bridge.pause_job(&merge.job).await {
+        tracing::debug!(%error, "pause of a queued job");
+    }
     let outcome = follow(engine, guard, merge, started).await;
     if outcome.is_err() && merge.journal.resume {
         // the pivot did not happen; the guest goes on where it stood
@@ -372,6 +446,8 @@ pub(super) fn entry(merge: &Merge, state: &str) -> Job {
         point: merge.journal.point.name.clone(),
         state: state.into(),
         progress: (0, 0),
+        rate: None,
+        limit: None,
         error: None,
     }
 }

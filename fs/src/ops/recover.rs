@@ -479,17 +479,9 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
         };
         let job = job.map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
         journal.job = job.as_str().into();
-        return Ok(Resume::Merge(Box::new(merge::Merge {
-            disk,
-            index,
-            verb,
-            // nobody asks any more
-            copy: 0,
-            job,
-            journal,
-            resumed: true,
-            alone: None,
-        })));
+        return Ok(Resume::Merge(Box::new(merge::Merge::resumed(
+            disk, index, verb, job, journal,
+        ))));
     }
     Ok(Resume::Nothing)
 }

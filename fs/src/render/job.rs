@@ -5,10 +5,17 @@ use serde::Serialize;
 
 /// The object of `progress`.
 #[derive(Serialize)]
-pub(super) struct Progress {
+pub(super) struct Progress<'a> {
+    verb: &'a str,
+    point: &'a str,
+    state: &'a str,
     current: u64,
     total: u64,
     percent: f64,
+    bytes_per_second: Option<u64>,
+    seconds_left: Option<u64>,
+    /// What `speed` allows; null without a limit.
+    limit: Option<u64>,
 }
 
 pub(super) fn state(job: &Job) -> String {
@@ -33,15 +40,24 @@ pub(super) fn words(job: &Job) -> String {
     format!("pause resume speed BYTES[kMGT]{cancel}\n")
 }
 
-pub(super) fn progress(job: &Job) -> Progress {
+pub(super) fn progress(job: &Job) -> Progress<'_> {
     let (current, total) = job.progress;
     let share = if total == 0 {
         0.0
     } else {
         current as f64 / total as f64
     };
+    let moves = job.state == "running" || job.state == "ready";
+    let rate = job.rate.filter(|_| moves);
+    let left = rate.and_then(|rate| total.saturating_sub(current).checked_div(rate));
     // One decimal is what a progress bar can show.
     Progress {
+        verb: &job.verb,
+        point: &job.point,
+        state: &job.state,
+        bytes_per_second: rate,
+        seconds_left: left,
+        limit: job.limit,
         current,
         total,
         percent: (share.min(1.0) * 1000.0).round() / 10.0,

@@ -204,7 +204,11 @@ fn a_jobs_files() {
     let progress = object(&model, &file(JobFile::Progress));
     assert_eq!(
         progress,
-        serde_json::json!({"current": 25, "total": 100, "percent": 25.0})
+        serde_json::json!({
+            "verb": "stream", "point": "old", "state": "running",
+            "current": 25, "total": 100, "percent": 25.0,
+            "bytes_per_second": null, "seconds_left": null, "limit": null,
+        })
     );
     model.disks[0].jobs[0].error = Some("No space left on device".into());
     model.disks[0].jobs[0].progress = (0, 0);

@@ -106,6 +106,16 @@ pub(super) fn ours(path: &Path) -> Result<Option<Entry>, Failure> {
     Ok(topmost(path)?.filter(|entry| entry.fs_type == FS_TYPE))
 }
 
+/// The mount of ours that a path lies in.
+pub(super) fn around(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    for above in path.ancestors() {
+        if ours(above)?.is_some() {
+            return Ok(Some(above.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// Lets the kernel read further ahead in what it reads through its cache. Only root may say so, and
 /// for others all works as well, in more and shorter reads.
 pub(super) fn read_ahead(device: &str) {

@@ -72,6 +72,8 @@ pub(crate) fn two_disks() -> Model {
         point: "old".into(),
         state: "running".into(),
         progress: (25, 100),
+        rate: None,
+        limit: None,
         error: None,
     });
     let mut vdb = disk("vdb", layer("/vm/data.raw", 0xe, None), Vec::new());

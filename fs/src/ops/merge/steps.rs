@@ -24,7 +24,16 @@ pub(super) async fn start(
     merge: &mut Merge,
     carried: &Carried,
 ) -> Result<JobHandle, Failure> {
-    if bridge.jobs().await?.iter().any(|job| job.id == merge.job) {
+    if let Some(job) = bridge
+        .jobs()
+        .await?
+        .into_iter()
+        .find(|job| job.id == merge.job)
+    {
+        if job.paused {
+            // whoever paused it told a daemon that is gone; a job that nobody watches must not stand
+            bridge.resume_job(&merge.job).await?;
+        }
         return Ok(bridge.attach_job(merge.job.clone()).await?);
     }
     match merge.verb {

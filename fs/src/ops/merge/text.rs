@@ -2,11 +2,11 @@
 //! It looks at the files of the two layers; it asks QEMU nothing.
 
 use super::plan::{Facts, Plan, Verb, above, choose};
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::model::{Disk, Model};
+use crate::model::{Disk, FileId, Layer, Model};
 use crate::sys;
-use crate::tree::{PointKey, PointKind, Section, point_place};
+use crate::tree::{PointKey, PointKind, Section, layer_dir_name, layer_identity, point_place};
 use crate::view::{LayerSpec, layer_allocated};
 use std::fmt::Write;
 use std::path::Path;
@@ -31,7 +31,9 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
             let Some(index) = layer_index(disk, &name, section) else {
                 return "this point is gone\n".into();
             };
-            match facts(disk, index).and_then(|facts| choose(disk, index, &facts, model.vm.merge)) {
+            match facts(disk, index, Measure::Exactly, &[])
+                .and_then(|facts| choose(disk, index, &facts, model.vm.merge))
+            {
                 Ok(plan) => describe(disk, index, &plan),
                 Err(failure) => format!(
                     "refused: {} ({})\nnext:    {}\n",
@@ -52,6 +54,64 @@ fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
     }
 }
 
+/// Which layer goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// An external snapshot, by its name.
+    Point(String),
+    /// Any sealed layer, by `tree::layer_identity`.
+    Layer(String),
+}
+
+impl Which {
+    /// Its place among the sealed layers, if it is listed.
+    pub(super) fn index_in(&self, disk: &Disk) -> Option<usize> {
+        match self {
+            Which::Point(name) => index_of(disk, name),
+            Which::Layer(identity) => disk
+                .layers
+                .iter()
+                .position(|layer| layer.shown() && layer_identity(layer) == *identity),
+        }
+    }
+
+    pub(super) fn missing(&self) -> Failure {
+        let message = match self {
+            Which::Point(name) => format!("there is no snapshot '{name}'"),
+            Which::Layer(_) => "the layer is in the chain no more".to_owned(),
+        };
+        Failure::new(Errno::ENOENT, message)
+    }
+}
+
+/// How well the bytes to copy are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Measure {
+    /// From the images' own tables.
+    Exactly,
+    /// From what the files take: a merge is writing them.
+    Roughly,
+}
+
+/// What a layer is called where it is listed: its point's name, or its directory in layers/.
+pub(super) fn listed_name(disk: &Disk, index: usize) -> String {
+    let layer = &disk.layers[index];
+    layer.record.as_ref().map_or_else(
+        || layer_dir_name(index, layer),
+        |record| record.name.clone(),
+    )
+}
+
+/// Where a layer is listed.
+pub(super) fn listed_path(disk: &Disk, index: usize) -> String {
+    let section = match disk.layers[index].record {
+        Some(_) => Section::Snapshots,
+        None => Section::Layers,
+    };
+    let name = listed_name(disk, index);
+    format!("/disks/{}/{}/{name}", disk.name, section.name())
+}
+
 /// The index of external snapshot `name` among the sealed layers.
 pub(super) fn index_of(disk: &Disk, name: &str) -> Option<usize> {
     disk.layers.iter().position(|layer| {
@@ -64,7 +124,13 @@ pub(super) fn index_of(disk: &Disk, name: &str) -> Option<usize> {
 }
 
 /// Finds out what `choose` wants to know about layer `index` and the one above it.
-pub(super) fn facts(disk: &Disk, index: usize) -> Result<Facts, Failure> {
+/// `leaving` are files of the chain besides: what stands on the layer and goes soon.
+pub(super) fn facts(
+    disk: &Disk,
+    index: usize,
+    measure: Measure,
+    leaving: &[FileId],
+) -> Result<Facts, Failure> {
     let here = &disk.layers[index];
     let up = above(disk, index);
     let up_is_active = index + 1 == disk.layers.len();
@@ -72,19 +138,24 @@ pub(super) fn facts(disk: &Disk, index: usize) -> Result<Facts, Failure> {
     let here_dir = directory(&here.path);
     let io =
         |error: std::io::Error| Failure::io(format!("look at {}", here.path.display()), &error);
+    let bytes = |layer: &Layer| match measure {
+        Measure::Exactly => layer_allocated(&LayerSpec::from(layer)),
+        Measure::Roughly => Ok(layer.allocated_size),
+    };
     let mut ours: Vec<_> = disk.layers.iter().filter_map(|layer| layer.file).collect();
     ours.extend(disk.active.file);
+    ours.extend(leaving);
     let dependents = match here.file {
         Some(file) => layer_file::dependents(&here_dir, file, &ours)?,
         None => Vec::new(),
     };
     Ok(Facts {
-        stream_bytes: layer_allocated(&LayerSpec::from(here))?,
+        stream_bytes: bytes(here)?,
         // the active layer is not ours to parse while QEMU writes it
         commit_bytes: if up_is_active {
             up.allocated_size
         } else {
-            layer_allocated(&LayerSpec::from(up))?
+            bytes(up)?
         },
         dependents,
         names: sys::names_of(&here.path).map_err(io)?,

@@ -1,0 +1,405 @@
+//! The jobs of a disk as the tree shows them: announced before their first step, their progress
+//! while they run, their failure until it is dismissed; and the points that wait in the queue.
+//! It knows what is shown; it does not know how a merge is done.
+
+use super::{DiskGuard, Engine, Frozen};
+use crate::errno::Failure;
+use crate::leases::Closed;
+use crate::model::{Disk, Job, Model};
+use crate::tree::layer_identity;
+use crate::view::Pin;
+use qmpbridge::{JobId, JobInfo, JobStatus};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// The rate of a job is that of the last seconds, as people expect of "time left".
+const PACE_WINDOW: Duration = Duration::from_secs(5);
+/// A job is not looked at more often, however many read its progress.
+const PROGRESS_FRESH: Duration = Duration::from_millis(100);
+
+/// What stands in `state` of a job whose turn has not come.
+const QUEUED: &str = "queued";
+/// And of any job that a person holds.
+const PAUSED: &str = "paused";
+
+/// A point that was removed while another merge was at work: its turn comes.
+pub(in crate::ops) struct Queued {
+    /// Of the job that shows it, and that it becomes.
+    pub(in crate::ops) job: JobId,
+    /// The layer (`tree::layer_identity`): names of files change in a queue.
+    pub(in crate::ops) identity: String,
+    /// Where the point was listed, for the log.
+    pub(in crate::ops) path: String,
+    /// Bytes a second, if somebody said so.
+    pub(in crate::ops) speed: Option<u64>,
+    /// Keeps readers away until the merge itself does.
+    pub(in crate::ops) _closed: Option<Closed>,
+}
+
+/// Whose turn it is. It stays in the queue, and its point hidden, until it is shown at work.
+pub(in crate::ops) struct NextTurn {
+    pub(in crate::ops) job: JobId,
+    pub(in crate::ops) identity: String,
+    pub(in crate::ops) path: String,
+}
+
+/// How fast a job was in the last seconds.
+#[derive(Default)]
+pub(super) struct Pace {
+    seen: VecDeque<(Instant, u64)>,
+    looked: Option<Instant>,
+}
+
+impl Pace {
+    /// Bytes a second, now that so many are done. None before there is anything to compare.
+    fn rate(&mut self, now: Instant, done: u64) -> Option<u64> {
+        while self
+            .seen
+            .front()
+            .is_some_and(|(when, _)| now.duration_since(*when) > PACE_WINDOW)
+        {
+            self.seen.pop_front();
+        }
+        self.seen.push_back((now, done));
+        let (since, before) = *self.seen.front()?;
+        let millis = u64::try_from(now.duration_since(since).as_millis()).ok()?;
+        (millis > 0).then(|| done.saturating_sub(before).saturating_mul(1000) / millis)
+    }
+}
+
+/// What `wait` waits for.
+pub(in crate::ops) enum Work {
+    UnderWay,
+    Failed(String),
+    Done,
+}
+
+impl Engine {
+    /// Shows a job from before its first step on: who looks, or waits, finds it at work.
+    pub(in crate::ops) fn announce(&self, guard: &DiskGuard, job: Job) {
+        let state = &guard.state;
+        let mut jobs = state.jobs.borrow_mut();
+        if !state.merging.replace(true) {
+            // what failed before is history once new work begins
+            jobs.retain(|known| !known.ended());
+        }
+        state.cancelled.set(false);
+        state.pivoting.set(false);
+        *state.pace.borrow_mut() = Pace::default();
+        match jobs.iter_mut().find(|known| known.id == job.id) {
+            Some(known) => *known = job,
+            None => jobs.push(job),
+        }
+    }
+
+    /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
+    pub(in crate::ops) fn freeze(
+        &self,
+        guard: &DiskGuard,
+        disk: &Disk,
+        leaving: usize,
+        job: Job,
+        pin: Pin,
+    ) {
+        let mut shown = disk.clone();
+        shown.layers[leaving].leaving = true;
+        self.announce(guard, job);
+        *guard.state.frozen.borrow_mut() = Some(Frozen {
+            disk: shown,
+            _pin: pin,
+        });
+        self.publish_jobs(guard.name());
+    }
+
+    /// The job has ended: shows the disk as it is now, and the failure as long as nobody dismisses it.
+    pub(in crate::ops) async fn thaw(&self, guard: &DiskGuard, id: &str, failed: Option<Failure>) {
+        let state = &guard.state;
+        if let Err(failure) = self.refresh(&[guard]).await {
+            // what is shown stays as it was until QEMU can be asked
+            tracing::debug!(%failure, "refresh after a merge");
+            *state.frozen.borrow_mut() = None;
+        }
+        // only now: who waits for the job finds the tree as it is after it
+        self.end_job(
+            guard.name(),
+            id,
+            failed.filter(|_| !state.cancelled.get()).as_ref(),
+        );
+    }
+
+    /// Nothing is at work on the disk any more.
+    pub(in crate::ops) fn rest(&self, guard: &DiskGuard) {
+        guard.state.merging.set(false);
+        self.publish_jobs(guard.name());
+    }
+
+    /// A job leaves, or stays with its failure.
+    pub(in crate::ops) fn end_job(&self, disk: &str, id: &str, failed: Option<&Failure>) {
+        let state = self.state(disk);
+        {
+            let mut jobs = state.jobs.borrow_mut();
+            match failed {
+                None => jobs.retain(|job| job.id != id),
+                Some(failure) => {
+                    if let Some(job) = jobs.iter_mut().find(|job| job.id == id) {
+                        job.state = "concluded".into();
+                        job.error = Some(failure.to_string());
+                        job.rate = None;
+                    }
+                }
+            }
+        }
+        if state.queue.borrow().is_empty() && state.frozen.borrow().is_none() {
+            // who waited for it may begin something at once
+            state.merging.set(false);
+        }
+        self.publish_jobs(disk);
+    }
+
+    fn publish_jobs(&self, disk: &str) {
+        let state = self.state(disk);
+        let mut model = Model::clone(&self.current());
+        if let Some(shown) = model.disks.iter_mut().find(|shown| shown.name == disk) {
+            if let Some(frozen) = &*state.frozen.borrow() {
+                *shown = frozen.disk.clone();
+            }
+            self.dress(shown);
+        }
+        self.publish(model);
+    }
+
+    /// What is not QEMU's to tell: the jobs, and that points in the queue are gone.
+    pub(super) fn dress(&self, disk: &mut Disk) {
+        let state = self.state(&disk.name);
+        disk.jobs = state.jobs.borrow().clone();
+        let queue = state.queue.borrow();
+        for layer in &mut disk.layers {
+            let identity = layer_identity(layer);
+            layer.leaving |= queue.iter().any(|queued| queued.identity == identity);
+        }
+    }
+
+    /// Brings a job's progress up to date.
+    pub(in crate::ops) async fn show_progress(&self, disk: &str, id: &str) {
+        let Ok(bridge) = self.bridge() else { return };
+        let Ok(jobs) = bridge.jobs().await else {
+            return;
+        };
+        let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else {
+            return;
+        };
+        let state = self.state(disk);
+        if let Some(job) = state
+            .jobs
+            .borrow_mut()
+            .iter_mut()
+            .find(|job| job.id == id && !job.ended())
+        {
+            let now = Instant::now();
+            let mut pace = state.pace.borrow_mut();
+            pace.looked = Some(now);
+            job.state = word(&seen);
+            job.progress = (seen.current_progress, seen.total_progress);
+            job.rate = pace.rate(now, seen.current_progress);
+            job.limit = seen.speed.filter(|speed| *speed > 0);
+        }
+        self.publish_jobs(disk);
+    }
+
+    /// The same for a reader of its files, unless that was just done.
+    pub(in crate::ops) async fn show_progress_if_older(&self, disk: &str, id: &str) {
+        let looked = self.state(disk).pace.borrow().looked;
+        let fresh = looked.is_some_and(|looked| looked.elapsed() < PROGRESS_FRESH);
+        let at_work = self.job(disk, id).is_some_and(|job| !job.ended());
+        if at_work && !fresh && !self.is_queued(disk, id) {
+            self.show_progress(disk, id).await;
+        }
+    }
+
+    /// A job as it is shown.
+    pub(in crate::ops) fn job(&self, disk: &str, id: &str) -> Option<Job> {
+        let state = self.state(disk);
+        let jobs = state.jobs.borrow();
+        jobs.iter().find(|job| job.id == id).cloned()
+    }
+
+    /// Puts a point behind the merges that are at work: its name is gone from here on.
+    pub(in crate::ops) fn enqueue(&self, disk: &str, queued: Queued, job: Job) {
+        let state = self.state(disk);
+        state.jobs.borrow_mut().push(Job {
+            state: QUEUED.into(),
+            ..job
+        });
+        state.queue.borrow_mut().push_back(queued);
+        self.publish_jobs(disk);
+    }
+
+    /// The first whose turn may come. The others are held by a person.
+    pub(in crate::ops) fn next_queued(&self, disk: &str) -> Option<NextTurn> {
+        let state = self.state(disk);
+        let (queue, jobs) = (state.queue.borrow(), state.jobs.borrow());
+        let held = |queued: &&Queued| {
+            jobs.iter()
+                .any(|job| job.id == queued.job.as_str() && job.state == PAUSED)
+        };
+        queue
+            .iter()
+            .find(|queued| !held(queued))
+            .map(|queued| NextTurn {
+                job: queued.job.clone(),
+                identity: queued.identity.clone(),
+                path: queued.path.clone(),
+            })
+    }
+
+    /// Whether a job waits for its turn.
+    pub(in crate::ops) fn is_queued(&self, disk: &str, id: &str) -> bool {
+        let state = self.state(disk);
+        let queue = state.queue.borrow();
+        queue.iter().any(|queued| queued.job.as_str() == id)
+    }
+
+    /// Whether anything waits for its turn.
+    pub(in crate::ops) fn has_queue(&self, disk: &str) -> bool {
+        !self.state(disk).queue.borrow().is_empty()
+    }
+
+    /// Takes a point out of the queue: its turn has come, or somebody thought better of it.
+    pub(in crate::ops) fn take_queued(&self, disk: &str, id: &str) -> Option<Queued> {
+        let state = self.state(disk);
+        let mut queue = state.queue.borrow_mut();
+        let at = queue.iter().position(|queued| queued.job.as_str() == id)?;
+        queue.remove(at)
+    }
+
+    /// Takes a point out of the queue because somebody thought better of it: its name comes back.
+    /// Where no merge is shown right now, the next one, or the queue's end, shows the name.
+    pub(in crate::ops) fn drop_queued(&self, disk: &str, id: &str) {
+        drop(self.take_queued(disk, id));
+        self.end_job(disk, id, None);
+    }
+
+    /// Holds a queued point's job, or lets it have its turn.
+    pub(in crate::ops) fn hold_queued(&self, disk: &str, id: &str, held: Held) {
+        let state = self.state(disk);
+        if let Some(job) = state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
+            job.state = match held {
+                Held::Paused => PAUSED,
+                Held::Queued => QUEUED,
+            }
+            .into();
+        }
+        self.publish_jobs(disk);
+    }
+
+    /// How fast a queued point's job will be.
+    pub(in crate::ops) fn limit_queued(&self, disk: &str, id: &str, speed: u64) {
+        let state = self.state(disk);
+        if let Some(queued) = state
+            .queue
+            .borrow_mut()
+            .iter_mut()
+            .find(|queued| queued.job.as_str() == id)
+        {
+            queued.speed = Some(speed);
+        }
+        if let Some(job) = state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
+            job.limit = Some(speed).filter(|speed| *speed > 0);
+        }
+        self.publish_jobs(disk);
+    }
+
+    /// Forgets a job that has failed.
+    pub(in crate::ops) fn dismiss(&self, disk: &str, id: &str) {
+        self.state(disk)
+            .jobs
+            .borrow_mut()
+            .retain(|job| job.id != id);
+        self.publish_jobs(disk);
+    }
+
+    /// Its end, when it comes, is not a failure but what was asked for.
+    pub(in crate::ops) fn set_cancelled(&self, disk: &str, cancelled: bool) {
+        self.state(disk).cancelled.set(cancelled);
+    }
+
+    /// From now on the disk's job is not paused; false if it is. Who wants to pause it looks at
+    /// [`Engine::pivots`] right before QEMU is told, so one of the two sees the other.
+    pub(in crate::ops) async fn begin_pivot(
+        &self,
+        disk: &str,
+        id: &JobId,
+    ) -> Result<bool, Failure> {
+        let state = self.state(disk);
+        state.pivoting.set(true);
+        let jobs = self.bridge()?.jobs().await?;
+        let paused = jobs.iter().any(|job| job.id == *id && job.paused);
+        state.pivoting.set(!paused);
+        Ok(!paused)
+    }
+
+    /// Whether the disk's job is at its pivot.
+    pub(in crate::ops) fn pivots(&self, disk: &str) -> bool {
+        self.state(disk).pivoting.get()
+    }
+
+    /// Whether work is under way in a scope, or how the last of it ended.
+    pub(in crate::ops) fn work_in(&self, disk: Option<&str>, id: Option<&str>) -> Work {
+        let states = self.disks.borrow();
+        let jobs: Vec<Job> = states
+            .iter()
+            .filter(|(name, _)| disk.is_none_or(|disk| disk == name.as_str()))
+            .flat_map(|(_, state)| state.jobs.borrow().clone())
+            .filter(|job| id.is_none_or(|id| id == job.id))
+            .collect();
+        if jobs.iter().any(|job| !job.ended()) {
+            return Work::UnderWay;
+        }
+        match jobs.into_iter().find_map(|job| job.error) {
+            Some(error) => Work::Failed(error),
+            None => Work::Done,
+        }
+    }
+
+    pub(in crate::ops) fn work_changes(&self) -> watch::Receiver<u64> {
+        self.work.subscribe()
+    }
+}
+
+/// What a person wants of a queued job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Held {
+    Paused,
+    Queued,
+}
+
+/// The state of a job in QEMU's words, without the pauses that are QEMU's own for an instant.
+fn word(job: &JobInfo) -> String {
+    match (job.status, job.paused) {
+        (_, true) => PAUSED.into(),
+        (JobStatus::Paused, false) => "running".into(),
+        (JobStatus::Standby, false) => "ready".into(),
+        (status, false) => format!("{status:?}").to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PACE_WINDOW, Pace};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        assert_eq!(pace.rate(start, 0), None);
+        assert_eq!(pace.rate(start + Duration::from_secs(1), 1000), Some(1000));
+        assert_eq!(pace.rate(start + Duration::from_secs(2), 1000), Some(500));
+        let later = start + PACE_WINDOW * 4;
+        assert_eq!(pace.rate(later, 1000), None);
+        assert_eq!(pace.rate(later + Duration::from_secs(2), 5000), Some(2000));
+        // a commit that is begun again starts from nothing
+        assert_eq!(pace.rate(later + Duration::from_secs(3), 0), Some(0));
+    }
+}

@@ -1,0 +1,74 @@
+//! What was left open (a verb whose outcome is not known, names that could not be put right) is
+//! tried again until it is settled: soon at first, and then for ever, but seldom.
+
+use super::Engine;
+use crate::ops::recover;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Between two attempts to settle what a lost connection left open.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// After so many attempts a person has to look, and that takes a while.
+const SETTLE_SOON: u32 = 60;
+/// From then on only every so many times.
+const SETTLE_SELDOM: u32 = 15;
+
+impl Engine {
+    /// A verb ended without knowing what QEMU did: finds out as soon as QEMU (or its files) can tell.
+    pub(in crate::ops) fn settle_later(&self, disk: &str) {
+        if self.unsettled.borrow_mut().insert(disk.to_owned()) {
+            self.log.note(&format!(
+                "disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"
+            ));
+        }
+    }
+
+    /// Whether something of the disk waits to be settled.
+    pub(in crate::ops) fn is_unsettled(&self, disk: &str) -> bool {
+        self.unsettled.borrow().contains(disk)
+    }
+
+    pub(in crate::ops) fn report_once(&self, text: &str) {
+        if self.reported.borrow_mut().insert(text.to_owned()) {
+            self.log.note(text);
+        }
+    }
+
+    fn unsettled(&self) -> Vec<String> {
+        self.unsettled.borrow().iter().cloned().collect()
+    }
+}
+
+/// Tries again and again to settle what was left open, until it is.
+pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
+    let mut attempts: HashMap<String, u32> = HashMap::new();
+    loop {
+        tokio::time::sleep(SETTLE_EVERY).await;
+        for disk in engine.unsettled() {
+            let tries = attempts.entry(disk.clone()).or_default();
+            *tries = tries.saturating_add(1);
+            if *tries > SETTLE_SOON && !tries.is_multiple_of(SETTLE_SELDOM) {
+                continue;
+            }
+            // holding the disk settles it first; a merge that still runs is followed again
+            let settled = match engine.hold(&disk).await {
+                Ok(guard) => recover::disk(Rc::clone(&engine), guard).await,
+                Err(failure) => Err(failure),
+            };
+            match settled {
+                Ok(()) => {
+                    engine.unsettled.borrow_mut().remove(&disk);
+                    attempts.remove(&disk);
+                    engine.log.note(&format!("disk '{disk}': settled"));
+                    if let Err(failure) = engine.refresh(&[]).await {
+                        tracing::debug!(%failure, "refresh");
+                    }
+                }
+                Err(failure) => {
+                    engine.report_once(&format!("disk '{disk}': not settled yet: {failure}"))
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `qmpfs wait`: follows the work in a mount through the mount's own files, with a progress bar on
+//! a terminal. It asks and changes nothing else: Ctrl-C ends the waiting, not the work.
+
+mod bar;
+mod scope;
+
+use crate::errno::{Errno, Failure};
+use bar::Bar;
+pub use bar::Say;
+pub(crate) use scope::Scope;
+use serde_json::Value;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A bar that moves four times a second looks alive; a job's end is seen as soon.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A job, a point, a disk, or anything else in a mount.
+    pub path: PathBuf,
+    /// How much to say meanwhile.
+    pub say: Say,
+}
+
+/// A job as its directory shows it.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    disk: String,
+    id: String,
+    verb: String,
+    point: String,
+    state: String,
+    current: u64,
+    total: u64,
+    rate: Option<u64>,
+    left: Option<u64>,
+    error: String,
+}
+
+impl Seen {
+    fn ended(&self) -> bool {
+        !self.error.is_empty() || self.state == "concluded"
+    }
+}
+
+/// Waits until all work in the scope of a path has ended; fails if any of it has. `mount` finds
+/// the mount that a path lies in.
+pub fn follow(
+    request: &Request,
+    mount: impl FnOnce(&Path) -> Result<PathBuf, Failure>,
+) -> Result<(), Failure> {
+    let path = scope::resolved(&request.path)?;
+    let root = mount(&path)?;
+    let inside = path.strip_prefix(&root).unwrap_or(Path::new(""));
+    let scope = Scope::of(inside)?;
+    if let Some(disk) = scope.disk()
+        && !root.join("disks").join(disk).is_dir()
+    {
+        return Err(Failure::new(
+            Errno::ENOENT,
+            format!("there is no disk '{disk}' in {}", root.display()),
+        ));
+    }
+    let mut bar = Bar::new(request.say);
+    let mut followed = false;
+    loop {
+        let mut jobs = look(&root, scope.disk())?;
+        jobs.retain(|job| scope.covers(&job.disk, &job.id, &job.point));
+        if jobs.iter().all(Seen::ended) {
+            bar.end();
+            if let Some(failed) = jobs.iter().find(|job| !job.error.is_empty()) {
+                return Err(Failure::new(
+                    Errno::EIO,
+                    format!(
+                        "{} of '{}' failed: {}",
+                        failed.verb, failed.point, failed.error
+                    ),
+                ));
+            }
+            if followed && scope.is_point() && path.is_dir() {
+                return Err(Failure::new(
+                    Errno::EIO,
+                    format!(
+                        "{} is there again: its removal was cancelled",
+                        path.display()
+                    ),
+                ));
+            }
+            return Ok(());
+        }
+        followed = true;
+        bar.show(&jobs);
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// All jobs of the mount, or of one disk.
+fn look(root: &Path, disk: Option<&str>) -> Result<Vec<Seen>, Failure> {
+    let disks = match disk {
+        Some(disk) => vec![disk.to_owned()],
+        None => names(&root.join("disks"))?,
+    };
+    let mut jobs = Vec::new();
+    for disk in disks {
+        let directory = root.join("disks").join(&disk).join("jobs");
+        for id in names(&directory)? {
+            if let Some(seen) = seen(&directory.join(&id), &disk, &id)? {
+                jobs.push(seen);
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+/// None for a job that has just left.
+fn seen(job: &Path, disk: &str, id: &str) -> Result<Option<Seen>, Failure> {
+    let (Some(progress), Some(error)) = (text(&job.join("progress"))?, text(&job.join("error"))?)
+    else {
+        return Ok(None);
+    };
+    let progress: Value = serde_json::from_str(&progress).map_err(|error| {
+        Failure::new(
+            Errno::EIO,
+            format!("{} says nothing we know: {error}", job.display()),
+        )
+    })?;
+    let word = |key: &str| progress[key].as_str().unwrap_or_default().to_owned();
+    let number = |key: &str| progress[key].as_u64();
+    Ok(Some(Seen {
+        disk: disk.to_owned(),
+        id: id.to_owned(),
+        verb: word("verb"),
+        point: word("point"),
+        state: word("state"),
+        current: number("current").unwrap_or_default(),
+        total: number("total").unwrap_or_default(),
+        rate: number("bytes_per_second"),
+        left: number("seconds_left"),
+        error: error.trim().to_owned(),
+    }))
+}
+
+/// The names in a directory; none in one that has just left.
+fn names(directory: &Path) -> Result<Vec<String>, Failure> {
+    let found = std::fs::read_dir(directory).and_then(|entries| {
+        let names = entries
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        names.collect::<Result<Vec<_>, _>>()
+    });
+    match found {
+        Ok(mut names) => {
+            names.sort();
+            Ok(names)
+        }
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        Err(error) => Err(Failure::io(
+            format_args!("read {}", directory.display()),
+            &error,
+        )),
+    }
+}
+
+fn text(path: &Path) -> Result<Option<String>, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(Failure::io(format_args!("read {}", path.display()), &error)),
+    }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESTALE)
+}
