@@ -8,7 +8,8 @@ pub use words::JobCommand;
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{
-    DiskFile, Found, JobFile, NodeKey, Section, exists, find_group, find_point, valid_name,
+    DiskFile, Found, JobFile, NodeKey, Section, exists, find_group, find_point, layer_dir_name,
+    layer_identity, valid_name,
 };
 use std::collections::BTreeMap;
 
@@ -39,6 +40,15 @@ pub enum Intent {
         /// The disk's name.
         disk: String,
         /// The point's name.
+        name: String,
+    },
+    /// `rmdir disks/DISK/layers/NAME` of a layer that qmpfs did not make
+    ReleaseLayer {
+        /// The disk's name.
+        disk: String,
+        /// Which layer (`tree::layer_identity`).
+        identity: String,
+        /// What it is called in layers/.
         name: String,
     },
     /// `mkdir disks/DISK/internal/NAME`
@@ -84,6 +94,9 @@ impl Intent {
             }
             Intent::DeleteExternal { disk, name } => {
                 ("rmdir", format!("/disks/{disk}/snapshots/{name}"))
+            }
+            Intent::ReleaseLayer { disk, name, .. } => {
+                ("rmdir", format!("/disks/{disk}/layers/{name}"))
             }
             Intent::TakeInternal { disk, name } => {
                 ("mkdir", format!("/disks/{disk}/internal/{name}"))
@@ -230,7 +243,7 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 disk: disk.name.clone(),
                 name: internal.name.clone(),
             },
-            Some(Found::Layer { disk, layer, .. }) => match &layer.record {
+            Some(Found::Layer { disk, index, layer }) => match &layer.record {
                 Some(record) => {
                     unambiguous(disk, &record.name)?;
                     Intent::DeleteExternal {
@@ -238,15 +251,11 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                         name: record.name.clone(),
                     }
                 }
-                None => {
-                    return Err(Failure::new(
-                        Errno::EPERM,
-                        format!(
-                            "{} was not sealed by qmpfs: it is never written and never unlinked",
-                            layer.path.display()
-                        ),
-                    ));
-                }
+                None => Intent::ReleaseLayer {
+                    disk: disk.name.clone(),
+                    identity: layer_identity(layer),
+                    name: layer_dir_name(index, layer),
+                },
             },
         },
         NodeKey::Job(disk, id) => Intent::CancelJob {

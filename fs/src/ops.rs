@@ -425,6 +425,9 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::DeleteExternal { disk, name } => {
             merge::remove(engine, &disk, merge::Which::Point(name), logged).await;
         }
+        Intent::ReleaseLayer { disk, identity, .. } => {
+            merge::remove(engine, &disk, merge::Which::Layer(identity), logged).await;
+        }
         Intent::CancelJob { disk, id } => {
             let outcome = control::cancel(&engine, &disk, &id).await;
             logged(outcome);

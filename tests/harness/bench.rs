@@ -267,6 +267,11 @@ impl Bench {
         self.points.retain(|p| p.name != name);
     }
 
+    /// A file of somebody else's is in the chain no more.
+    pub fn released(&mut self, file: &Path) {
+        self.below.retain(|below| below != file);
+    }
+
     /// Ends the VM in peace and starts it with the same command line.
     #[track_caller]
     pub fn start_again(&mut self) {

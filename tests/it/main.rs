@@ -40,6 +40,7 @@ mod queue;
 mod quiesce;
 mod reading;
 mod recovery;
+mod release;
 mod several;
 mod several_faults;
 mod snapshot;

@@ -31,7 +31,8 @@ const VERSION: u32 = 1;
 pub struct MergeJournal {
     /// The layout; always 1.
     pub version: u32,
-    /// Which way: "stream", "commit" (of the sealed file above) or "commit-active".
+    /// Which way: "stream", "commit" (of the sealed file above), "commit-active", or "release" of
+    /// somebody else's file, and then it is written on the file above.
     pub verb: String,
     /// QEMU's job id.
     pub job: String,
@@ -41,7 +42,7 @@ pub struct MergeJournal {
     pub upper: PathBuf,
     /// The record of the file above; None when that is the active layer.
     pub upper_record: Option<PointRecord>,
-    /// The file below; None when the point is the base.
+    /// The file below; None when the point is the base. Of a release, the file that leaves.
     pub below: Option<PathBuf>,
     /// We stopped the VM and owe it a `cont`.
     pub resume: bool,

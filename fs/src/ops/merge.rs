@@ -15,11 +15,12 @@ use super::Answer;
 use super::engine::{DiskGuard, Engine, Turn};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
-use crate::model::{Disk, FileId, Job, Layer};
+use crate::model::{Disk, FileId, Job, Layer, PointRecord};
+use crate::tree::layer_identity;
 use crate::view::LayerSpec;
 use plan::{Plan, Verb, above};
 use qmpbridge::{Cancel, JobHandle, JobId};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use steps::Stage;
@@ -96,7 +97,7 @@ impl Merge {
     /// The layer whose file grows.
     pub(super) fn target(&self) -> &Layer {
         match self.verb {
-            Verb::Stream => self.up(),
+            Verb::Stream | Verb::Release => self.up(),
             Verb::Commit | Verb::CommitActive => self.here(),
         }
     }
@@ -105,6 +106,15 @@ impl Merge {
         self.index
             .checked_sub(1)
             .map(|below| &self.disk.layers[below])
+    }
+
+    /// The file that says what is under way: the point's own, or, where that is somebody else's,
+    /// the one above.
+    pub(super) fn journal_path(&self) -> &Path {
+        match self.verb {
+            Verb::Stream | Verb::Commit | Verb::CommitActive => &self.here().path,
+            Verb::Release => &self.up().path,
+        }
     }
 
     /// S of the point that goes.
@@ -161,12 +171,24 @@ pub(super) async fn begin(
         copy,
         because,
     } = plan::choose(&disk, index, &facts, engine.merge_policy())?;
-    let mut point = here
-        .record
-        .clone()
-        .ok_or_else(|| Failure::new(Errno::EPERM, "not sealed by qmpfs"))?;
+    let up = above(&disk, index);
+    let mut point = here.record.clone().unwrap_or_else(|| PointRecord {
+        id: layer_identity(here),
+        name: name.clone(),
+        time: String::new(),
+        consistency: String::new(),
+        inode: file.ino,
+        group: None,
+    });
     // it stands on the file itself, and there is not much room for attributes
     point.group = None;
+    let (inode, below) = match verb {
+        Verb::Stream | Verb::Commit | Verb::CommitActive => {
+            let below = index.checked_sub(1).map(|below| &disk.layers[below]);
+            (file.ino, below.map(|below| below.path.clone()))
+        }
+        Verb::Release => (released_into(up)?, Some(here.path.clone())),
+    };
     let queued = job.is_some();
     let job = match job {
         Some(job) => job,
@@ -180,7 +202,6 @@ pub(super) async fn begin(
         because,
         "merge"
     );
-    let up = above(&disk, index);
     let journal = MergeJournal {
         version: 1,
         verb: verb.word().into(),
@@ -189,11 +210,9 @@ pub(super) async fn begin(
         // of the active layer the name QEMU knows: an alias that has to go after the pivot
         upper: up.path.clone(),
         upper_record: up.record.clone(),
-        below: index
-            .checked_sub(1)
-            .map(|below| disk.layers[below].path.clone()),
+        below,
         resume: false,
-        inode: file.ino,
+        inode,
     };
     Ok(Merge {
         disk,
@@ -206,6 +225,26 @@ pub(super) async fn begin(
         alone: None,
         queued,
         speed: None,
+    })
+}
+
+/// The inode of the layer above, which must have no merge of its own written down.
+fn released_into(up: &Layer) -> Result<u64, Failure> {
+    if layer_file::read_merge(&up.path)?.is_some() {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} is part of a merge that has not ended",
+                up.path.display()
+            ),
+        )
+        .next("restart the VM, or take a snapshot, and try again"));
+    }
+    up.file.map(|file| file.ino).ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} cannot be seen from here", up.path.display()),
+        )
     })
 }
 
@@ -316,8 +355,7 @@ async fn work(
         refuse_if_read(engine, file, &merge.journal.point.name)?;
     }
     let carried = engine.carried(&merge.disk);
-    let path = merge.here().path.clone();
-    if let Err(failure) = layer_file::write_merge(&path, &merge.journal) {
+    if let Err(failure) = layer_file::write_merge(merge.journal_path(), &merge.journal) {
         if !merge.resumed {
             forget(engine, guard, merge);
         }
@@ -373,7 +411,7 @@ async fn work(
 
 /// A merge that leaves everything as it was is written down no more, at the latest when the file can be written again.
 fn forget(engine: &Engine, guard: &DiskGuard, merge: &Merge) {
-    if let Err(failure) = layer_file::clear_merge(&merge.here().path) {
+    if let Err(failure) = layer_file::clear_merge(merge.journal_path()) {
         tracing::warn!(%failure, "a mark stays behind for now");
         engine.settle_later(guard.name());
     }
@@ -387,7 +425,7 @@ async fn follow(
     mut job: JobHandle,
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
-    let mut finalizes = merge.verb != Verb::Stream;
+    let mut finalizes = merge.verb.job() != "stream";
     loop {
         let stage = tokio::select! {
             stage = steps::next_stage(&mut job, finalizes) => match stage {
@@ -437,12 +475,7 @@ async fn follow(
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {
     Job {
         id: merge.job.as_str().into(),
-        verb: if merge.verb == Verb::Stream {
-            "stream"
-        } else {
-            "commit"
-        }
-        .into(),
+        verb: merge.verb.job().into(),
         point: merge.journal.point.name.clone(),
         state: state.into(),
         progress: (0, 0),

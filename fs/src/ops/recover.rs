@@ -293,6 +293,7 @@ async fn end_merge(
         return end_rename(disk, in_chain, &sealed, file, journal);
     }
     match (Verb::from_word(&journal.verb), in_chain) {
+        (Some(Verb::Release), _) => end_release(engine, bridge, disk, path, journal, failed).await,
         (Some(Verb::Stream), Some(_)) => {
             engine.log.note(&format!(
                 "disk '{}': the merge of '{name}' did not end{}; the point stays",
@@ -393,6 +394,33 @@ async fn end_merge(
     }
 }
 
+/// Somebody else's layer was on its way out of the chain, as the file above it says.
+async fn end_release(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    upper: &Path,
+    journal: &MergeJournal,
+    failed: Option<String>,
+) -> Result<(), Failure> {
+    let left = journal.below.as_ref();
+    let file = left.and_then(|left| Some((left, sys::file_id(left).ok()?)));
+    match file {
+        Some((left, file)) if !chain_files(disk).contains(&file) => {
+            steps::finish_release(engine, bridge, &disk.name, left, file, upper).await
+        }
+        Some(_) | None => {
+            engine.log.note(&format!(
+                "disk '{}': the merge of '{}' did not end{}; the layer stays",
+                disk.name,
+                journal.point.name,
+                because(failed)
+            ));
+            layer_file::clear_merge(upper)
+        }
+    }
+}
+
 /// The old name of a file goes as soon as QEMU has opened the file under the new one.
 fn end_rename(
     disk: &Disk,
@@ -455,10 +483,14 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
             continue;
         };
         let running = jobs.iter().find(|job| job.id.as_str() == journal.job);
-        let index = disk
-            .layers
-            .iter()
-            .position(|layer| layer.file == Some(file));
+        let index = match verb {
+            Verb::Stream | Verb::Commit | Verb::CommitActive => disk
+                .layers
+                .iter()
+                .position(|layer| layer.file == Some(file)),
+            Verb::Release if running.is_some() => below(&disk, file),
+            Verb::Release => None,
+        };
         let Some(index) = index.filter(|index| stands_as_it_did(&disk, *index, verb, &journal))
         else {
             if running.is_some() {
@@ -469,6 +501,7 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
         // where commit cannot re-arrange the nodes, a stream ends it as well: the layer above,
         // read through the mixed one, is right at every moment
         let verb = match running {
+            _ if verb == Verb::Release => verb,
             Some(job) if job.is_stream() => Verb::Stream,
             None if !merge::plan::may_commit(&disk) => Verb::Stream,
             Some(_) | None => verb,
@@ -486,10 +519,19 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
     Ok(Resume::Nothing)
 }
 
+/// The layer below a file.
+fn below(disk: &Disk, file: FileId) -> Option<usize> {
+    let above = |layer: &crate::model::Layer| layer.file == Some(file);
+    let place = disk.layers.iter().position(above);
+    let place = place.or_else(|| above(&disk.active).then_some(disk.layers.len()));
+    place?.checked_sub(1)
+}
+
 /// Whether the two layers of a merge are still neighbours, which they are until its job has ended.
 fn stands_as_it_did(disk: &Disk, index: usize, verb: Verb, journal: &MergeJournal) -> bool {
     match verb {
         Verb::CommitActive => index + 1 == disk.layers.len(),
+        Verb::Release => journal.below.as_ref() == Some(&disk.layers[index].path),
         Verb::Commit => upper_still_there(disk, index, journal),
         Verb::Stream => names_active(disk, &journal.upper) == (index + 1 == disk.layers.len()),
     }

@@ -104,10 +104,20 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
     );
     command(
         &mut text,
+        &format!("qmpfs wait {dir}"),
+        "the same with a progress bar",
+    );
+    command(
+        &mut text,
         &format!("cat {dir}/jobs/*/progress"),
         "how far it is",
     );
     command(&mut text, &format!("rmdir {dir}/jobs/ID"), "cancel it");
+    command(
+        &mut text,
+        &format!("echo pause > {dir}/jobs/ID/ctl"),
+        "hold it; also resume, speed 50M, cancel",
+    );
     text.push_str("\nFiles inside a point cannot be removed: rm -rf here destroys nothing, only rmdir of a point does.\n");
     text
 }

@@ -3,6 +3,7 @@
 
 use crate::errno::{Errno, Failure};
 use crate::model::{Disk, Format, Layer, MergePolicy};
+use crate::tree::layer_dir_name;
 use std::path::PathBuf;
 
 /// How a point is removed.
@@ -14,6 +15,8 @@ pub enum Verb {
     Commit,
     /// The active layer goes down into its file, which becomes the active layer.
     CommitActive,
+    /// Somebody else's layer: its bytes go up into the layer above; its file stays as it is.
+    Release,
 }
 
 impl Verb {
@@ -23,14 +26,28 @@ impl Verb {
             Verb::Stream => "stream",
             Verb::Commit => "commit",
             Verb::CommitActive => "commit-active",
+            Verb::Release => "release",
         }
     }
 
     /// The verb a journal names.
     pub fn from_word(word: &str) -> Option<Verb> {
-        [Verb::Stream, Verb::Commit, Verb::CommitActive]
-            .into_iter()
-            .find(|verb| verb.word() == word)
+        [
+            Verb::Stream,
+            Verb::Commit,
+            Verb::CommitActive,
+            Verb::Release,
+        ]
+        .into_iter()
+        .find(|verb| verb.word() == word)
+    }
+
+    /// Which of QEMU's two jobs it is.
+    pub fn job(self) -> &'static str {
+        match self {
+            Verb::Stream | Verb::Release => "stream",
+            Verb::Commit | Verb::CommitActive => "commit",
+        }
     }
 }
 
@@ -81,14 +98,7 @@ pub fn choose(
     let up = above(disk, index);
     let up_is_active = index + 1 == disk.layers.len();
     if here.record.is_none() {
-        return Err(Failure::new(
-            Errno::EPERM,
-            format!(
-                "{} was not sealed by qmpfs, so it is neither written nor removed",
-                here.path.display()
-            ),
-        )
-        .next("take it out of the chain with the tool that made it"));
+        return release(disk, index, facts, policy);
     }
     if here.format != Format::Qcow2 || up.format != Format::Qcow2 {
         return Err(Failure::new(
@@ -101,13 +111,7 @@ pub fn choose(
             .next(format!("remove that image, or give it another backing file with qemu-img rebase, then try again ({} in all)", facts.dependents.len())));
     }
     if let Some(name) = internal_in(disk, if up_is_active { None } else { Some(index + 1) }) {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!(
-                "the layer above holds internal snapshot '{name}', which would change or be lost"
-            ),
-        )
-        .next(format!("rmdir disks/{}/internal/{name} first", disk.name)));
+        return Err(internal_above(disk, name));
     }
     let stream = stream_allowed(disk, index, facts, up_is_active);
     let commit = commit_allowed(disk, index, facts, up_is_active);
@@ -144,6 +148,64 @@ pub fn choose(
         (Err(no), Ok(())) => Ok(committed(format!("stream is not possible: {}", no.message))),
         (Err(no), Err(_)) => Err(no),
     }
+}
+
+/// A layer that somebody else made: it is read, and never written nor removed.
+fn release(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Result<Plan, Failure> {
+    let here = &disk.layers[index];
+    let up = above(disk, index);
+    let up_is_active = index + 1 == disk.layers.len();
+    if policy == MergePolicy::Commit {
+        return Err(Failure::new(
+            Errno::EPERM,
+            format!(
+                "{} was not sealed by qmpfs: nothing is committed into it",
+                here.path.display()
+            ),
+        )
+        .next("mount without -o merge=commit: a stream leaves the file as it is"));
+    }
+    if !matches!(here.format, Format::Qcow2 | Format::Raw) || up.format != Format::Qcow2 {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            "only qcow2 and raw layers are taken out of a chain, and only from below qcow2",
+        ));
+    }
+    if !up_is_active && up.record.is_none() {
+        return Err(Failure::new(
+            Errno::EPERM,
+            format!(
+                "the layer above, {}, was not made by qmpfs and is not written",
+                up.path.display()
+            ),
+        )
+        .next(format!(
+            "take that one out first: rmdir disks/{}/layers/{}",
+            disk.name,
+            layer_dir_name(index + 1, up)
+        )));
+    }
+    let holder = if up_is_active { None } else { Some(index + 1) };
+    if let Some(name) = internal_in(disk, holder) {
+        return Err(internal_above(disk, name));
+    }
+    room(facts.stream_bytes, facts.free_above)?;
+    Ok(Plan {
+        verb: Verb::Release,
+        copy: facts.stream_bytes,
+        because: format!(
+            "{} was not made by qmpfs: it is read, never written, and not removed",
+            here.path.display()
+        ),
+    })
+}
+
+fn internal_above(disk: &Disk, name: &str) -> Failure {
+    Failure::new(
+        Errno::EBUSY,
+        format!("the layer above holds internal snapshot '{name}', which would change or be lost"),
+    )
+    .next(format!("rmdir disks/{}/internal/{name} first", disk.name))
 }
 
 /// Whether the nodes are ours to re-arrange, and the root is one that QEMU commits below.
@@ -333,12 +395,41 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_somebody_else_is_neither_written_nor_removed() {
+    fn a_file_of_somebody_else_is_read_and_neither_written_nor_removed() {
         let mut disk = disk();
+        for policy in [MergePolicy::Auto, MergePolicy::Stream] {
+            assert_eq!(verb(&disk, 0, &facts(20, 10), policy), Ok(Verb::Release));
+        }
         assert_eq!(
-            verb(&disk, 0, &facts(10, 20), MergePolicy::Auto),
+            verb(&disk, 0, &facts(20, 10), MergePolicy::Commit),
             Err(Errno::EPERM)
         );
+        let mut tight = facts(1 << 30, 1);
+        tight.free_above = 1 << 20;
+        assert_eq!(
+            verb(&disk, 0, &tight, MergePolicy::Auto),
+            Err(Errno::ENOSPC)
+        );
+        // what stands on it, and what lies in it, stays as it is
+        let mut used = facts(10, 20);
+        used.dependents.push("/vm/clone.qcow2".into());
+        disk.internals = vec![internal(Some(0))];
+        assert_eq!(verb(&disk, 0, &used, MergePolicy::Auto), Ok(Verb::Release));
+        disk.layers[0].format = Format::Raw;
+        assert_eq!(verb(&disk, 0, &used, MergePolicy::Auto), Ok(Verb::Release));
+        disk.layers[0].format = Format::Other("vmdk".into());
+        assert_eq!(
+            verb(&disk, 0, &used, MergePolicy::Auto),
+            Err(Errno::EOPNOTSUPP)
+        );
+        disk.internals = vec![internal(Some(1))];
+        disk.layers[0].format = Format::Qcow2;
+        assert_eq!(verb(&disk, 0, &used, MergePolicy::Auto), Err(Errno::EBUSY));
+        disk.internals.clear();
+        // below another file of somebody else
+        disk.layers[1].record = None;
+        assert_eq!(verb(&disk, 0, &used, MergePolicy::Auto), Err(Errno::EPERM));
+        let mut disk = self::disk();
         disk.layers[2].record = None;
         assert_eq!(
             verb(&disk, 1, &facts(10, 20), MergePolicy::Auto),

@@ -37,7 +37,7 @@ pub(super) async fn start(
         return Ok(bridge.attach_job(merge.job.clone()).await?);
     }
     match merge.verb {
-        Verb::Stream => stream(bridge, merge).await,
+        Verb::Stream | Verb::Release => stream(bridge, merge).await,
         Verb::Commit => commit(engine, bridge, merge, carried).await,
         Verb::CommitActive => commit_active(engine, bridge, merge, carried).await,
     }
@@ -211,10 +211,9 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
 /// Whether the chain no longer needs the point (or, after a commit, the layer above it).
 pub(super) async fn point_left(engine: &Engine, merge: &Merge) -> Result<bool, Failure> {
     let now = engine.observe_again(&merge.disk.name).await?;
-    let gone = if merge.verb == Verb::Stream {
-        merge.here().file
-    } else {
-        merge.up().file
+    let gone = match merge.verb {
+        Verb::Stream | Verb::Release => merge.here().file,
+        Verb::Commit | Verb::CommitActive => merge.up().file,
     };
     Ok(!now
         .layers
@@ -245,6 +244,10 @@ pub(super) async fn finish(
                 Upper::of(&merge.disk, &merge.up().path),
             )
             .await
+        }
+        Verb::Release => {
+            let up = merge.up().path.clone();
+            finish_release(engine, bridge, &merge.disk.name, &here.path, file, &up).await
         }
         Verb::Commit => {
             let over = merge
@@ -324,6 +327,36 @@ pub(in crate::ops) async fn finish_stream(
     let upper = upper.path.to_owned();
     crate::ops::blocking::blocking(move || layer_file::fsync_file(&upper)).await?;
     settle::remove_file(path, file)
+}
+
+/// After a stream of somebody else's layer: its nodes go where nothing else uses them, its file
+/// stays.
+pub(in crate::ops) async fn finish_release(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &str,
+    path: &Path,
+    file: FileId,
+    upper: &Path,
+) -> Result<(), Failure> {
+    let sight = engine.sight(bridge);
+    let graph = bridge.graph().await?;
+    let idle = graph.nodes().find(|node| {
+        let opened = node.path.as_deref().and_then(|path| sight.resolve(path));
+        node.file.is_some()
+            && !node.name.is_generated()
+            && graph.parents(&node.name).is_empty()
+            && opened.is_some_and(|path| sys::file_id(&path).ok() == Some(file))
+    });
+    drop_if_there(bridge, &graph, idle.map(|node| &node.name)).await?;
+    let above = upper.to_owned();
+    crate::ops::blocking::blocking(move || layer_file::fsync_file(&above)).await?;
+    layer_file::clear_merge(upper)?;
+    engine.log.note(&format!(
+        "disk '{disk}': {} is in its chain no more; qmpfs did not make it and leaves it alone",
+        path.display()
+    ));
+    Ok(())
 }
 
 /// What a journal says when all is done but the old name, which QEMU still knows the file by.

@@ -168,17 +168,21 @@ fn describe(disk: &Disk, index: usize, plan: &Plan) -> String {
     let here = &disk.layers[index];
     let up = above(disk, index);
     let mut text = String::new();
+    // QEMU may have the active layer open under an alias
+    let upper = match index + 1 == disk.layers.len() {
+        true => &disk.active_path,
+        false => &up.path,
+    };
+    let upper = upper.display().to_string();
     let (verb, writes, goes) = match plan.verb {
-        Verb::Stream => (
+        Verb::Stream => ("block-stream", upper, here.path.display().to_string()),
+        Verb::Release => (
             "block-stream",
-            // QEMU may have the active layer open under an alias
-            match index + 1 == disk.layers.len() {
-                true => &disk.active_path,
-                false => &up.path,
-            }
-            .display()
-            .to_string(),
-            here.path.display().to_string(),
+            upper,
+            format!(
+                "nothing: {} leaves the chain and stays as it is",
+                here.path.display()
+            ),
         ),
         Verb::Commit => (
             "block-commit",
@@ -207,7 +211,7 @@ fn describe(disk: &Disk, index: usize, plan: &Plan) -> String {
     let _ = writeln!(
         text,
         "cancel:  {}",
-        if plan.verb == Verb::Stream {
+        if plan.verb.job() == "stream" {
             "possible until it ends; the point then stays"
         } else {
             "not possible once it runs"
