@@ -22,9 +22,18 @@ pub(super) async fn job(
     match (command, engine.is_queued(disk, id)) {
         (JobCommand::Cancel, _) => return cancel(engine, disk, id).await,
         (JobCommand::Finish | JobCommand::Pivot, _) => return Err(no_mirror(&job, command)),
-        (JobCommand::Pause, true) => return Ok(engine.hold_queued(disk, id, Held::Paused)),
-        (JobCommand::Resume, true) => return Ok(engine.hold_queued(disk, id, Held::Queued)),
-        (JobCommand::Speed(bytes), true) => return Ok(engine.limit_queued(disk, id, bytes)),
+        (JobCommand::Pause, true) => {
+            engine.hold_queued(disk, id, Held::Paused);
+            return Ok(());
+        }
+        (JobCommand::Resume, true) => {
+            engine.hold_queued(disk, id, Held::Queued);
+            return Ok(());
+        }
+        (JobCommand::Speed(bytes), true) => {
+            engine.limit_queued(disk, id, bytes);
+            return Ok(());
+        }
         (JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_), false) => {}
     }
     let bridge = engine.bridge()?;
