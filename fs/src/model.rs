@@ -230,7 +230,7 @@ impl Layer {
 }
 
 /// What is kept in the extended attribute of a sealed file.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PointRecord {
     /// Random, for ever: the point's identity.
     pub id: String,

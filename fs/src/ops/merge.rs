@@ -175,10 +175,8 @@ pub(super) async fn begin(
     let mut point = here.record.clone().unwrap_or_else(|| PointRecord {
         id: layer_identity(here),
         name: name.clone(),
-        time: String::new(),
-        consistency: String::new(),
         inode: file.ino,
-        group: None,
+        ..PointRecord::default()
     });
     // it stands on the file itself, and there is not much room for attributes
     point.group = None;
