@@ -6,6 +6,7 @@ use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 
 mod drive;
+mod queue;
 mod verbs;
 
 use drive::every_step;
@@ -28,5 +29,8 @@ over_attachments!(of_a_stream_at_the_top => |name, attachment| removal(name, att
 over_attachments!(of_a_commit_at_the_bottom => |name, attachment| removal(name, attachment, "merge=commit", Place::Bottom));
 over_attachments!(of_a_commit_in_the_middle => |name, attachment| removal(name, attachment, "merge=commit", Place::Middle));
 over_attachments!(of_a_commit_of_the_active_layer => |name, attachment| removal(name, attachment, "merge=commit", Place::Top));
+over_attachments!(of_three_removals_at_once => |name, attachment| {
+    every_step(Bench::with_options(name, attachment, &["-o", "merge=stream"]), queue::Queue::new());
+});
 over_attachments!(of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::made()));
 over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::deleted()));

@@ -22,7 +22,7 @@ use plan::{Plan, Verb, above};
 use qmpbridge::{Cancel, JobHandle, JobId};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use steps::Stage;
 use tokio::sync::OwnedMutexGuard;
 
@@ -36,6 +36,12 @@ pub(crate) fn mixes(verb: &str) -> bool {
 
 /// How often a running job's progress is looked at.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Between two looks whether D can be given to the new active layer.
+const PIVOT_RETRY: Duration = Duration::from_secs(1);
+
+/// So long: then who waits for the job is told, and it is begun again a little later.
+const PIVOT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Everything a merge needs to know, taken before it starts.
 pub(super) struct Merge {
@@ -286,7 +292,7 @@ pub(super) async fn run(
 async fn one(engine: &Rc<Engine>, guard: &DiskGuard, mut merge: Merge, answer: Option<Answer<()>>) {
     let path = text::listed_path(&merge.disk, merge.index);
     let mut answer = Once(answer);
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let outcome = work(engine, guard, &mut merge, &mut answer).await;
     let failed = outcome.as_ref().err().cloned();
     let accepted = answer.used();
@@ -423,6 +429,8 @@ async fn follow(
     mut job: JobHandle,
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
+    let rehearsal = layer_file::alias_path(&merge.disk.active_path);
+    let mut ready = None;
     let mut finalizes = merge.verb.job() != "stream";
     loop {
         let stage = tokio::select! {
@@ -452,6 +460,17 @@ async fn follow(
             Stage::Concluded => return Ok(()),
             Stage::Ready => {
                 engine.show_progress(guard.name(), merge.job.as_str()).await;
+                if let Err(failure) = steps::rehearse(merge, &rehearsal).await {
+                    if *ready.get_or_insert_with(Instant::now) + PIVOT_PATIENCE < Instant::now() {
+                        return Err(not_moved(engine, guard, merge, &mut job, failure).await?);
+                    }
+                    engine.report_once(&format!(
+                        "disk '{}': the VM cannot be moved yet: {failure}; it runs, and the merge goes on as soon as that directory can be written",
+                        guard.name()
+                    ));
+                    tokio::time::sleep(PIVOT_RETRY).await;
+                    continue;
+                }
                 if !engine.begin_pivot(guard.name(), &merge.job).await? {
                     // a person holds it: the guest is not stopped for a pivot that does not come
                     tokio::time::sleep(PROGRESS_EVERY).await;
@@ -468,6 +487,23 @@ async fn follow(
             }
         }
     }
+}
+
+/// Ends a job that could move the VM, and must not: nothing is changed by that but time lost.
+async fn not_moved(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    merge: &Merge,
+    job: &mut JobHandle,
+    failure: Failure,
+) -> Result<Failure, Failure> {
+    let bridge = engine.bridge()?;
+    bridge.cancel_job(&merge.job, Cancel::Force).await?;
+    let _ = job.wait_concluded().await;
+    engine.settle_later(guard.name());
+    Ok(failure.next(
+        "make that directory writable: the VM runs on, and the merge is begun again by itself",
+    ))
 }
 
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {

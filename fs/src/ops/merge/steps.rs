@@ -197,6 +197,19 @@ pub(super) async fn make_durable(
     durable::flush_under_a_job(bridge, &node, role, &engine.carried(&merge.disk)).await
 }
 
+/// Whether names can be changed beside D, by a further name of the layer that becomes active: seen
+/// while the guest still runs.
+pub(super) async fn rehearse(merge: &Merge, name: &Path) -> Result<(), Failure> {
+    let (layer, name) = (merge.here().path.clone(), name.to_owned());
+    crate::ops::blocking::blocking(move || {
+        // what an attempt before this one could not take away
+        settle::remove_name(&name)?;
+        layer_file::link_new(&layer, &name)?;
+        settle::remove_name(&name)
+    })
+    .await
+}
+
 /// The guest stands still from just before the pivot until D names the new active layer.
 pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
     merge.alone = Some(engine.alone().await?);
@@ -469,7 +482,11 @@ pub(in crate::ops) async fn finish_pivot(
     done: &Pivoted,
 ) -> Result<(), Failure> {
     if sys::file_id(&done.active).ok() != Some(done.file) {
-        layer_file::replace(&done.opened_as, &done.active)?;
+        layer_file::replace(&done.opened_as, &done.active).map_err(|failure| {
+            failure.next(
+                "make that directory writable: what stands still goes on by itself as soon as the name is right",
+            )
+        })?;
     }
     if done.resume {
         engine.resume_guest().await?;
