@@ -9,7 +9,7 @@ mod names;
 mod neighbours;
 mod record;
 
-pub use claim::{Claim, claim};
+pub use claim::{Claim, claim, claim_guest};
 pub use create::create_like;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};

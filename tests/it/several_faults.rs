@@ -152,34 +152,70 @@ fn a_transaction_that_a_storage_daemon_refuses_undoes_all() {
 
 #[test]
 fn a_disk_at_work_refuses_all() {
-    let mut several = Several::new("several-busy", Attachment::Blockdev);
+    let options = ["-o", "merge=stream"];
+    let mut several = Several::with_options("several-busy", Attachment::Blockdev, &options);
     several.seal("below");
-    let mut hands = several.machine.nbd("vdb");
-    let mut bulk = vec![0; 1 << 20];
-    for offset in (4..SEALED[1].1 >> 20).map(|mebibyte| mebibyte << 20) {
-        fill(&mut bulk, offset, 1);
-        hands.write(offset, &bulk).expect("the guest can write");
-    }
-    several.seal("above");
-    several.point(1, "above").delete().expect("rmdir of one");
-    wait::until_true("the merge is slow", || several.machine.limit_jobs(1) == 1);
+    let above = at_work(&mut several);
     let files = several.files();
     assert_errno(several.group("x").make(), &[EBUSY]);
     let log = several.mount.text("log");
     assert!(log.contains("a job is at work on disk 'vdb'"), "{log}");
     assert_eq!(several.files(), files, "nothing is left");
+    // what is at work takes a removal into its queue; what refuses one disk refuses all
+    let view = fs::File::open(several.point(1, "below").disk_raw()).expect("a view");
     assert_errno(several.group("below").delete(), &[EBUSY]);
     assert!(
         several.mount.disk("vda").list("jobs").is_empty(),
         "none begins"
     );
+    assert_eq!(
+        several.mount.disk("vdb").list("jobs").len(),
+        1,
+        "none waits"
+    );
+    drop(view);
+    several.group("below").delete_when_closed();
+    assert!(!several.group("below").exists(), "the name goes at once");
+    assert!(
+        !several.point(1, "below").exists(),
+        "also of the disk at work"
+    );
     several.machine.limit_jobs(0);
-    several.mount.wait_idle();
-    several.group("above").delete().expect("rmdir of the rest");
-    several.mount.wait_idle();
-    several.forget("above");
+    assert_eq!(several.mount.wait_idle(), "done\n");
+    several.forget("below");
+    several.group(&above).delete().expect("rmdir of the rest");
+    assert_eq!(several.mount.wait_idle(), "done\n");
+    several.forget(&above);
     several.seal("x");
     several.finish();
+}
+
+/// Brings a merge on vdb about that does not end by itself. Gives the group whose point it removes.
+#[track_caller]
+fn at_work(several: &mut Several) -> String {
+    let mut hands = several.machine.nbd("vdb");
+    let mut bulk = vec![0; 1 << 20];
+    for attempt in 0..20 {
+        for offset in (4..SEALED[1].1 >> 20).map(|mebibyte| mebibyte << 20) {
+            fill(&mut bulk, offset, attempt + 1);
+            hands.write(offset, &bulk).expect("the guest can write");
+        }
+        let above = format!("above{attempt}");
+        several.seal(&above);
+        several.point(1, &above).delete().expect("rmdir of one");
+        // a machine at rest copies that in no time
+        let slowed = wait::until("the merge is slow, or over", || {
+            let slowed = several.machine.limit_jobs(1) == 1;
+            (slowed || several.mount.disk("vdb").list("jobs").is_empty()).then_some(slowed)
+        });
+        if slowed {
+            return above;
+        }
+        several.group(&above).delete().expect("rmdir of the rest");
+        several.mount.wait_idle();
+        several.forget(&above);
+    }
+    panic!("every merge was over before it could be slowed down");
 }
 
 /// Runs `verb` again and again, each time qmpfs is killed one command later, until it ends without having been killed.
@@ -377,6 +413,12 @@ fn power_cut(name: &str, first: bool) {
                     .delete()
                     .expect("rmdir of what is left");
                 several.mount.wait_idle();
+            }
+            if !first {
+                let before = format!("w{round}");
+                several.group(&before).delete().expect("rmdir");
+                several.mount.wait_idle();
+                several.forget(&before);
             }
         },
     );

@@ -1,5 +1,5 @@
-//! Who changes a disk: one process at a time on this host, also where two mounts came through two
-//! monitors of one VM. It knows the disk's path; it does not know what is done to it.
+//! Who changes a disk, or stops a guest: one process at a time on this host, also where two mounts
+//! came through two monitors of one VM. It knows the disk's path; it does not know what is done to it.
 //! A claim is a name among abstract sockets: it ends with its process, and leaves no file.
 
 use crate::errno::{Errno, Failure};
@@ -26,17 +26,30 @@ pub fn claim(active: &Path) -> Result<Claim, Failure> {
         place.ino,
         digest(active.file_name().unwrap_or_default().as_bytes())
     );
-    SocketAddr::from_abstract_name(name)
-        .and_then(|name| UnixDatagram::bind_addr(&name))
-        .map(|name| Claim { _name: name })
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::AddrInUse => Failure::new(
-                Errno::EBUSY,
-                format!("another qmpfs is at work on {}", active.display()),
-            )
-            .next("wait for it, or use the other mount"),
-            _ => Failure::io(doing(), &error),
-        })
+    bind(name).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::new(
+            Errno::EBUSY,
+            format!("another qmpfs is at work on {}", active.display()),
+        )
+        .next("wait for it, or use the other mount"),
+        _ => Failure::io(doing(), &error),
+    })
+}
+
+/// Claims the right to stop the guest of the QEMU with this process id, and to let it go on; EBUSY
+/// while another process has it.
+pub fn claim_guest(pid: i32) -> Result<Claim, Failure> {
+    bind(format!("qmpfs/guest/{pid:x}")).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            Failure::new(Errno::EBUSY, "another qmpfs has stopped the guest")
+        }
+        _ => Failure::io(format!("claim the guest of process {pid}"), &error),
+    })
+}
+
+fn bind(name: String) -> std::io::Result<Claim> {
+    let name = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::bind_addr(&name).map(|name| Claim { _name: name })
 }
 
 /// FNV-1a: a name of any length in the few bytes that a socket's name may have.
@@ -60,6 +73,15 @@ mod tests {
         drop(held);
         claim(&one).unwrap();
         claim(&dir.path().join("x".repeat(255))).unwrap();
+    }
+
+    #[test]
+    fn a_guest_is_claimed_once() {
+        // no process has such an id
+        let held = claim_guest(i32::MAX).unwrap();
+        assert_eq!(claim_guest(i32::MAX).unwrap_err().errno, Errno::EBUSY);
+        drop(held);
+        claim_guest(i32::MAX).unwrap();
     }
 
     #[test]

@@ -4,10 +4,12 @@
 
 mod jobs;
 mod settling;
+mod standstill;
 mod turns;
 
 pub(super) use jobs::{Held, NextTurn, Queued, Work};
 pub(super) use settling::keep_settling;
+pub(super) use standstill::{Alone, Standstill};
 pub(super) use turns::{DiskGuard, Turn};
 
 use super::EngineConfig;
@@ -21,17 +23,14 @@ use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use jobs::Pace;
-use qmpbridge::command::{Cont, QueryName, QueryStatus, Stop};
+use qmpbridge::command::{QueryName, QueryStatus};
 use qmpbridge::{Bridge, Connection};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
-
-/// How long a verb waits for another one that has stopped the guest, for milliseconds as a rule.
-const STANDSTILL_DEADLINE: Duration = Duration::from_secs(5);
+use tokio::sync::{Mutex, watch};
 
 /// See the module.
 pub struct Engine {
@@ -79,27 +78,6 @@ struct DiskState {
 struct Frozen {
     disk: Disk,
     _pin: Pin,
-}
-
-/// The guest does not run, if it ran, until [`Engine::go_on`] is called with this.
-pub(super) struct Standstill {
-    stopped: bool,
-    _alone: Option<OwnedMutexGuard<()>>,
-}
-
-impl Standstill {
-    /// Whether the guest was stopped for it.
-    pub(super) fn is_still(&self) -> bool {
-        self.stopped
-    }
-
-    /// Nobody was stopped.
-    pub(super) fn not_needed() -> Self {
-        Standstill {
-            stopped: false,
-            _alone: None,
-        }
-    }
 }
 
 impl Engine {
@@ -323,71 +301,6 @@ impl Engine {
     /// Options that nodes in the place of the disk's own must have.
     pub(super) fn carried(&self, disk: &Disk) -> Carried {
         carried::for_disk(disk, self.bridge.as_ref().and_then(Bridge::peer_pid)).0
-    }
-
-    /// Whether a guest runs. A storage daemon has none that could be stopped.
-    pub(super) async fn running(&self) -> Result<bool, Failure> {
-        let bridge = self.bridge()?;
-        if !bridge.supports("stop") {
-            return Ok(false);
-        }
-        Ok(bridge.run(QueryStatus).await?.running)
-    }
-
-    /// Whether the guest stands still because it was told to stop, by us or by a person: not for
-    /// an I/O error, nor because it never ran.
-    pub(super) async fn paused(&self) -> Result<bool, Failure> {
-        let bridge = self.bridge()?;
-        if !bridge.supports("stop") {
-            return Ok(false);
-        }
-        Ok(bridge.run(QueryStatus).await?.status == "paused")
-    }
-
-    /// Stops the guest, if it runs, after `note` has written down that it is to be resumed.
-    pub(super) async fn stand_still(
-        &self,
-        note: impl AsyncFnOnce() -> Result<(), Failure>,
-    ) -> Result<Standstill, Failure> {
-        let alone = self.alone().await?;
-        let stopped = self.running().await?;
-        if stopped {
-            note().await?;
-            self.stop_guest().await?;
-        }
-        Ok(Standstill {
-            stopped,
-            _alone: Some(alone),
-        })
-    }
-
-    /// Lets the guest go on, if it was stopped for this.
-    pub(super) async fn go_on(&self, standstill: Standstill) -> Result<(), Failure> {
-        if standstill.stopped {
-            self.resume_guest().await?;
-        }
-        Ok(())
-    }
-
-    /// The right to stop the guest, and to let it go on.
-    pub(super) async fn alone(&self) -> Result<OwnedMutexGuard<()>, Failure> {
-        let standing = Arc::clone(&self.standing);
-        tokio::time::timeout(STANDSTILL_DEADLINE, standing.lock_owned())
-            .await
-            .map_err(|_| {
-                Failure::new(Errno::ETIMEDOUT, "another verb has stopped the guest")
-                    .next("try again when it has ended: cat wait")
-            })
-    }
-
-    pub(super) async fn stop_guest(&self) -> Result<(), Failure> {
-        self.bridge()?.run(Stop).await?;
-        Ok(())
-    }
-
-    pub(super) async fn resume_guest(&self) -> Result<(), Failure> {
-        self.bridge()?.run(Cont).await?;
-        Ok(())
     }
 }
 

@@ -1,19 +1,19 @@
 //! `mkdir snapshots/N` and `rmdir snapshots/N`: the verbs of one disk, of all disks at once. It
 //! knows who takes part, that all are held, in the order of their names, before anything is done,
-//! and that none begins when one is refused; how a disk is sealed or merged `snapshot` and `merge`
-//! know.
+//! and that none begins when one is refused. How a disk is sealed or merged it does not know.
 
 use super::Answer;
 use super::engine::{DiskGuard, Engine};
 use super::merge::plan::METADATA_RESERVE;
-use super::merge::{self, Merge, Which};
+use super::merge::{self, Merge, Ready, Which};
 use super::snapshot::{self, Of};
 use super::watch;
 use crate::errno::{Errno, Failure};
 use crate::intent;
+use crate::leases::{Closed, LeaseKey};
 use crate::model::Disk;
 use crate::sys;
-use crate::tree::find_group;
+use crate::tree::{find_group, layer_identity};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
@@ -56,53 +56,109 @@ fn changed() -> Failure {
 }
 
 /// Removes what is left of a snapshot of all disks: each point as its own rmdir would. `answer` is
-/// called once QEMU has accepted all jobs, or one of them not.
+/// called once QEMU, or the queue of a disk at work, has accepted all jobs, or one of them not.
 pub(super) async fn delete(engine: Rc<Engine>, id: &str, answer: Answer<()>) {
     let merges = match check(&engine, id).await {
+        Ok(merges) if merges.is_empty() => return answer(Ok(())),
         Ok(merges) => merges,
         Err(failure) => return answer(Err(failure)),
     };
     let parts = parts(merges.len(), answer);
-    for ((guard, merge), part) in merges.into_iter().zip(parts) {
-        let engine = Rc::clone(&engine);
-        tokio::task::spawn_local(merge::run(engine, guard, merge, Some(part)));
+    for (
+        Looked {
+            guard,
+            merge,
+            closed,
+        },
+        part,
+    ) in merges.into_iter().zip(parts)
+    {
+        let accepted = Box::new(move |outcome| {
+            drop(closed);
+            part(outcome);
+        });
+        tokio::task::spawn_local(merge::run(Rc::clone(&engine), guard, merge, Some(accepted)));
     }
 }
 
-/// All that can be refused, of all disks, before anything is done to one.
-async fn check(engine: &Engine, id: &str) -> Result<Vec<(DiskGuard, Merge)>, Failure> {
+/// A merge that nothing speaks against, and that nobody can speak against any more.
+struct Looked {
+    guard: DiskGuard,
+    merge: Merge,
+    /// Its point is not opened until the job was accepted, and not listed from then on.
+    closed: Option<Closed>,
+}
+
+/// All that can be refused, of all disks, before anything is done to one. Those at work come last:
+/// what stands in a queue may have its turn at any moment.
+async fn check(engine: &Engine, id: &str) -> Result<Vec<Looked>, Failure> {
     let model = engine.current();
     let group = find_group(&model, id)
         .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
-    let disks = group.members.iter().map(|(disk, _)| disk.name.clone());
-    let mut merges = Vec::new();
-    for guard in engine.hold_all(&disks.collect()).await? {
-        let merge = merge::begin(
-            engine,
-            &guard,
-            &Which::Point(group.point.name.clone()),
-            None,
-        )
-        .await
-        .map_err(|failure| failure.of_disk(guard.name()))?;
-        let point = merge.here().record.as_ref();
-        if point
-            .and_then(|point| Some(&point.group.as_ref()?.id))
-            .map(String::as_str)
-            != Some(id)
-        {
-            return Err(changed());
+    let mut members: Vec<(&str, Which)> = group
+        .members
+        .iter()
+        .map(|(disk, layer)| (disk.name.as_str(), Which::Layer(layer_identity(layer))))
+        .collect();
+    members.sort_by_key(|(disk, _)| (engine.is_merging(disk), *disk));
+    let mut looked = Vec::new();
+    let mut queued = Vec::new();
+    let outcome = async {
+        for (disk, which) in members {
+            match merge::ready(engine, disk, &which).await {
+                Ok(Ready::Now(guard, merge)) => looked.push(Looked {
+                    guard,
+                    merge: *merge,
+                    closed: None,
+                }),
+                Ok(Ready::Queued(job)) => queued.push((disk, job)),
+                Err(failure) => return Err(failure.of_disk(disk)),
+            }
         }
-        merges.push((guard, merge));
+        room(&looked)?;
+        close(engine, &mut looked)
+    };
+    if let Err(failure) = outcome.await {
+        for (disk, job) in queued {
+            if engine.is_queued(disk, job.as_str()) {
+                engine.drop_queued(disk, job.as_str());
+            }
+        }
+        return Err(failure);
     }
-    room(&merges)?;
-    Ok(merges)
+    Ok(looked)
+}
+
+/// Closes all points, or none: a reader who came while another disk was looked at refuses all.
+fn close(engine: &Engine, looked: &mut [Looked]) -> Result<(), Failure> {
+    for Looked {
+        guard,
+        merge,
+        closed,
+    } in looked
+    {
+        let Some(file) = merge.here().file else {
+            continue;
+        };
+        let key = LeaseKey {
+            file,
+            internal: None,
+        };
+        let name = &merge.journal.point.name;
+        *closed = Some(engine.leases.close(key).map_err(|readers| {
+            let pid = readers.first().map_or(0, |reader| reader.pid);
+            Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
+                .next(format!("close it (ps -p {pid}), then rmdir again"))
+                .of_disk(guard.name())
+        })?);
+    }
+    Ok(())
 }
 
 /// Each has found room for itself; on one filesystem there must be room for all.
-fn room(merges: &[(DiskGuard, Merge)]) -> Result<(), Failure> {
+fn room(looked: &[Looked]) -> Result<(), Failure> {
     let mut wanted: BTreeMap<u64, u64> = BTreeMap::new();
-    for (_, merge) in merges {
+    for Looked { merge, .. } in looked {
         let target = merge.target();
         let Some(file) = target.file else { continue };
         let sum = wanted.entry(file.dev).or_default();

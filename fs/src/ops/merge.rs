@@ -12,7 +12,7 @@ pub(super) use text::Which;
 pub use text::plan_text;
 
 use super::Answer;
-use super::engine::{DiskGuard, Engine, Turn};
+use super::engine::{Alone, DiskGuard, Engine, Turn};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId, Job, Layer, PointRecord};
@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use steps::Stage;
-use tokio::sync::OwnedMutexGuard;
 
 /// Whether a merge that was begun with this verb has left the point's own state undefined.
 pub(crate) fn mixes(verb: &str) -> bool {
@@ -55,7 +54,7 @@ pub(super) struct Merge {
     /// Begun by an earlier daemon or before QEMU died.
     pub(super) resumed: bool,
     /// From before the pivot on: nobody else stops the guest, or lets it go on.
-    pub(super) alone: Option<OwnedMutexGuard<()>>,
+    pub(super) alone: Option<Alone>,
     /// It stood in the queue, and may be taken back until it begins.
     queued: bool,
     /// Bytes a second, if somebody said so while it waited.
@@ -129,29 +128,43 @@ impl Merge {
     }
 }
 
+/// A removal that was looked at, and may begin.
+pub(super) enum Ready {
+    /// At once.
+    Now(DiskGuard, Box<Merge>),
+    /// After the merge that is at work: it stands in the queue, as this job.
+    Queued(JobId),
+}
+
 /// Removes a point. `answer` is called once QEMU has accepted the job, or the queue, or has not.
 pub async fn remove(engine: Rc<Engine>, disk: &str, which: Which, answer: Answer<()>) {
+    match ready(&engine, disk, &which).await {
+        Ok(Ready::Now(guard, merge)) => run(engine, guard, *merge, Some(answer)).await,
+        Ok(Ready::Queued(_)) => answer(Ok(())),
+        Err(failure) => answer(Err(failure)),
+    }
+}
+
+/// Everything that can be refused before anything is done.
+pub(super) async fn ready(engine: &Engine, disk: &str, which: &Which) -> Result<Ready, Failure> {
     loop {
-        match engine.turn(disk).await {
-            Ok(Turn::Now(guard)) => {
-                return match begin(&engine, &guard, &which, None).await {
-                    Ok(merge) => run(engine, guard, merge, Some(answer)).await,
-                    Err(failure) => answer(Err(failure)),
-                };
+        match engine.turn(disk).await? {
+            Turn::Now(guard) => {
+                let merge = begin(engine, &guard, which, None).await?;
+                return Ok(Ready::Now(guard, Box::new(merge)));
             }
-            Ok(Turn::AtWork) => match queue::accept(&engine, disk, &which).await {
-                // what was at work has ended meanwhile
-                Ok(false) => {}
-                Ok(true) => return answer(Ok(())),
-                Err(failure) => return answer(Err(failure)),
-            },
-            Err(failure) => return answer(Err(failure)),
+            Turn::AtWork => {
+                // without a job what was at work has ended meanwhile
+                if let Some(job) = queue::accept(engine, disk, which).await? {
+                    return Ok(Ready::Queued(job));
+                }
+            }
         }
     }
 }
 
 /// Looks at the disk and decides. A queued point keeps the job it is shown by.
-pub(super) async fn begin(
+async fn begin(
     engine: &Engine,
     guard: &DiskGuard,
     which: &Which,

@@ -171,9 +171,15 @@ async fn instant(
         Err(error) => {
             let failure = Failure::from(error);
             if failure.outcome_known()
-                && let Err(failure) = engine.go_on(standstill).await
+                && let Err(stuck) = engine.go_on(standstill).await
             {
-                tracing::error!(%failure, "the VM stays stopped");
+                engine.log.note(&format!(
+                    "the VM stays stopped: {stuck} (next: tell it `cont`)"
+                ));
+                if !stuck.outcome_known() {
+                    // with the marks still there it is taken back, and the VM resumed, later
+                    return Err(stuck);
+                }
             }
             Err(failure)
         }

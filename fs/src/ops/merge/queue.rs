@@ -18,8 +18,12 @@ use std::time::Duration;
 /// How long a queue that a person holds sleeps; a change of it wakes it at once.
 const HELD_LOOK: Duration = Duration::from_secs(1);
 
-/// Takes a removal into the queue of a disk at work. False when the work has ended meanwhile.
-pub(super) async fn accept(engine: &Engine, disk: &str, which: &Which) -> Result<bool, Failure> {
+/// Takes a removal into the queue of a disk at work. None when the work has ended meanwhile.
+pub(super) async fn accept(
+    engine: &Engine,
+    disk: &str,
+    which: &Which,
+) -> Result<Option<JobId>, Failure> {
     let (shown, leaving) = shown(engine, disk)?;
     let index = which.index_in(&shown).ok_or_else(|| which.missing())?;
     let identity = layer_identity(&shown.layers[index]);
@@ -35,7 +39,7 @@ pub(super) async fn accept(engine: &Engine, disk: &str, which: &Which) -> Result
 
     // from here on nothing waits: another caller may have been here meanwhile
     if !engine.is_merging(disk) {
-        return Ok(false);
+        return Ok(None);
     }
     let (now, _) = self::shown(engine, disk)?;
     let index = Which::Layer(identity.clone())
@@ -75,8 +79,9 @@ pub(super) async fn accept(engine: &Engine, disk: &str, which: &Which) -> Result
         speed: None,
         _closed: closed,
     };
+    let job = queued.job.clone();
     engine.enqueue(disk, queued, shown);
-    Ok(true)
+    Ok(Some(job))
 }
 
 /// The disk without the points that leave already, and the files of those.
