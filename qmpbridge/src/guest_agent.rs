@@ -143,11 +143,19 @@ impl GuestAgent {
             self.send(&sync_line(id)).await?;
             self.reach(id).await
         };
-        timeout(ANSWER_DEADLINE, exchange)
-            .await
-            .unwrap_or(Err(AgentError::TimedOut { command: SYNC }))?;
-        self.in_step = true;
-        Ok(())
+        match timeout(ANSWER_DEADLINE, exchange).await {
+            Ok(reached) => {
+                self.in_step = reached.is_ok();
+                reached
+            }
+            Err(_) => Err(match self.inbox.greeting() {
+                Some(greeting) => AgentError::Garbage {
+                    command: SYNC,
+                    got: crate::wire::excerpt(greeting),
+                },
+                None => AgentError::TimedOut { command: SYNC },
+            }),
+        }
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -276,7 +276,7 @@ fn act(name: &str, state: &mut State) -> Reply {
     }
 }
 
-/// Strikes, if this is the moment.
+/// Strikes, if this is the moment. True if there is nobody left to answer.
 fn strike(name: &str, when: When, state: &mut State) -> bool {
     let moment = |strike: &mut Strike| strike.command == name && strike.when == when;
     let Some(strike) = state.strike.take_if(moment) else {
@@ -285,7 +285,7 @@ fn strike(name: &str, when: When, state: &mut State) -> bool {
     let pid = libc::pid_t::try_from(strike.pid).expect("a process id");
     // SAFETY: a plain system call on a process that this test started.
     assert_eq!(unsafe { libc::kill(pid, strike.signal) }, 0, "it runs");
-    true
+    strike.signal == libc::SIGKILL
 }
 
 #[derive(Debug, Default)]

@@ -4,14 +4,16 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use libc::{EIO, ENOTCONN, ETIMEDOUT, SIGCONT, SIGKILL, SIGSTOP};
+use libc::{EIO, ENOTCONN, ETIMEDOUT, SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use qmpfs_tests::agent::{FakeAgent, Manner, When};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::tree::{Point, assert_errno};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
@@ -422,6 +424,116 @@ fn killed_while_the_guest_is_frozen() {
 #[test]
 fn killed_while_the_guest_is_frozen_on_a_legacy_drive() {
     killed("quiesce-kill-drive", Attachment::Drive);
+}
+
+/// kill -9 of qmpfs before and after each QMP command of a snapshot: whichever of them the guest is frozen at, the next
+/// mount leaves it thawed, and the point is there or not.
+fn killed_at_every_command(name: &str, first: bool) {
+    /// Far more changing commands than a snapshot has.
+    const TOO_MANY: usize = 40;
+    let agent = FakeAgent::new(name, Manner::Good);
+    let mut bench = bench(name, Attachment::Blockdev, &agent, "require");
+    if !first {
+        bench.seal("first");
+    }
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    let direct = bench.machine.qmpfs_socket().to_path_buf();
+    let mut while_frozen = 0;
+    for deed in [Deed::KillBefore, Deed::KillAfter] {
+        for number in 0.. {
+            assert!(number < TOO_MANY, "it never ends");
+            if first {
+                bench.restart();
+            }
+            bench.mount.mount_through(proxy.socket());
+            bench.wait_for_disk();
+            steps.arm(COMMANDS, number, deed, [bench.mount.pid(), 0]);
+            let point = bench.point(&format!("k{number}"));
+            let made = point.make();
+            let (killed, commands) = steps.disarm();
+            let at = format!("{deed:?}, command {number} of {commands:?}");
+            while_frozen += usize::from(agent.frozen());
+            bench.mount.mount_through(&direct);
+            wait::until_true(&format!("the disk is back, killed {at}"), || {
+                bench.disk().0.join("snapshots").is_dir()
+            });
+            assert!(!agent.frozen(), "killed {at}");
+            assert_no_note(&bench);
+            assert!(killed || made.is_ok(), "killed {at}");
+            if point.exists() {
+                point.delete().expect("rmdir of a settled point");
+                bench.disk().wait().expect("the merge");
+            }
+            bench.verify();
+            if !killed {
+                break;
+            }
+        }
+    }
+    assert!(
+        while_frozen > 0,
+        "it was never killed while the guest was frozen"
+    );
+    println!("killed {while_frozen} times while the guest was frozen");
+    bench.finish();
+}
+
+#[test]
+fn killed_at_every_command_of_a_first_snapshot() {
+    killed_at_every_command("quiesce-points-first", true);
+}
+
+#[test]
+fn killed_at_every_command_of_a_later_snapshot() {
+    killed_at_every_command("quiesce-points", false);
+}
+
+#[test]
+fn unmounted_while_the_guest_is_frozen_it_thaws_first() {
+    for when in [When::Before, When::After] {
+        let agent = FakeAgent::new("quiesce-term", Manner::Good);
+        let mut bench = bench("quiesce-term", Attachment::Blockdev, &agent, "try");
+        bench.seal("a");
+        agent.strike_at_thaw(bench.mount.pid(), SIGTERM, when);
+        // its caller may be told that the mount is gone
+        let _ = bench.point("b").make();
+        bench.mount.unmount();
+        assert!(!agent.frozen());
+        assert_no_note(&bench);
+        bench.mount.mount_again();
+        wait::until_true("the disk is back", || bench.point("a").exists());
+        if bench.point("b").exists() {
+            bench.point("b").delete().expect("rmdir");
+            bench.disk().wait().expect("the merge");
+        }
+        bench.finish();
+    }
+}
+
+/// Two disks of one guest, each told to make its own point at the same moment: one freeze after the other.
+#[test]
+fn two_points_at_once_take_turns() {
+    let agent = FakeAgent::new("quiesce-turns", Manner::Good);
+    let option = format!("{},quiesce=require", agent.option());
+    let several = Several::with_options("quiesce-turns", Attachment::Blockdev, &["-o", &option]);
+    for round in 0..5 {
+        let points =
+            SEALED.map(|(disk, _)| several.mount.disk(disk).snapshot(&format!("r{round}")));
+        let makers = points
+            .clone()
+            .map(|point| std::thread::spawn(move || point.make()));
+        for maker in makers {
+            maker.join().expect("the caller").expect("both are made");
+        }
+        for point in &points {
+            assert_frozen(point, &several.mount.text("log"));
+        }
+    }
+    assert_eq!((agent.freezes().len(), agent.thaws().len()), (10, 10));
+    for (freeze, thaw) in agent.freezes().iter().skip(1).zip(agent.thaws()) {
+        assert!(*freeze >= thaw, "frozen again before it was thawed");
+    }
 }
 
 #[test]

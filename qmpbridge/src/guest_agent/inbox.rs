@@ -9,17 +9,33 @@ use super::AgentError;
 pub(super) const SENTINEL: u8 = 0xff;
 /// The longest answer we ask for, guest-info, is below 10 KiB.
 const LINE_MAX: usize = 1 << 20;
+/// A monitor greets with less.
+const GREETING_MAX: usize = 1024;
 /// `{"return": NUMBER}` and a line end.
 const SYNC_ANSWER_MAX: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Inbox {
     buffer: Vec<u8>,
+    /// The first bytes there were: they tell what this is, if it is no agent.
+    first: Vec<u8>,
 }
 
 impl Inbox {
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        let room = GREETING_MAX.saturating_sub(self.first.len());
+        self.first
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// What a monitor says to its client, if this is one.
+    pub(super) fn greeting(&self) -> Option<&[u8]> {
+        let line = self.first.split(|&b| b == b'\n').next()?;
+        match crate::wire::parse(line) {
+            Ok(crate::wire::Message::Greeting(_)) => Some(line),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     /// Drops everything before the answer to guest-sync-delimited with this id, and that answer; false while it is not

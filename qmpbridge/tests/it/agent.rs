@@ -159,6 +159,25 @@ async fn an_agent_that_accepts_and_never_answers_times_out() {
 }
 
 #[tokio::test]
+async fn a_monitor_is_no_agent() {
+    let server = Server::new();
+    let address = Address::Unix(server.path.clone());
+    let script = async {
+        let mut monitor = server.accept().await;
+        monitor
+            .say(r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#)
+            .await;
+        monitor
+    };
+    let (client, _monitor) = tokio::join!(GuestAgent::connect(&address), script);
+    let error = client.unwrap_err();
+    assert!(
+        matches!(&error, AgentError::Garbage { got, .. } if got.contains("QMP")),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_late_answer_is_not_taken_for_the_next_one() {
     let server = Server::new();
     let (mut client, mut agent) = server.connected().await;
