@@ -56,8 +56,19 @@ pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Fai
     ))
 }
 
-/// An unfinished seal, a pivot without its rename, merges whose job has done its work, strays.
+/// An unfinished seal, a pivot without its rename, merges whose job has done its work, strays, and a
+/// guest that was left frozen.
 pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
+    let repaired = repair(engine, guard).await;
+    // only now: a guest that was left stopped runs, and the files have the names QEMU knows them by;
+    // but it thaws also where something else cannot be repaired
+    if !engine.config.verbs.read_only {
+        quiesce::thaw_leftover(engine, &engine.observe_disk(guard).await?).await;
+    }
+    repaired
+}
+
+async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let disk = engine.observe_disk(guard).await?;
     if disk.active.file.is_none()
@@ -69,7 +80,6 @@ pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Resul
     let ended = dismiss_ended(bridge, &disk).await?;
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     unfinished_seal(engine, bridge, &disk).await?;
-    quiesce::thaw_leftover(engine, &disk).await;
     let disk = engine.observe_disk(guard).await?;
     ended_merges(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
