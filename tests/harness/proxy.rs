@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -17,6 +18,7 @@ use crate::steps::{COMMANDS, Deed, Steps};
 #[derive(Debug)]
 pub struct Proxy {
     socket: PathBuf,
+    deaf: Arc<AtomicBool>,
 }
 
 /// A command whose answer is awaited, and what then happens.
@@ -28,16 +30,23 @@ impl Proxy {
         let socket = scratch.socket("proxy.qmp");
         let listener = UnixListener::bind(&socket).expect("a socket for the proxy");
         let (steps, upstream) = (steps.clone(), upstream.to_path_buf());
+        let deaf = Arc::<AtomicBool>::default();
+        let no_events = Arc::clone(&deaf);
         // Ends with the test's process: it waits for connections that nobody makes any more.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if let Ok(qemu) = UnixStream::connect(&upstream) {
-                    let steps = steps.clone();
-                    thread::spawn(move || serve(client, qemu, &steps));
+                    let (steps, no_events) = (steps.clone(), Arc::clone(&no_events));
+                    thread::spawn(move || serve(client, qemu, &steps, &no_events));
                 }
             }
         });
-        Self { socket }
+        Self { socket, deaf }
+    }
+
+    /// From now on no event gets through.
+    pub fn lose_events(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
     }
 
     /// Where qmpfs finds it.
@@ -57,13 +66,20 @@ enum Line {
 }
 
 /// Passes lines both ways until one side ends.
-fn serve(client: UnixStream, qemu: UnixStream, steps: &Steps) {
+fn serve(client: UnixStream, qemu: UnixStream, steps: &Steps, deaf: &Arc<AtomicBool>) {
     let clone = |stream: &UnixStream| stream.try_clone().expect("another handle");
     let awaited = Awaited::default();
     let answers = {
         let (from, to, back) = (clone(&qemu), clone(&client), clone(&qemu));
-        let (steps, awaited) = (steps.clone(), Arc::clone(&awaited));
-        thread::spawn(move || pass(&from, to, back, |line| answer(line, &steps, &awaited)))
+        let (steps, awaited, deaf) = (steps.clone(), Arc::clone(&awaited), Arc::clone(deaf));
+        thread::spawn(move || {
+            pass(&from, to, back, |line| {
+                if deaf.load(Ordering::SeqCst) && line.contains("\"event\":") {
+                    return Line::Vanishes;
+                }
+                answer(line, &steps, &awaited)
+            });
+        })
     };
     let back = clone(&client);
     pass(&client, qemu, back, |line| command(line, steps, &awaited));

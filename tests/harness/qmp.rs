@@ -47,6 +47,18 @@ impl Qmp {
         qmp
     }
 
+    /// Takes a monitor that is just coming up; `None` if somebody else was faster.
+    pub fn try_connect(socket: &Path, patience: Duration) -> Option<Self> {
+        let stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(patience)).ok()?;
+        let mut qmp = Self {
+            lines: BufReader::new(stream),
+        };
+        qmp.message().ok()?.get("QMP")?;
+        qmp.run("qmp_capabilities", json!({}));
+        Some(qmp)
+    }
+
     /// Runs a command; gives its return value or QEMU's refusal.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Refused> {
         let line = json!({"execute": command, "arguments": arguments});

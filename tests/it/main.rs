@@ -30,6 +30,7 @@ mod bad_input;
 mod control;
 mod embedded;
 mod faults;
+mod faults_to_survive;
 mod guest;
 mod harness;
 mod internal;
