@@ -14,7 +14,7 @@ use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Qmp;
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::steps::Steps;
+use qmpfs_tests::steps::{Deed, FILES, Steps};
 use qmpfs_tests::tree::{DiskDir, assert_errno};
 use qmpfs_tests::{oracle, sh, wait};
 
@@ -251,6 +251,7 @@ fn a_monitor_taken_while_qemu_was_away_is_taken_back_when_it_is_free() {
     let mut bench = Bench::new("survive-taken", Attachment::StorageDaemon);
     bench.seal("one");
     let expected = bench.bytes_of("one").to_path_buf();
+    bench.flush();
     bench.writer().expect_the_end();
     bench.machine.kill9();
     assert_errno(bench.point("two").make(), &[ENOTCONN]);
@@ -259,6 +260,7 @@ fn a_monitor_taken_while_qemu_was_away_is_taken_back_when_it_is_free() {
     // now somebody else is faster
     let mut machine_is_back = false;
     for _ in 0..10 {
+        bench.flush();
         bench.writer().expect_the_end();
         bench.machine.kill9();
         wait::until_true("it is noticed", || !bench.mount_is_connected());
@@ -326,5 +328,32 @@ fn nobody_else_sees_the_disk() {
         let output = other.output().expect("head can be started");
         assert!(!output.status.success() && output.stdout.is_empty());
     }
+    bench.finish();
+}
+
+/// The directory can be read only just after a merge was written down: the rmdir says so, and the point stays.
+#[test]
+fn a_refused_merge_is_not_begun_later() {
+    let options = ["-o", "merge=commit"];
+    let mut bench = Bench::with_options("survive-refused", Attachment::StorageDaemon, &options);
+    let steps = Steps::new(bench.scratch());
+    let environment = steps.environment(bench.dir());
+    bench.mount.set_environment(environment);
+    bench.mount.kill9();
+    bench.mount.mount_again();
+    bench.wait_for_disk();
+    bench.seal("one");
+    bench.write(8);
+    // the journal is set and synced; what comes next, the alias of the new active layer, fails, and all after it
+    let erofs = libc::EROFS.unsigned_abs();
+    steps.arm(FILES, 2, Deed::FailFrom(erofs), [0, 0]);
+    assert_errno(bench.point("one").delete(), &[libc::EROFS]);
+    let (_, seen) = steps.disarm();
+    assert!(seen[2].starts_with("link "), "{seen:?}");
+    wait::until_true("it is written down no more", || {
+        bench.work_written_down().is_empty()
+    });
+    bench.verify();
+    bench.remove("one");
     bench.finish();
 }

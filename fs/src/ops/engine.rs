@@ -54,6 +54,8 @@ pub struct Engine {
     unsettled: RefCell<BTreeSet<String>>,
     /// Lines of the log that were about one disk's trouble are not repeated at every look.
     reported: RefCell<BTreeSet<String>>,
+    /// Jobs that were refused, and whose journal could not be taken back: they are not begun again.
+    refused: RefCell<BTreeSet<String>>,
 }
 
 #[derive(Default)]
@@ -105,6 +107,7 @@ impl Engine {
             work: watch::Sender::new(0),
             unsettled: RefCell::default(),
             reported: RefCell::default(),
+            refused: RefCell::default(),
         }
     }
 

@@ -430,6 +430,7 @@ async fn work(
 fn forget(engine: &Engine, guard: &DiskGuard, merge: &Merge) {
     if let Err(failure) = layer_file::clear_merge(merge.journal_path()) {
         tracing::warn!(%failure, "a mark stays behind for now");
+        engine.remember_refused(merge.job.as_str());
         engine.settle_later(guard.name());
     }
 }

@@ -488,7 +488,12 @@ async fn merge_to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resume, F
     if engine.config.verbs.read_only {
         return Ok(Resume::Nothing);
     }
-    for (_, file, mut journal) in journals(&disk)? {
+    for (path, file, mut journal) in journals(&disk)? {
+        if engine.was_refused(&journal.job) {
+            // it was told so, and nothing was begun
+            layer_file::clear_merge(&path)?;
+            continue;
+        }
         let Some(verb) = Verb::from_word(&journal.verb) else {
             continue;
         };

@@ -15,6 +15,15 @@ const SETTLE_SOON: u32 = 60;
 const SETTLE_SELDOM: u32 = 15;
 
 impl Engine {
+    /// Remembers a merge that was refused and is still written down.
+    pub(in crate::ops) fn remember_refused(&self, job: &str) {
+        self.refused.borrow_mut().insert(job.to_owned());
+    }
+
+    pub(in crate::ops) fn was_refused(&self, job: &str) -> bool {
+        self.refused.borrow().contains(job)
+    }
+
     /// A verb ended without knowing what QEMU did: finds out as soon as QEMU (or its files) can tell.
     pub(in crate::ops) fn settle_later(&self, disk: &str) {
         if self.unsettled.borrow_mut().insert(disk.to_owned()) {
