@@ -90,8 +90,11 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Failure> {
     loop {
         match there.canonicalize() {
             Ok(found) => {
-                let rest = whole.strip_prefix(there).unwrap_or(Path::new(""));
-                return Ok(found.join(rest));
+                // joining nothing would put a slash behind it
+                return Ok(match whole.strip_prefix(there) {
+                    Ok(rest) if rest != Path::new("") => found.join(rest),
+                    Ok(_) | Err(_) => found,
+                });
             }
             Err(error) if super::is_gone(&error) => {
                 there = there.parent().ok_or_else(|| failed(&error))?;
@@ -103,7 +106,7 @@ pub(super) fn resolved(path: &Path) -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::Scope;
+    use super::{Scope, resolved};
     use std::path::Path;
 
     fn of(path: &str) -> Scope {
@@ -126,6 +129,18 @@ mod tests {
         assert_eq!(of("disks/vda/snapshots/before"), point);
         assert_eq!(of("disks/vda/snapshots/before/disk.raw"), point);
         assert!(Scope::of(Path::new("../etc")).is_err());
+    }
+
+    #[test]
+    fn what_does_not_exist_keeps_its_name() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let there = directory.path().canonicalize().expect("it exists");
+        assert_eq!(
+            resolved(directory.path()).expect("it exists").as_os_str(),
+            there.as_os_str()
+        );
+        let gone = resolved(&directory.path().join("a/b")).expect("its end is gone");
+        assert_eq!(gone, there.join("a/b"));
     }
 
     #[test]
