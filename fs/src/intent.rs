@@ -1,15 +1,17 @@
 //! What a mkdir, an rmdir or a line written means: the one table from a place in the tree and a
 //! name or words to an [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
 
+mod rollback;
 mod words;
 
+pub(crate) use rollback::to_internal as rollback_to_internal;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{
-    DiskFile, Found, JobFile, NodeKey, Section, exists, find_group, find_point, layer_dir_name,
-    layer_identity, valid_name,
+    DiskFile, Found, JobFile, NodeKey, PointKey, Section, exists, find_group, find_point,
+    layer_dir_name, layer_identity, valid_name,
 };
 use std::collections::BTreeMap;
 
@@ -65,6 +67,22 @@ pub enum Intent {
         /// The point's name.
         name: String,
     },
+    /// `echo NAME > disks/DISK/rollback`
+    Rollback {
+        /// The disk's name.
+        disk: String,
+        /// The point's name, with the directory it stands in.
+        name: String,
+        /// The point.
+        point: PointKey,
+    },
+    /// `rmdir disks/DISK/snapshots/NAME` of a point beside the chain
+    DeleteBranch {
+        /// The disk's name.
+        disk: String,
+        /// The point's name.
+        name: String,
+    },
     /// `rmdir disks/DISK/jobs/ID`
     CancelJob {
         /// The disk's name.
@@ -92,7 +110,10 @@ impl Intent {
             Intent::TakeExternal { disk, name } => {
                 ("mkdir", format!("/disks/{disk}/snapshots/{name}"))
             }
-            Intent::DeleteExternal { disk, name } => {
+            Intent::Rollback { disk, name, .. } => {
+                ("write", format!("/disks/{disk}/rollback '{name}'"))
+            }
+            Intent::DeleteExternal { disk, name } | Intent::DeleteBranch { disk, name } => {
                 ("rmdir", format!("/disks/{disk}/snapshots/{name}"))
             }
             Intent::ReleaseLayer { disk, name, .. } => {
@@ -119,6 +140,8 @@ pub struct Verbs {
     pub read_only: bool,
     /// `-o no_delete`: none that destroys.
     pub no_delete: bool,
+    /// `-o live_rollback`: a running VM may be rolled back, for which it is reset.
+    pub live_rollback: bool,
 }
 
 /// What `mkdir parent/name` means.
@@ -243,6 +266,10 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 disk: disk.name.clone(),
                 name: internal.name.clone(),
             },
+            Some(Found::Branch { disk, branch }) => Intent::DeleteBranch {
+                disk: disk.name.clone(),
+                name: branch.name().to_owned(),
+            },
             Some(Found::Layer { disk, index, layer }) => match &layer.record {
                 Some(record) => {
                     unambiguous(disk, &record.name)?;
@@ -267,6 +294,9 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
             for (disk, _) in &group.members {
                 unambiguous(disk, &group.point.name)?;
+                if disk.branch(&group.point.name).is_some() {
+                    return Err(beside(disk, &group.point.name));
+                }
             }
             Intent::DeleteGroup {
                 id: id.clone(),
@@ -316,6 +346,12 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
             let (disk, id) = (disk.clone(), id.clone());
             (Intent::ControlJob { disk, id, command }, effect)
         }
+        NodeKey::DiskFile(disk, DiskFile::Rollback) => {
+            allowed(verbs, Effect::Makes)?;
+            let intent = roll_back(model, verbs, disk, words::line(data)?)?;
+            // nothing is destroyed: what was active stays as a point
+            (intent, Effect::Makes)
+        }
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
@@ -345,6 +381,32 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
     Ok(intent)
 }
 
+/// What a line written to `disks/DISK/rollback` means.
+fn roll_back(model: &Model, verbs: Verbs, disk: &str, line: &str) -> Result<Intent, Failure> {
+    let disk = model
+        .disk(disk)
+        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
+    connected(model)?;
+    if let Some(why) = &disk.no_snapshots {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("disk '{}' is not rolled back: {why}", disk.name),
+        ));
+    }
+    let intent = rollback::rollback(disk, line)?;
+    if !model.vm.switched_off && !verbs.live_rollback {
+        return Err(Failure::new(
+            Errno::EPERM,
+            "the VM is on, and a rollback takes its disk away from under it",
+        )
+        .next(format!(
+            "switch the VM off, mount {} and write the name there; or mount with -o live_rollback, which resets the VM",
+            disk.active_path.display()
+        )));
+    }
+    Ok(intent)
+}
+
 /// A chain that was put together by hand may have two points of one name.
 fn unambiguous(disk: &Disk, name: &str) -> Result<(), Failure> {
     let records = disk.layers.iter().filter_map(|layer| layer.record.as_ref());
@@ -359,6 +421,15 @@ fn unambiguous(disk: &Disk, name: &str) -> Result<(), Failure> {
         ),
     )
     .next("see their files in disk.json; the name stands in their attribute user.qmpfs.point"))
+}
+
+/// A disk was rolled back past its part of a snapshot of all disks: no merge removes that.
+fn beside(disk: &Disk, name: &str) -> Failure {
+    Failure::new(
+        Errno::EBUSY,
+        format!("disk '{}' was rolled back past '{name}'", disk.name),
+    )
+    .next(format!("rmdir disks/{}/snapshots/{name} first", disk.name))
 }
 
 /// What a verb does to the points that exist.

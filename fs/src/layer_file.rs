@@ -13,11 +13,14 @@ pub use claim::{Claim, claim, claim_guest};
 pub use create::create_like;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
-pub use neighbours::{dependents, free_bytes, is_name_of, namesakes, siblings, strays};
+pub use neighbours::{
+    backing_file, dependents, free_bytes, is_name_of, namesakes, siblings, strays,
+};
 pub use record::{
-    FreezeMark, FreezeNote, MergeJournal, SealMarker, clear_merge, clear_point, clear_seal,
-    read_freeze, read_internals, read_merge, read_point, read_seal, write_freeze, write_internals,
-    write_merge, write_point, write_seal,
+    FreezeMark, FreezeNote, GuestDebt, MergeJournal, RollbackJournal, SealMarker, clear_merge,
+    clear_point, clear_rollback, clear_seal, read_freeze, read_internals, read_merge, read_point,
+    read_rollback, read_seal, write_freeze, write_internals, write_merge, write_point,
+    write_rollback, write_seal,
 };
 
 #[cfg(test)]

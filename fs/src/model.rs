@@ -28,6 +28,8 @@ impl Model {
 pub struct Vm {
     /// The guest's name, or the source's when it has none.
     pub name: String,
+    /// Its disks are image files that nobody but we have open: there is no guest to be disturbed.
+    pub switched_off: bool,
     /// QEMU's run state ("running", "paused"); None for a storage daemon or a switched-off VM.
     pub run_state: Option<String>,
     /// "10.0.2"; empty without a QEMU.
@@ -119,6 +121,8 @@ pub struct Disk {
     pub active: Layer,
     /// Sealed layers, base first.
     pub layers: Vec<Layer>,
+    /// Points of ours that a rollback took out of the chain.
+    pub branches: Vec<Branch>,
     /// Internal snapshots of the active layer and of sealed layers.
     pub internals: Vec<Internal>,
     /// Jobs at work on this disk, and failed ones nobody has dismissed.
@@ -158,8 +162,15 @@ impl Disk {
 
     /// Whether a layer is sealed under that name, also one that is leaving: it keeps it to the end.
     pub fn has_point_called(&self, name: &str) -> bool {
-        let mut records = self.layers.iter().filter_map(|layer| layer.record.as_ref());
+        let beside = self.branches.iter().map(|branch| &branch.layer);
+        let layers = self.layers.iter().chain(beside);
+        let mut records = layers.filter_map(|layer| layer.record.as_ref());
         records.any(|record| record.name == name)
+    }
+
+    /// The point of that name beside the chain.
+    pub fn branch(&self, name: &str) -> Option<&Branch> {
+        self.branches.iter().find(|branch| branch.name() == name)
     }
 
     /// The internal snapshot of that name.
@@ -226,6 +237,23 @@ impl Layer {
     /// Whether it is listed as a point.
     pub fn shown(&self) -> bool {
         !self.leaving
+    }
+}
+
+/// A sealed layer of ours that the active layer does not stand on: what was above a point when the
+/// disk was rolled back to it.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// The layer; no node of QEMU's, and always with a record.
+    pub layer: Layer,
+    /// What it stands on, base first.
+    pub below: Vec<Layer>,
+}
+
+impl Branch {
+    /// The point's name.
+    pub fn name(&self) -> &str {
+        self.layer.record.as_ref().map_or("", |record| &record.name)
     }
 }
 

@@ -4,10 +4,12 @@
 //! follows no name that is not a plain file's, unless the user trusts the images; and it reads no
 //! image that somebody writes.
 
+mod branches;
 mod chain;
 mod disks;
 mod json_name;
 
+pub use branches::branches;
 pub use chain::{ResolvedLayer, resolve_chain, resolve_chain_within};
 pub(crate) use disks::disk_name;
 pub use disks::model;

@@ -4,6 +4,7 @@
 //! finishes or undoes what a killed daemon left.
 
 mod blocking;
+mod branch;
 mod carried;
 mod control;
 mod durable;
@@ -15,8 +16,10 @@ pub mod merge;
 mod nodes;
 mod observe;
 mod open;
+mod overlay;
 mod quiesce;
 mod recover;
+mod rollback;
 mod settle;
 mod snapshot;
 mod watch;
@@ -420,6 +423,14 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         }
         Intent::DeleteInternal { disk, name } => {
             let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
+            logged(held(&engine, &disk, delete).await);
+        }
+        Intent::Rollback { disk, point, .. } => {
+            let back = async |guard: &DiskGuard| rollback::to(&engine, guard, &point).await;
+            logged(held(&engine, &disk, back).await);
+        }
+        Intent::DeleteBranch { disk, name } => {
+            let delete = async |guard: &DiskGuard| branch::delete(&engine, guard, &name).await;
             logged(held(&engine, &disk, delete).await);
         }
         Intent::DeleteExternal { disk, name } => {

@@ -7,6 +7,7 @@ mod group;
 mod job;
 mod point;
 mod readme;
+mod rollback;
 mod time;
 mod vm;
 
@@ -57,6 +58,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
             match file {
                 DiskFile::Json => Some(json(&disk::disk(disk))),
                 DiskFile::ChainTxt => Some(chain::text(model, disk)),
+                DiskFile::Rollback => Some(rollback::text(model, disk, extra.verbs)),
                 DiskFile::Wait => None,
             }
         }
@@ -97,6 +99,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
 pub fn instant(found: &Found<'_>) -> Option<SystemTime> {
     match found {
         Found::Layer { layer, .. } => layer_instant(layer),
+        Found::Branch { branch, .. } => layer_instant(&branch.layer),
         Found::Internal { internal, .. } => Some(internal.time),
     }
 }
@@ -113,6 +116,7 @@ fn layer_instant(layer: &Layer) -> Option<SystemTime> {
 pub fn estimated_sizes(found: &Found<'_>) -> Sizes {
     let virtual_size = match found {
         Found::Layer { layer, .. } => layer.virtual_size,
+        Found::Branch { branch, .. } => branch.layer.virtual_size,
         Found::Internal { internal, .. } => internal.virtual_size,
     };
     let files = found

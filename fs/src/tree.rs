@@ -9,9 +9,9 @@ mod place;
 
 pub use group::{Group, find_group, group_called, groups, link_target};
 pub use ids::Ids;
-pub use list::{children, exists, lookup, parent, path_of};
+pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
-pub use place::{Found, external_key, find_point, internal_key, layer_key, point_place};
+pub use place::{Found, external_key, find_in, find_point, internal_key, layer_key, point_place};
 
 /// One entry of the tree, by meaning. Two entries with the same key are the same inode.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,16 +46,23 @@ pub enum NodeKey {
 pub enum DiskFile {
     Json,
     ChainTxt,
+    Rollback,
     Wait,
 }
 
 impl DiskFile {
     /// All of them, as listed.
-    pub const ALL: [DiskFile; 3] = [DiskFile::Json, DiskFile::ChainTxt, DiskFile::Wait];
+    pub const ALL: [DiskFile; 4] = [
+        DiskFile::Json,
+        DiskFile::ChainTxt,
+        DiskFile::Rollback,
+        DiskFile::Wait,
+    ];
 
     /// Whether a line written to it is a verb.
     pub fn is_control(self) -> bool {
         match self {
+            DiskFile::Rollback => true,
             DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait => false,
         }
     }
@@ -65,6 +72,7 @@ impl DiskFile {
         match self {
             DiskFile::Json => "disk.json",
             DiskFile::ChainTxt => "chain.txt",
+            DiskFile::Rollback => "rollback",
             DiskFile::Wait => "wait",
         }
     }

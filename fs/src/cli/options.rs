@@ -18,6 +18,8 @@ pub struct Options {
     pub read_only: bool,
     /// `no_delete`
     pub no_delete: bool,
+    /// `live_rollback`
+    pub live_rollback: bool,
     /// `merge=`
     pub merge: MergePolicy,
     /// `guest_agent=`, or `--guest-agent`
@@ -53,6 +55,7 @@ impl Default for Options {
         Options {
             read_only: false,
             no_delete: false,
+            live_rollback: false,
             merge: MergePolicy::Auto,
             guest_agent: None,
             quiesce: None,
@@ -98,6 +101,7 @@ impl Options {
         Verbs {
             read_only: self.read_only,
             no_delete: self.no_delete,
+            live_rollback: self.live_rollback,
         }
     }
 
@@ -152,6 +156,7 @@ impl Options {
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,
             ("no_delete", None) => self.no_delete = true,
+            ("live_rollback", None) => self.live_rollback = true,
             ("merge", Some("auto")) => self.merge = MergePolicy::Auto,
             ("merge", Some("stream")) => self.merge = MergePolicy::Stream,
             ("merge", Some("commit")) => self.merge = MergePolicy::Commit,

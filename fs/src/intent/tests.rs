@@ -8,6 +8,7 @@ use crate::tree::{DiskFile, JobFile, NodeKey, Section, lookup, sample};
 const ALL: Verbs = Verbs {
     read_only: false,
     no_delete: false,
+    live_rollback: false,
 };
 
 fn place(section: Section) -> NodeKey {
@@ -69,6 +70,7 @@ fn mkdir_is_refused_with_the_errno_of_the_contract() {
     );
     let no_delete = Verbs {
         no_delete: true,
+        live_rollback: false,
         ..ALL
     };
     assert!(made(&model, no_delete, Section::Snapshots, "x").is_ok());
@@ -171,6 +173,7 @@ fn rmdir_is_refused_everywhere_else() {
     }
     let no_delete = Verbs {
         no_delete: true,
+        live_rollback: false,
         ..ALL
     };
     assert_eq!(

@@ -192,11 +192,25 @@ fn stands_on(path: &Path, file: &File, target: FileId) -> Result<bool, Failure> 
     let Some(backing) = header.backing else {
         return Ok(false);
     };
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    Ok(backing_files(path, &backing.name).contains(&target))
+}
+
+/// The one file that a backing name in the header of `image` leads to; None where there is none, or
+/// more than one.
+pub fn backing_file(image: &Path, name: &[u8]) -> Option<FileId> {
+    let mut files = backing_files(image, name);
+    files.dedup();
+    (files.len() == 1).then(|| files[0])
+}
+
+/// The files, as far as they are there, that a backing name may lead to.
+fn backing_files(image: &Path, name: &[u8]) -> Vec<FileId> {
+    let real = image.canonicalize().unwrap_or_else(|_| image.to_owned());
     let directory = real.parent().unwrap_or(Path::new("/"));
-    Ok(file_names(&backing.name)
+    file_names(name)
         .iter()
-        .any(|name| sys::file_id(&directory.join(name)).ok() == Some(target)))
+        .filter_map(|name| sys::file_id(&directory.join(name)).ok())
+        .collect()
 }
 
 /// Every file name in a backing name: the name itself, or those within a `json:` one.

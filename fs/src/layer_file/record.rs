@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 const POINT: &CStr = c"user.qmpfs.point";
 const MERGE: &CStr = c"user.qmpfs.merge";
 const SEAL: &CStr = c"user.qmpfs.seal";
+const ROLLBACK: &CStr = c"user.qmpfs.rollback";
 const FREEZE: &CStr = c"user.qmpfs.freeze";
 const INTERNALS: &CStr = c"user.qmpfs.internals";
 
@@ -65,6 +66,25 @@ pub struct SealMarker {
     pub inode: u64,
 }
 
+/// A rollback half done, on the file that was active before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackJournal {
+    /// The layout; always 1.
+    pub version: u32,
+    /// D: the path the VM boots from.
+    pub active: PathBuf,
+    /// The overlay that is to become the active layer.
+    pub overlay: PathBuf,
+    /// The name that the file gets which was active.
+    pub sealed: PathBuf,
+    /// The layer that the overlay is to stand on.
+    pub onto: PathBuf,
+    /// What we owe the guest.
+    pub guest: GuestDebt,
+    /// The inode of the file it is written on.
+    pub inode: u64,
+}
+
 /// A freeze of the guest that we owe it the end of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FreezeMark {
@@ -76,6 +96,20 @@ pub struct FreezeMark {
     pub since: String,
     /// The inode of the file it is written on.
     pub inode: u64,
+}
+
+/// What a rollback owes the guest, whose disk it exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestDebt {
+    /// Nothing: there is none, it never ran, or all is done.
+    Nothing,
+    /// A reset, after which it stands still as it did before.
+    Reset,
+    /// A reset, and then to go on: we stopped it.
+    ResetAndGo,
+    /// To go on; it was reset.
+    Go,
 }
 
 /// The point a file holds; None when it is no point of ours.
@@ -121,6 +155,21 @@ pub fn write_seal(path: &Path, marker: &SealMarker) -> Result<(), Failure> {
 /// Forgets a seal that has ended.
 pub fn clear_seal(path: &Path) -> Result<(), Failure> {
     clear(path, SEAL)
+}
+
+/// The rollback that was begun on a file.
+pub fn read_rollback(path: &Path) -> Result<Option<RollbackJournal>, Failure> {
+    read(path, ROLLBACK)
+}
+
+/// Writes down a rollback before it begins, and each step that cannot be seen from the graph.
+pub fn write_rollback(path: &Path, journal: &RollbackJournal) -> Result<(), Failure> {
+    write(path, ROLLBACK, journal)
+}
+
+/// Forgets a rollback that has ended.
+pub fn clear_rollback(path: &Path) -> Result<(), Failure> {
+    clear(path, ROLLBACK)
 }
 
 /// A file with a [`FreezeMark`], whatever its name becomes while the guest is frozen.
@@ -223,6 +272,12 @@ impl OfInode for PointRecord {
 }
 
 impl OfInode for MergeJournal {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl OfInode for RollbackJournal {
     fn inode(&self) -> u64 {
         self.inode
     }

@@ -1,6 +1,7 @@
 //! The model of switched-off disks: what `ops` builds from QEMU's graph, built from files alone.
 //! It reads headers, snapshot tables and our own records; it changes nothing.
 
+use super::branches;
 use super::chain::{ResolvedLayer, resolve_chain};
 use super::refuse_if_written;
 use crate::errno::Failure;
@@ -37,6 +38,7 @@ pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result
     let vm = Vm {
         name: source.to_owned(),
         run_state: None,
+        switched_off: true,
         qemu_version: String::new(),
         source: source.to_owned(),
         connection: ConnectionState::Offline,
@@ -78,7 +80,7 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
     let active = layers
         .pop()
         .expect("a resolved chain has its image, at least");
-    Ok(Disk {
+    let mut disk = Disk {
         name: disk_name(&active.path, taken),
         root: None,
         active_path: active.path.clone(),
@@ -88,8 +90,11 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
         jobs: Vec::new(),
         no_snapshots: Some("mounted with -o ro".into()),
         tuning: Tuning::default(),
+        branches: Vec::new(),
         assumed: Vec::new(),
-    })
+    };
+    disk.branches = branches(&disk);
+    Ok(disk)
 }
 
 fn layer(resolved: &ResolvedLayer) -> Result<Layer, Failure> {

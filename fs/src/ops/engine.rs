@@ -228,6 +228,7 @@ impl Engine {
                 .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| old.vm.name.clone()),
             run_state,
+            switched_off: self.switched_off(),
             qemu_version: bridge.version().to_string(),
             source: self.config.source_text.clone(),
             connection: ConnectionState::Up,
@@ -239,6 +240,11 @@ impl Engine {
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });
         Ok(())
+    }
+
+    /// Whether the disks are in our own storage daemon, and nobody's VM is on.
+    pub(super) fn switched_off(&self) -> bool {
+        !self.config.embedded_disks.is_empty()
     }
 
     fn turns(&self) -> HashMap<String, u64> {

@@ -222,14 +222,14 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
                 below = Some(node);
             }
             Err(failure) => {
-                undo_adopt(bridge, &made).await;
+                undo_made(bridge, &made).await;
                 return Err(failure);
             }
         }
     }
     let graph = bridge.graph().await?;
     if let Err(failure) = set_backing(bridge, &graph, &root, below, Role::Active, carried).await {
-        undo_adopt(bridge, &made).await;
+        undo_made(bridge, &made).await;
         return Err(failure);
     }
     for layer in disk.layers.iter().rev() {
@@ -241,7 +241,7 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
 }
 
 /// The name a layer keeps: after a merge QEMU may still know it by the name of the point that went.
-fn lasting_name(disk: &Disk, layer: &Layer) -> PathBuf {
+pub(super) fn lasting_name(disk: &Disk, layer: &Layer) -> PathBuf {
     let sealed = layer
         .record
         .as_ref()
@@ -251,7 +251,8 @@ fn lasting_name(disk: &Disk, layer: &Layer) -> PathBuf {
         .unwrap_or_else(|| layer.path.clone())
 }
 
-async fn undo_adopt(bridge: &Bridge, made: &[NodeName]) {
+/// Lets go of layers that were added for nothing, the last one first.
+pub(super) async fn undo_made(bridge: &Bridge, made: &[NodeName]) {
     let Ok(graph) = bridge.graph().await else {
         return;
     };

@@ -188,6 +188,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
             filtered: !root.filters_above.is_empty(),
             detect_zeroes: Some(top.detect_zeroes.clone()).filter(|mode| mode != "off"),
         },
+        branches: Vec::new(),
         assumed: Vec::new(),
     };
     disk.assumed = carried::for_disk(&disk, sight.pid).1;
@@ -199,6 +200,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
             .iter()
             .find_map(|node| named_beside_a_link(node, sight));
     }
+    disk.branches = crate::offline::branches(&disk);
     Some(disk)
 }
 

@@ -56,8 +56,12 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     let chain = found.layers();
     let internal = match found {
         Found::Internal { internal, .. } => Some(internal.clone()),
-        Found::Layer { .. } => None,
+        Found::Layer { .. } | Found::Branch { .. } => None,
     };
+    if let Found::Branch { .. } = found {
+        // QEMU has no part in it: somebody may have started a VM on such a file
+        refuse_if_written(&chain)?;
+    }
     let top = chain.last().ok_or_else(gone)?;
     let file = seen(top)?;
     for layer in &chain {
@@ -75,6 +79,20 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
         Some(internal) => at_internal(&cache, &specs, &internal, lease),
     })
     .await
+}
+
+/// A layer without a node is one that QEMU does not guard.
+pub(super) fn refuse_if_written(chain: &[&Layer]) -> Result<(), Failure> {
+    for layer in chain.iter().filter(|layer| layer.node.is_none()) {
+        if crate::view::written_by_someone(&layer.path)? {
+            return Err(Failure::new(
+                Errno::EBUSY,
+                format!("{} is being written", layer.path.display()),
+            )
+            .next("a program has that file open for writing: end it; a layer that others stand on must not change"));
+        }
+    }
+    Ok(())
 }
 
 fn at_internal(

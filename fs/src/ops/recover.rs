@@ -7,7 +7,7 @@ use super::engine::{DiskGuard, Engine};
 use super::merge::{self, plan::Verb, steps};
 use super::nodes::{self, Role};
 use super::quiesce;
-use super::settle;
+use super::{rollback, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal, SealMarker};
 use crate::model::{Disk, FileId, Format};
@@ -80,6 +80,7 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     let ended = dismiss_ended(bridge, &disk).await?;
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     unfinished_seal(engine, bridge, &disk).await?;
+    rollback::settle(engine, bridge, &disk).await?;
     let disk = engine.observe_disk(guard).await?;
     ended_merges(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
@@ -554,7 +555,7 @@ fn stands_as_it_did(disk: &Disk, index: usize, verb: Verb, journal: &MergeJourna
 
 /// Which idle nodes go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Whose {
+pub(super) enum Whose {
     Ours,
     /// Also those of the VM's command line: what a seal takes out of the chain.
     Anybodys,
@@ -562,7 +563,7 @@ enum Whose {
 
 /// Nodes on files of this disk that nothing uses and that are no disk. Other disks may be in the
 /// middle of a verb: theirs are not touched.
-async fn idle_nodes(
+pub(super) async fn idle_nodes(
     engine: &Engine,
     bridge: &Bridge,
     disk: &Disk,
@@ -634,7 +635,7 @@ fn remove_strays(
         if in_use.contains(&path) {
             continue;
         }
-        let another_name = chain.contains(&file);
+        let another_name = chain.contains(&file) || is_sealed(active, file);
         let spec = LayerSpec {
             path: path.clone(),
             file: Some(file),
@@ -655,6 +656,16 @@ fn remove_strays(
     Ok(())
 }
 
+/// Whether a file has the name of a sealed layer, beside the hidden one; in the chain or beside it.
+fn is_sealed(active: &Path, file: FileId) -> bool {
+    let sealed = |path: &PathBuf| {
+        path != active
+            && layer_file::active_of_alias(path).is_none()
+            && sys::file_id(path).ok() == Some(file)
+    };
+    layer_file::siblings(active).is_ok_and(|names| names.iter().any(sealed))
+}
+
 /// The files of a disk whose QEMU is gone, before our own daemon opens them.
 pub(super) fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
     let Ok(file) = sys::file_id(active) else {
@@ -671,6 +682,7 @@ pub(super) fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
             layer_file::clear_seal(active)?;
         }
     }
+    rollback::settle_names(active, file)?;
     let mut chain = chain.to_vec();
     chain.extend(sys::file_id(active).ok());
     remove_strays(active, &[], &chain, &|text| tracing::warn!("{text}"))

@@ -53,6 +53,18 @@ pub(super) fn text(model: &Model, disk: &Disk) -> String {
         "\n  base at the top, each layer stands on the one above it (base ← ... ← active)\n",
     );
 
+    if !disk.branches.is_empty() {
+        text.push_str("\nbeside the chain, since a rollback\n");
+        for branch in &disk.branches {
+            let on = branch.below.last().and_then(|layer| layer.path.file_name());
+            text.push_str(&format!(
+                "  ◌ {}  {:>10}  on {}\n",
+                branch.name(),
+                human(branch.layer.allocated_size),
+                on.unwrap_or_default().to_string_lossy()
+            ));
+        }
+    }
     if !disk.internals.is_empty() {
         text.push_str("\ninternal snapshots\n");
         for internal in &disk.internals {

@@ -1,7 +1,7 @@
 //! point.json.
 
 use super::{Sizes, estimated_sizes, instant, rfc3339};
-use crate::model::Model;
+use crate::model::{Layer, Model};
 use crate::tree::{Found, Group, PointKey, PointKind, find_group, point_place};
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ pub(super) struct PointJson {
     kind: &'static str,
     name: String,
     disk: String,
+    /// Whether the disk stands on it; a point that was rolled back past does not.
+    in_chain: bool,
     time: Option<String>,
     virtual_size: u64,
     allocated_size: u64,
@@ -45,6 +47,7 @@ pub(super) fn point(
             .map(|(_, _, name)| name)
             .unwrap_or_default(),
         disk: found.disk().name.clone(),
+        in_chain: !matches!(found, Found::Branch { .. }),
         time: instant(found).map(rfc3339),
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
@@ -82,15 +85,8 @@ struct InstantKind<'a> {
 
 fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
     let (consistency, frozen_ms, quiesce_error) = match found {
-        Found::Layer { layer, .. } => match &layer.record {
-            Some(record) => (
-                record.consistency.as_str(),
-                record.frozen_ms,
-                record.quiesce_error.as_deref(),
-            ),
-            // Nobody wrote down how it came to be.
-            None => ("unknown", None, None),
-        },
+        Found::Layer { layer, .. } => recorded(layer),
+        Found::Branch { branch, .. } => recorded(&branch.layer),
         Found::Internal { internal, .. } => match &internal.record {
             Some(record) => (
                 record.consistency.as_str(),
@@ -104,6 +100,18 @@ fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
         consistency,
         frozen_ms,
         quiesce_error,
+    }
+}
+
+fn recorded(layer: &Layer) -> (&str, Option<u64>, Option<&str>) {
+    match &layer.record {
+        Some(record) => (
+            record.consistency.as_str(),
+            record.frozen_ms,
+            record.quiesce_error.as_deref(),
+        ),
+        // Nobody wrote down how it came to be.
+        None => ("unknown", None, None),
     }
 }
 
@@ -121,7 +129,7 @@ fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
 /// What of the machine at that instant this point does not hold.
 fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
     let ram_saved = match found {
-        Found::Layer { .. } => false,
+        Found::Layer { .. } | Found::Branch { .. } => false,
         Found::Internal { internal, .. } => internal.vm_state_size > 0,
     };
     let mut missing = machine(model);
@@ -146,9 +154,14 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
 /// The snapshot of all disks that it was taken with.
 fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
     match found {
-        Found::Layer { layer, .. } => find_group(model, &layer.record.as_ref()?.group.as_ref()?.id),
+        Found::Layer { layer, .. } => recorded_group(model, layer),
+        Found::Branch { branch, .. } => recorded_group(model, &branch.layer),
         Found::Internal { .. } => None,
     }
+}
+
+fn recorded_group<'a>(model: &'a Model, layer: &Layer) -> Option<Group<'a>> {
+    find_group(model, &layer.record.as_ref()?.group.as_ref()?.id)
 }
 
 /// What is in no disk. A storage daemon is no machine.

@@ -11,6 +11,7 @@ use std::path::Path;
 const VERBS: Verbs = Verbs {
     read_only: false,
     no_delete: false,
+    live_rollback: false,
 };
 
 /// The text with verbs `verbs` and measured sizes `sizes`.
@@ -237,6 +238,7 @@ fn the_readme_uses_the_mounts_own_names() {
         Verbs {
             read_only: true,
             no_delete: false,
+            live_rollback: false,
         },
         None,
     );

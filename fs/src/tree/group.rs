@@ -46,9 +46,11 @@ impl Group<'_> {
 /// Every sealed layer that belongs to a group, and what it says of it.
 fn members(model: &Model) -> impl Iterator<Item = (&Disk, &Layer, &PointRecord, &GroupRecord)> {
     model.disks.iter().flat_map(|disk| {
+        let beside = disk.branches.iter().map(|branch| &branch.layer);
         disk.layers
             .iter()
             .filter(|layer| layer.shown())
+            .chain(beside)
             .filter_map(move |layer| {
                 let point = layer.record.as_ref()?;
                 Some((disk, layer, point, point.group.as_ref()?))

@@ -51,9 +51,7 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
                 .find(|section| section.name() == name)?;
             Some(NodeKey::Section(disk, section))
         }
-        NodeKey::Section(disk, section) => in_section(model.disk(disk)?, *section, Some(name))
-            .pop()
-            .map(|(_, key)| key),
+        NodeKey::Section(disk, section) => section_entry(model.disk(disk)?, *section, name),
         NodeKey::Point(point) => {
             find_point(model, point)?;
             let file = PointFile::ALL
@@ -173,6 +171,13 @@ fn in_group(model: &Model, id: &str) -> Vec<(String, NodeKey)> {
         .collect()
 }
 
+/// What `name` is in a section of a disk.
+pub fn section_entry(disk: &Disk, section: Section, name: &str) -> Option<NodeKey> {
+    in_section(disk, section, Some(name))
+        .pop()
+        .map(|(_, key)| key)
+}
+
 /// The entries of a section, or only those called `wanted`.
 fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(String, NodeKey)> {
     let fits = |name: &str| wanted.is_none_or(|wanted| wanted == name);
@@ -193,6 +198,7 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
             .layers
             .iter()
             .filter(|layer| layer.shown())
+            .chain(disk.branches.iter().map(|branch| &branch.layer))
             .filter_map(|layer| {
                 Some((
                     layer.record.as_ref()?.name.as_str(),

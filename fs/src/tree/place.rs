@@ -4,7 +4,7 @@
 use super::{
     NodeKey, PointKey, PointKind, Section, internal_identity, layer_dir_name, layer_identity,
 };
-use crate::model::{Disk, Internal, Layer, Model};
+use crate::model::{Branch, Disk, Internal, Layer, Model};
 
 /// What a point's key means in a model.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,13 @@ pub enum Found<'a> {
         index: usize,
         /// The layer.
         layer: &'a Layer,
+    },
+    /// A sealed layer beside the chain and all below it.
+    Branch {
+        /// The disk it belongs to.
+        disk: &'a Disk,
+        /// The layer and what it stands on.
+        branch: &'a Branch,
     },
     /// An internal snapshot.
     Internal {
@@ -33,7 +40,9 @@ impl<'a> Found<'a> {
     /// The disk it belongs to.
     pub fn disk(&self) -> &'a Disk {
         match self {
-            Found::Layer { disk, .. } | Found::Internal { disk, .. } => disk,
+            Found::Layer { disk, .. }
+            | Found::Branch { disk, .. }
+            | Found::Internal { disk, .. } => disk,
         }
     }
 
@@ -41,6 +50,7 @@ impl<'a> Found<'a> {
     pub fn layers(&self) -> Vec<&'a Layer> {
         match self {
             Found::Layer { disk, index, .. } => disk.layers.iter().take(index + 1).collect(),
+            Found::Branch { branch, .. } => branch.below.iter().chain([&branch.layer]).collect(),
             Found::Internal {
                 disk,
                 holder,
@@ -55,14 +65,22 @@ impl<'a> Found<'a> {
 
 /// What `point` is in this model. None when it is gone or being removed.
 pub fn find_point<'a>(model: &'a Model, point: &PointKey) -> Option<Found<'a>> {
-    let disk = model.disk(&point.disk)?;
+    find_in(model.disk(&point.disk)?, point)
+}
+
+/// The same, in its disk.
+pub fn find_in<'a>(disk: &'a Disk, point: &PointKey) -> Option<Found<'a>> {
+    let sealed_as = |layer: &Layer| {
+        let record = layer.record.as_ref();
+        record.is_some_and(|record| record.id == point.identity)
+    };
     match point.kind {
         PointKind::Layer => found_layer(disk, |layer| layer_identity(layer) == point.identity),
-        PointKind::External => found_layer(disk, |layer| {
-            layer
-                .record
-                .as_ref()
-                .is_some_and(|record| record.id == point.identity)
+        PointKind::External => found_layer(disk, sealed_as).or_else(|| {
+            let mut branches = disk.branches.iter();
+            branches
+                .find(|branch| sealed_as(&branch.layer))
+                .map(|branch| Found::Branch { disk, branch })
         }),
         PointKind::Internal => disk.internals.iter().find_map(|internal| {
             let holder = holder(disk, internal)?;
@@ -82,6 +100,7 @@ pub fn point_place(model: &Model, point: &PointKey) -> Option<(String, Section, 
             PointKind::External => layer.record.as_ref()?.name.clone(),
             PointKind::Layer | PointKind::Internal => layer_dir_name(index, layer),
         },
+        Found::Branch { branch, .. } => branch.name().to_owned(),
         Found::Internal { internal, .. } => internal.name.clone(),
     };
     Some((point.disk.clone(), point.kind.section(), name))

@@ -42,6 +42,7 @@ fn disk(name: &str, active: Layer, layers: Vec<Layer>) -> Disk {
         jobs: Vec::new(),
         no_snapshots: None,
         tuning: Tuning::default(),
+        branches: Vec::new(),
         assumed: Vec::new(),
     }
 }

@@ -335,6 +335,7 @@ mod tests {
             jobs: Vec::new(),
             no_snapshots: None,
             tuning: Tuning::default(),
+            branches: Vec::new(),
             assumed: Vec::new(),
         }
     }

@@ -4,9 +4,11 @@
 use super::plan::{Facts, Plan, Verb, above, choose};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::model::{Disk, FileId, Layer, Model};
+use crate::model::{Branch, Disk, FileId, Layer, Model};
 use crate::sys;
-use crate::tree::{PointKey, PointKind, Section, layer_dir_name, layer_identity, point_place};
+use crate::tree::{
+    Found, PointKey, PointKind, Section, find_in, layer_dir_name, layer_identity, point_place,
+};
 use crate::view::{LayerSpec, layer_allocated};
 use std::fmt::Write;
 use std::path::Path;
@@ -19,6 +21,9 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
     let Some(disk) = model.disk(&disk) else {
         return "this disk is gone\n".into();
     };
+    if let Some(Found::Branch { disk, branch }) = find_in(disk, point) {
+        return crate::ops::branch::plan_text(disk, branch);
+    }
     match point.kind {
         PointKind::Internal => format!(
             "verb:   blockdev-snapshot-delete-internal-sync\ncopies: nothing\nfiles:  its clusters are given back inside {}\n",
@@ -145,10 +150,17 @@ pub(super) fn facts(
     let mut ours: Vec<_> = disk.layers.iter().filter_map(|layer| layer.file).collect();
     ours.extend(disk.active.file);
     ours.extend(leaving);
-    let dependents = match here.file {
+    let mut dependents = match here.file {
         Some(file) => layer_file::dependents(&here_dir, file, &ours)?,
         None => Vec::new(),
     };
+    // the layer may lie in another directory than the branches that stand on it
+    let stands_here = |branch: &&Branch| branch.below.last().is_some_and(|on| on.file == here.file);
+    for branch in disk.branches.iter().filter(stands_here) {
+        if !dependents.contains(&branch.layer.path) {
+            dependents.push(branch.layer.path.clone());
+        }
+    }
     Ok(Facts {
         stream_bytes: bytes(here)?,
         // the active layer is not ours to parse while QEMU writes it

@@ -1,0 +1,113 @@
+//! `rmdir disks/D/snapshots/N` of a point beside the chain: its file goes, if nothing stands on it.
+//! No job and no QEMU: nobody but readers has such a file open.
+
+use super::blocking::blocking;
+use super::engine::{DiskGuard, Engine};
+use super::{open, settle};
+use crate::errno::{Errno, Failure};
+use crate::layer_file;
+use crate::leases::LeaseKey;
+use crate::model::{Branch, Disk, FileId};
+use crate::sys;
+use qmpfs_qcow2::Header;
+use std::path::{Path, PathBuf};
+
+/// Removes the point `name`.
+pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    let disk = engine.observe_disk(guard).await?;
+    let branch = disk
+        .branch(name)
+        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
+    let path = branch.layer.path.clone();
+    let file = seen(branch)?;
+    // nobody opens it between this look and its end
+    let key = LeaseKey {
+        file,
+        internal: None,
+    };
+    let _closed = engine.leases.close(key).map_err(|readers| {
+        let pid = readers.first().map_or(0, |reader| reader.pid);
+        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
+            .next(format!("close it (ps -p {pid})"))
+    })?;
+    let graph = bridge.graph().await?;
+    let sight = engine.sight(bridge);
+    let mut paths = graph
+        .nodes()
+        .filter_map(|node| sight.resolve(node.path.as_deref()?));
+    if paths.any(|path| sys::file_id(&path).is_ok_and(|found| found == file)) {
+        return Err(
+            Failure::new(Errno::EBUSY, format!("QEMU has {} open", path.display()))
+                .next("end what uses it there, then rmdir again"),
+        );
+    }
+    let branch = branch.clone();
+    blocking(move || {
+        open::refuse_if_written(&[&branch.layer])?;
+        refuse_if_needed(&branch.layer.path, file)?;
+        settle::remove_file(&branch.layer.path, file)
+    })
+    .await
+}
+
+/// What `rmdir` of a point beside the chain would do, in words.
+pub(super) fn plan_text(disk: &Disk, branch: &Branch) -> String {
+    let path = &branch.layer.path;
+    match seen(branch).and_then(|file| refuse_if_needed(path, file)) {
+        Ok(()) => format!(
+            "verb:    unlink\ncopies:  nothing\nremoves: {}\ncancel:  not possible\nbecause: {} does not stand on it, and no other image does\n",
+            path.display(),
+            disk.active_path.display()
+        ),
+        Err(failure) => format!(
+            "refused: {} ({})\nnext:    {}\n",
+            failure.message, failure.errno, failure.next
+        ),
+    }
+}
+
+fn seen(branch: &Branch) -> Result<FileId, Failure> {
+    let path = branch.layer.path.display();
+    branch.layer.file.ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{path} cannot be seen from here"),
+        )
+    })
+}
+
+fn refuse_if_needed(path: &Path, file: FileId) -> Result<(), Failure> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let dependents: Vec<PathBuf> = layer_file::dependents(directory, file, &[])?;
+    if let Some(first) = dependents.first() {
+        let names: Vec<String> = dependents
+            .iter()
+            .map(|other| other.display().to_string())
+            .collect();
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("{} stands on {}", names.join(", "), path.display()),
+        )
+        .next(format!("remove {} first", first.display())));
+    }
+    let header = sys::open_for_reading(path)
+        .map_err(|error| Failure::io(format!("open {}", path.display()), &error))
+        .and_then(|file| {
+            Header::read(&file).map_err(|error| crate::view::failure_of(path, &error))
+        })?;
+    if header.snapshot_count > 0 {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} holds internal snapshots, which would be lost",
+                path.display()
+            ),
+        )
+        .next(format!(
+            "see them with qemu-img snapshot -l {0}, remove them with qemu-img snapshot -d ID {0}",
+            path.display()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! What can be refused before anything is done, and what the rollback will need to know.
+
+use super::Rollback;
+use crate::errno::{Errno, Failure};
+use crate::layer_file::{self, GuestDebt, RollbackJournal};
+use crate::model::{Disk, Format, Layer, PointRecord};
+use crate::ops::carried;
+use crate::ops::engine::Engine;
+use crate::ops::nodes::lasting_name;
+use crate::sys;
+use crate::tree::{Found, PointKey, find_in};
+use qmpbridge::Bridge;
+use qmpbridge::command::QueryStatus;
+use std::path::Path;
+
+/// A new overlay needs its header and first tables; less than this is "full".
+const OVERLAY_RESERVE: u64 = 4 << 20;
+
+/// Looks at the disk, the point and the guest.
+pub(super) async fn check(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: Disk,
+    point: &PointKey,
+) -> Result<Rollback, Failure> {
+    if let Some(why) = &disk.no_snapshots {
+        return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
+    }
+    let root = disk
+        .root
+        .clone()
+        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let active = disk.active_path.clone();
+    let file = sys::file_id(&active)
+        .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
+    if disk.active.file != Some(file) {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("{} is not the file that QEMU writes", active.display()),
+        )
+        .next("somebody renamed or replaced it; put the file QEMU has open back under that name"));
+    }
+    let onto = onto(&disk, point)?;
+    refuse_if_full(&active)?;
+    let debt = debt(engine, bridge, &disk, &onto).await?;
+    let (name, time) = name(&disk);
+    Ok(Rollback {
+        disk: disk.name.clone(),
+        root,
+        carried: engine.carried(&disk),
+        file,
+        record: PointRecord {
+            id: layer_file::random_hex(),
+            name: name.clone(),
+            time,
+            consistency: "crash".into(),
+            frozen_ms: None,
+            quiesce_error: None,
+            inode: file.ino,
+            group: None,
+        },
+        journal: RollbackJournal {
+            version: 1,
+            overlay: layer_file::alias_path(&active),
+            sealed: layer_file::sealed_path(&active, &name),
+            onto: onto.path.clone(),
+            guest: GuestDebt::Nothing,
+            inode: file.ino,
+            active,
+        },
+        onto,
+        debt,
+    })
+}
+
+/// The layer that the new overlay is to stand on, by the name that it keeps.
+fn onto(disk: &Disk, point: &PointKey) -> Result<Layer, Failure> {
+    let found =
+        find_in(disk, point).ok_or_else(|| Failure::new(Errno::ENOENT, "the point is gone"))?;
+    let chain = found.layers();
+    for layer in &chain {
+        match layer.format {
+            Format::Qcow2 | Format::Raw => {}
+            Format::Other(_) => {
+                return Err(Failure::new(
+                    Errno::EOPNOTSUPP,
+                    format!("{} is {}", layer.path.display(), layer.format.name()),
+                ));
+            }
+        }
+        if layer.file.is_none() || layer.file != sys::file_id(&layer.path).ok() {
+            return Err(Failure::new(
+                Errno::EOPNOTSUPP,
+                format!("{} cannot be seen from here", layer.path.display()),
+            ));
+        }
+    }
+    match found {
+        Found::Layer { layer, .. } => Ok(Layer {
+            path: lasting_name(disk, layer),
+            ..layer.clone()
+        }),
+        Found::Branch { branch, .. } => {
+            crate::ops::open::refuse_if_written(&chain)?;
+            Ok(branch.layer.clone())
+        }
+        Found::Internal { internal, .. } => {
+            Err(crate::intent::rollback_to_internal(disk, internal))
+        }
+    }
+}
+
+fn refuse_if_full(active: &Path) -> Result<(), Failure> {
+    let directory = active.parent().unwrap_or(Path::new("/"));
+    let free = layer_file::free_bytes(directory)?;
+    if free >= OVERLAY_RESERVE {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::ENOSPC,
+        format!(
+            "{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}",
+            directory.display()
+        ),
+    )
+    .next("make room on that filesystem"))
+}
+
+/// What the guest will be owed: nothing where there is none, or where it has not run yet.
+async fn debt(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    onto: &Layer,
+) -> Result<GuestDebt, Failure> {
+    if engine.switched_off() {
+        return Ok(GuestDebt::Nothing);
+    }
+    if onto.virtual_size != disk.active.virtual_size {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "the disk had {} bytes then and has {} now: it does not change its size under a running VM",
+                onto.virtual_size, disk.active.virtual_size
+            ),
+        )
+        .next("switch the VM off, mount its image file, and roll back there"));
+    }
+    if !bridge.supports("stop") {
+        return Ok(GuestDebt::Nothing);
+    }
+    let line = bridge.peer_pid().and_then(carried::command_line);
+    if line.is_some_and(|line| ends_at_a_reset(&line)) {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            "the VM was started with -no-reboot: the reset that a rollback needs would end it",
+        )
+        .next("switch the VM off, mount its image file, and roll back there"));
+    }
+    Ok(match bridge.run(QueryStatus).await?.status.as_str() {
+        "prelaunch" => GuestDebt::Nothing,
+        "running" | "suspended" => GuestDebt::ResetAndGo,
+        "inmigrate" | "postmigrate" | "finish-migrate" | "colo" | "save-vm" | "restore-vm" => {
+            return Err(Failure::new(
+                Errno::EBUSY,
+                "the VM is being migrated or saved",
+            ));
+        }
+        _ => GuestDebt::Reset,
+    })
+}
+
+fn ends_at_a_reset(line: &[String]) -> bool {
+    line.iter().any(|word| {
+        matches!(word.as_str(), "-no-reboot" | "--no-reboot") || word.contains("reboot=shutdown")
+    })
+}
+
+/// What the active layer will be called as a point, and when that was.
+fn name(disk: &Disk) -> (String, String) {
+    let time = crate::render::now();
+    let digits: String = time
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .filter(|letter| letter.is_ascii_alphanumeric())
+        .collect();
+    let wanted = format!("rolled-back-{digits}Z");
+    let free = |name: &String| {
+        let path = layer_file::sealed_path(&disk.active_path, name);
+        path.symlink_metadata().is_err() && disk.external(name).is_none()
+    };
+    let mut names =
+        std::iter::once(wanted.clone()).chain((2u64..).map(|number| format!("{wanted}-{number}")));
+    let name = names.find(free).unwrap_or(wanted);
+    (name, time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ends_at_a_reset, name};
+    use crate::tree::{sample, valid_name};
+
+    #[test]
+    fn a_vm_that_ends_at_a_reset_is_known_by_its_command_line() {
+        let line = |words: &str| words.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(ends_at_a_reset(&line("qemu -m 1G -no-reboot")));
+        assert!(ends_at_a_reset(&line(
+            "qemu -action reboot=shutdown,panic=none"
+        )));
+        assert!(!ends_at_a_reset(&line(
+            "qemu -action reboot=reset -name no-reboot"
+        )));
+    }
+
+    #[test]
+    fn what_was_active_gets_a_valid_name() {
+        let model = sample::two_disks();
+        let (name, time) = name(model.disk("vda").expect("the sample has vda"));
+        assert!(valid_name(&name), "{name}");
+        assert!(
+            name.starts_with("rolled-back-20") && name.ends_with('Z'),
+            "{name} at {time}"
+        );
+        assert_eq!(name.len(), "rolled-back-20260102T030405Z".len());
+    }
+}
