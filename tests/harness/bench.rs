@@ -14,6 +14,7 @@ use crate::writer::Writer;
 use crate::{oracle, wait};
 
 mod questions;
+mod rollback;
 
 /// The test itself writes below, the writer from here on.
 pub const WRITERS: u64 = 32 << 20;
@@ -25,6 +26,8 @@ pub const SIZE: u64 = 40 << 20;
 struct Captured {
     name: String,
     bytes: PathBuf,
+    /// The point that its layer stands on.
+    on: Option<String>,
 }
 
 /// A running disk with everything around it.
@@ -41,6 +44,10 @@ pub struct Bench {
     bulks: u64,
     dice: Dice,
     points: Vec<Captured>,
+    /// The point that the active layer stands on.
+    top: Option<String>,
+    /// How often the guest had read its disk when it was last rolled back.
+    boots: u64,
     below: Vec<PathBuf>,
     dir: PathBuf,
     scratch: Scratch,
@@ -98,6 +105,8 @@ impl Bench {
             bulks: 0,
             dice: Dice::new(3),
             points: Vec::new(),
+            top: None,
+            boots: 0,
             below,
             dir,
             scratch,
@@ -211,12 +220,19 @@ impl Bench {
             oracle::sealed_mark(&self.sealed(name)).is_some(),
             "the sealed file carries its mark"
         );
+        self.add_point(name, bytes);
+        self.verify();
+        self.write(2);
+    }
+
+    /// A point was made of what was active.
+    fn add_point(&mut self, name: &str, bytes: PathBuf) {
+        let on = self.top.replace(name.to_owned());
         self.points.push(Captured {
             name: name.to_owned(),
             bytes,
+            on,
         });
-        self.verify();
-        self.write(2);
     }
 
     /// `rmdir snapshots/NAME`: the others stay right before, during and after the merge.
@@ -248,7 +264,7 @@ impl Bench {
             .delete()
             .unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
         assert!(!self.point(name).exists(), "the name goes at once");
-        self.points.retain(|p| p.name != name);
+        self.forget(name);
     }
 
     /// Takes up a point that was made behind the bench's back: it holds the bytes in the file `bytes`.
@@ -256,15 +272,21 @@ impl Bench {
     pub fn hold(&mut self, name: &str, bytes: &Path) {
         let kept = self.scratch.file(&format!("{name}.expected"));
         std::fs::copy(bytes, &kept).expect("a copy of the bytes");
-        self.points.push(Captured {
-            name: name.to_owned(),
-            bytes: kept,
-        });
+        self.add_point(name, kept);
     }
 
     /// Forgets a point that was made or removed behind the bench's back.
     pub fn forget(&mut self, name: &str) {
-        self.points.retain(|p| p.name != name);
+        let Some(index) = self.points.iter().position(|p| p.name == name) else {
+            return;
+        };
+        let gone = self.points.remove(index);
+        let users = self.points.iter_mut().map(|p| &mut p.on);
+        for on in users.chain([&mut self.top]) {
+            if on.as_deref() == Some(name) {
+                on.clone_from(&gone.on);
+            }
+        }
     }
 
     /// A file of somebody else's is in the chain no more.
@@ -280,6 +302,7 @@ impl Bench {
         self.machine.quit();
         self.inspect_while_off(&written);
         self.machine.start_again();
+        self.boots = 0;
         self.hands = Some(self.machine.nbd("vda"));
         let endpoint = self.machine.endpoint("vda");
         self.writer = Some(Writer::start(&endpoint, WRITERS..SIZE, written, 11));

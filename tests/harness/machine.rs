@@ -193,6 +193,17 @@ impl Machine {
         .count()
     }
 
+    /// How often the guest has read a disk.
+    pub fn reads(&mut self, disk: &str) -> u64 {
+        let device = format!("/machine/peripheral/{disk}/virtio-backend");
+        let all = self.qmp.run("query-blockstats", json!({}));
+        let one = all
+            .as_array()
+            .and_then(|all| all.iter().find(|stats| stats["qdev"] == device.as_str()));
+        one.and_then(|stats| stats["stats"]["rd_operations"].as_u64())
+            .unwrap_or_else(|| panic!("no disk {device} in {all}"))
+    }
+
     /// Waits until the guest has switched the VM off.
     pub fn wait_off(&mut self) {
         self.process.wait("the VM switches itself off");

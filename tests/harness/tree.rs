@@ -60,6 +60,11 @@ impl DiskDir {
         self.0.join("jobs").join(&jobs[0])
     }
 
+    /// `echo NAME > rollback`
+    pub fn roll_back(&self, name: &str) -> io::Result<()> {
+        fs::write(self.0.join("rollback"), format!("{name}\n"))
+    }
+
     /// Reads `wait`: returns when all work on this disk has ended, and how.
     pub fn wait(&self) -> io::Result<String> {
         fs::read_to_string(self.0.join("wait"))

@@ -44,6 +44,7 @@ mod readers;
 mod reading;
 mod recovery;
 mod release;
+mod rollback;
 mod several;
 mod several_faults;
 mod snapshot;

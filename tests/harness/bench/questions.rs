@@ -69,9 +69,9 @@ impl Bench {
     /// The chain in the headers is the points' files under the active path, and nothing else lies about.
     #[track_caller]
     pub fn verify_files(&self) {
-        let sealed = self.points.iter().rev().map(|p| self.sealed(&p.name));
+        let sealed = self.chain_of(self.top.as_deref()).into_iter();
         let expected: Vec<PathBuf> = std::iter::once(self.active())
-            .chain(sealed)
+            .chain(sealed.map(|name| self.sealed(name)))
             .chain(self.below.iter().cloned())
             .collect();
         assert_eq!(
@@ -81,7 +81,11 @@ impl Bench {
         );
 
         let mut stray: Vec<String> = names(&self.dir);
-        stray.retain(|name| !expected.contains(&self.dir.join(name)));
+        let is_point = |path: &PathBuf| self.points.iter().any(|p| self.sealed(&p.name) == *path);
+        stray.retain(|name| {
+            let path = self.dir.join(name);
+            !expected.contains(&path) && !is_point(&path)
+        });
         let aliases = stray.iter().filter(|n| is_alias(n)).count();
         assert!(
             stray.len() == aliases && aliases <= 1,
