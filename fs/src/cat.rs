@@ -86,7 +86,10 @@ pub fn write_to(request: &Request, out: &mut impl Write) -> Result<Ended, Failur
         let read = read.map_err(|error| stopped(view::failure_of(&image, &error)))?;
         if read < part.len() {
             // Cannot be: the range ends where the disk does.
-            return Err(stopped(Failure::new(Errno::EIO, "the disk has shrunk")));
+            return Err(stopped(
+                Failure::new(Errno::EIO, "the disk has shrunk")
+                    .next("run it again; somebody resized the image meanwhile"),
+            ));
         }
         match out.write_all(part) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Ended::NobodyReads),

@@ -224,12 +224,18 @@ impl From<qmpbridge::Error> for Failure {
             Error::TimedOut { .. } => {
                 "look whether QEMU hangs; the outcome is settled as soon as it answers"
             }
-            Error::TooOld { .. }
-            | Error::Io(_)
-            | Error::Refused { .. }
-            | Error::JobFailed { .. }
-            | Error::JobVanished { .. }
-            | Error::Protocol(_) => "",
+            Error::TooOld { .. } => "use QEMU 7.2 or newer, built with that command",
+            Error::Io(_) => "see that the socket may be used by you: ls -l",
+            Error::Refused { .. } => {
+                "QEMU's words say why; what was begun is taken back: cat disks/*/chain.txt shows what is there"
+            }
+            Error::JobFailed { .. } => {
+                "mend what its words name (mostly room or the host's disk), then do it again"
+            }
+            Error::JobVanished { .. } => {
+                "another monitor ended it, or QEMU was started again: cat disks/*/chain.txt shows what is there"
+            }
+            Error::Protocol(_) => "keep this log and report it",
         };
         let message = match std::error::Error::source(&error) {
             Some(source) => format!("{error}: {source}"),
@@ -238,3 +244,6 @@ impl From<qmpbridge::Error> for Failure {
         Failure::new(errno, message).next(next)
     }
 }
+
+#[cfg(test)]
+mod tests;

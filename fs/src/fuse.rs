@@ -24,6 +24,7 @@ pub(crate) use negotiate::LONGEST_READ;
 pub use session::{Access, Mounted, Settings, mount};
 
 use crate::errno::{Errno, Failure};
+use crate::tree;
 use fuser::{
     FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, OpenAccMode,
     OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
@@ -91,6 +92,15 @@ impl Filesystem for Qmpfs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run("lookup", |shared| {
             names::lookup(shared, parent, name, reply)
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        self.run("forget", |shared| {
+            let model = shared.engine.model();
+            shared
+                .ids
+                .forget(ino.0, lookups, |key| tree::exists(&model, key));
         });
     }
 

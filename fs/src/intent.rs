@@ -8,7 +8,7 @@ pub(crate) use rollback::to_internal as rollback_to_internal;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
-use crate::model::{ConnectionState, Disk, Model};
+use crate::model::{ConnectionState, Disk, Manager, Model};
 use crate::tree::{
     DiskFile, Found, JobFile, NodeKey, PointKey, Section, exists, find_group, find_point,
     layer_dir_name, layer_identity, valid_name,
@@ -142,6 +142,67 @@ pub struct Verbs {
     pub no_delete: bool,
     /// `-o live_rollback`: a running VM may be rolled back, for which it is reset.
     pub live_rollback: bool,
+    /// `-o coexist`: also beside libvirt, those that do not mislead it.
+    pub coexist: bool,
+}
+
+/// What a verb does to what libvirt believes of a VM.
+enum Reach {
+    /// Other files or nodes would be the disk than those libvirt knows: its next snapshot would
+    /// stand on a layer that the guest has left.
+    Chain,
+    /// libvirt does not know of it and is not misled.
+    Beside,
+}
+
+/// Whether a verb may be done to a VM that somebody else manages.
+pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result<(), Failure> {
+    let (reach, instead) = match intent {
+        Intent::TakeGroup { name } | Intent::TakeExternal { name, .. } => (
+            Reach::Chain,
+            format!(
+                "virsh snapshot-create-as {} {name} --disk-only",
+                model.vm.name
+            ),
+        ),
+        Intent::DeleteGroup { .. }
+        | Intent::DeleteExternal { .. }
+        | Intent::DeleteBranch { .. }
+        | Intent::ReleaseLayer { .. } => (
+            Reach::Chain,
+            format!("virsh blockcommit or virsh blockpull {}", model.vm.name),
+        ),
+        Intent::TakeInternal { name, .. } => (
+            Reach::Beside,
+            format!("virsh snapshot-create-as {} {name}", model.vm.name),
+        ),
+        Intent::DeleteInternal { name, .. } => (
+            Reach::Beside,
+            format!("virsh snapshot-delete {} {name}", model.vm.name),
+        ),
+        Intent::Rollback { name, .. } => (
+            Reach::Chain,
+            format!("virsh snapshot-revert {} {name}", model.vm.name),
+        ),
+        // a mirror of ours cannot have begun: it would be of the chain
+        Intent::CancelJob { .. } | Intent::ControlJob { .. } => (
+            Reach::Beside,
+            format!("virsh blockjob {} DISK --abort", model.vm.name),
+        ),
+    };
+    match (model.vm.manager, verbs.coexist, reach) {
+        (None, _, _) | (Some(Manager::Libvirt), true, Reach::Beside) => Ok(()),
+        (Some(Manager::Libvirt), false, Reach::Beside) => Err(Failure::new(
+            Errno::EPERM,
+            "libvirt manages this VM, and the mount only shows it",
+        )
+        .next(format!("{instead}; or mount with -o coexist"))),
+        (Some(Manager::Libvirt), _, Reach::Chain) => Err(Failure::new(
+            Errno::EPERM,
+            "libvirt manages this VM and would lose track of its disk",
+        )
+        .next(instead)),
+    }
 }
 
 /// What `mkdir parent/name` means.
@@ -152,9 +213,10 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
     let NodeKey::Section(disk, section) = parent else {
         return Err(no_verb("mkdir"));
     };
-    let disk = model
-        .disk(disk)
-        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
+    let disk = model.disk(disk).ok_or_else(|| {
+        Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'"))
+            .next("see which there are: ls disks")
+    })?;
     let (disk_name, point) = (disk.name.clone(), name.to_owned());
     let (intent, taken) = match section {
         Section::Snapshots => (
@@ -261,7 +323,10 @@ fn fit(name: &str) -> Result<(), Failure> {
 pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failure> {
     let intent = match key {
         NodeKey::Point(point) => match find_point(model, point) {
-            None => return Err(Failure::new(Errno::ENOENT, "the point is gone")),
+            None => {
+                return Err(Failure::new(Errno::ENOENT, "the point is gone")
+                    .next("see which there are: ls the directory again"));
+            }
             Some(Found::Internal { disk, internal, .. }) => Intent::DeleteInternal {
                 disk: disk.name.clone(),
                 name: internal.name.clone(),
@@ -285,10 +350,13 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 },
             },
         },
-        NodeKey::Job(disk, id) => Intent::CancelJob {
-            disk: disk.clone(),
-            id: id.clone(),
-        },
+        NodeKey::Job(disk, id) => {
+            not_of_others(model, disk, id)?;
+            Intent::CancelJob {
+                disk: disk.clone(),
+                id: id.clone(),
+            }
+        }
         NodeKey::Group(id) => {
             let group = find_group(model, id)
                 .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
@@ -306,6 +374,8 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::Snapshots
@@ -335,6 +405,7 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
                     format!("the job '{id}' has ended"),
                 ));
             }
+            not_of_others(model, disk, id)?;
             let effect = match command {
                 JobCommand::Cancel => Effect::Destroys,
                 JobCommand::Pause
@@ -355,6 +426,8 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::Snapshots
@@ -363,7 +436,10 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
         | NodeKey::GroupLink(..)
         | NodeKey::Disks
         | NodeKey::Disk(_)
-        | NodeKey::DiskFile(_, DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait)
+        | NodeKey::DiskFile(
+            _,
+            DiskFile::Json | DiskFile::ChainTxt | DiskFile::ChainSvg | DiskFile::Wait,
+        )
         | NodeKey::Section(..)
         | NodeKey::Point(_)
         | NodeKey::PointFile(..)
@@ -373,7 +449,8 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
             _,
             JobFile::State | JobFile::Progress | JobFile::Error | JobFile::Wait,
         ) => {
-            return Err(Failure::new(Errno::EROFS, "this file is only read"));
+            return Err(Failure::new(Errno::EROFS, "this file is only read")
+                .next("README.txt says which files take lines"));
         }
     };
     allowed(verbs, effect)?;
@@ -405,6 +482,19 @@ fn roll_back(model: &Model, verbs: Verbs, disk: &str, line: &str) -> Result<Inte
         )));
     }
     Ok(intent)
+}
+
+/// A job that another monitor began is not ours to end, nor to hold up.
+fn not_of_others(model: &Model, disk: &str, id: &str) -> Result<(), Failure> {
+    let jobs = model.disk(disk).map_or(&[][..], |disk| &disk.jobs);
+    match jobs.iter().find(|job| job.id == id) {
+        Some(job) if job.by_others() => Err(Failure::new(
+            Errno::EPERM,
+            format!("the job '{id}' is another monitor's"),
+        )
+        .next("end it where it was begun")),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A chain that was put together by hand may have two points of one name.

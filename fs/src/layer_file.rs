@@ -4,6 +4,7 @@
 
 mod claim;
 mod create;
+mod foreign;
 mod links;
 mod names;
 mod neighbours;
@@ -11,6 +12,7 @@ mod record;
 
 pub use claim::{Claim, claim, claim_guest};
 pub use create::create_like;
+pub use foreign::name_foreign;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
 pub use neighbours::{

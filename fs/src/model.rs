@@ -46,6 +46,8 @@ pub struct Vm {
     pub quiesce: Quiesce,
     /// The guest agent, where one was named.
     pub agent: Option<Agent>,
+    /// Who else believes to know the VM's disks.
+    pub manager: Option<Manager>,
 }
 
 /// `-o quiesce=`: what a point asks of the guest agent.
@@ -82,6 +84,22 @@ pub enum AgentState {
     },
     /// It did not, or cannot freeze, with the reason.
     Silent(String),
+}
+
+/// A program that keeps books of its own about a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manager {
+    /// Its nodes are called `libvirt-N-format`, `libvirt-N-storage`.
+    Libvirt,
+}
+
+impl Manager {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Manager::Libvirt => "libvirt",
+        }
+    }
 }
 
 /// `-o merge=`: which verb a user prefers.
@@ -157,15 +175,15 @@ impl Disk {
     pub fn external(&self, name: &str) -> Option<&Layer> {
         self.layers
             .iter()
-            .find(|layer| layer.shown() && layer.record.as_ref().is_some_and(|r| r.name == name))
+            .find(|layer| layer.shown() && layer.point_name() == Some(name))
     }
 
-    /// Whether a layer is sealed under that name, also one that is leaving: it keeps it to the end.
+    /// Whether a layer is sealed under that name, by us or by others, also one that is leaving: it keeps it to the end.
     pub fn has_point_called(&self, name: &str) -> bool {
         let beside = self.branches.iter().map(|branch| &branch.layer);
         let layers = self.layers.iter().chain(beside);
-        let mut records = layers.filter_map(|layer| layer.record.as_ref());
-        records.any(|record| record.name == name)
+        let mut names = layers.filter_map(Layer::point_name);
+        names.any(|taken| taken == name)
     }
 
     /// The point of that name beside the chain.
@@ -229,6 +247,8 @@ pub struct Layer {
     pub modified: Option<SystemTime>,
     /// What we wrote down when we sealed it; None for a file that is not ours.
     pub record: Option<PointRecord>,
+    /// What others called the state in it; see `layer_file::name_foreign`. None for a file of ours.
+    pub foreign_name: Option<String>,
     /// A merge is at work on it and its own state is not to be shown.
     pub leaving: bool,
 }
@@ -237,6 +257,12 @@ impl Layer {
     /// Whether it is listed as a point.
     pub fn shown(&self) -> bool {
         !self.leaving
+    }
+
+    /// The name under which snapshots/ lists it: ours, or what others called it.
+    pub fn point_name(&self) -> Option<&str> {
+        let ours = self.record.as_ref().map(|record| record.name.as_str());
+        ours.or(self.foreign_name.as_deref())
     }
 }
 
@@ -376,9 +402,9 @@ impl Internal {
 pub struct Job {
     /// QEMU's job id, the directory's name.
     pub id: String,
-    /// "stream" or "commit".
+    /// "stream" or "commit"; of others' jobs whatever QEMU calls it.
     pub verb: String,
-    /// The point it removes.
+    /// The point it removes; empty for others' jobs.
     pub point: String,
     /// QEMU's words: created, running, ready, concluded...; or queued, before QEMU knows of it.
     pub state: String,
@@ -393,6 +419,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether another monitor began it: it is shown, and never touched.
+    pub fn by_others(&self) -> bool {
+        !qmpbridge::JobId::new(self.id.as_str()).is_ok_and(|id| id.is_ours())
+    }
+
     /// Whether work is still to come.
     pub fn ended(&self) -> bool {
         self.state == "concluded" || self.state == "failed"

@@ -25,16 +25,17 @@ mod snapshot;
 mod watch;
 
 use crate::errno::{Errno, Failure};
-use crate::intent::{Intent, Verbs};
+use crate::intent::{self, Intent, Verbs};
 pub use crate::model::MergePolicy;
 use crate::model::{Format, Model, Quiesce};
 use crate::report::Log;
 use crate::tree::PointKey;
-use crate::view::View;
+use crate::view::{LayerCache, View};
 use embedded::StorageDaemon;
 use engine::{DiskGuard, Engine, Work};
 pub use observe::name_internals;
 use qmpbridge::{Address, Bridge};
+use qmpfs_qcow2::CacheBytes;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -117,6 +118,7 @@ pub enum WaitScope {
 pub struct EngineHandle {
     requests: mpsc::Sender<Request>,
     model: Arc<RwLock<Arc<Model>>>,
+    cache: Arc<LayerCache>,
     log: Arc<Log>,
 }
 
@@ -131,6 +133,11 @@ impl EngineHandle {
         &self.log
     }
 
+    /// What the caches of the views hold.
+    pub fn cache_sizes(&self) -> CacheBytes {
+        self.cache.sizes()
+    }
+
     /// What rmdir of a point would do, in words. Looks at files; asks QEMU nothing.
     pub fn plan_text(&self, point: &PointKey) -> String {
         merge::plan_text(&self.model(), point)
@@ -142,9 +149,10 @@ impl EngineHandle {
             let failure = match &error {
                 mpsc::error::TrySendError::Full(_) => {
                     Failure::new(Errno::EBUSY, "too many requests at once")
+                        .next("look whether QEMU hangs, and try again when it answers")
                 }
                 mpsc::error::TrySendError::Closed(_) => {
-                    Failure::new(Errno::ENOTCONN, "qmpfs is stopping")
+                    Failure::new(Errno::ENOTCONN, "qmpfs is stopping").next("mount again")
                 }
             };
             error.into_inner().fail(failure);
@@ -257,9 +265,11 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
         .unwrap_or_else(|| config.source.name());
     let model = Arc::new(RwLock::new(Arc::new(first)));
     let (requests, queue) = mpsc::channel(REQUESTS);
+    let cache = Arc::new(LayerCache::default());
     let handle = EngineHandle {
         requests,
         model: Arc::clone(&model),
+        cache: Arc::clone(&cache),
         log: Arc::clone(&config.log),
     };
     let (stop, stopped) = oneshot::channel();
@@ -278,7 +288,10 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
                 }
             };
             let tasks = tokio::task::LocalSet::new();
-            tasks.block_on(&runtime, serve(config, model, queue, stopped, ready));
+            tasks.block_on(
+                &runtime,
+                serve(config, (model, cache), queue, stopped, ready),
+            );
         })
         .map_err(|error| Failure::io("start a thread", &error))?;
     let thread = EngineThread {
@@ -288,18 +301,19 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
     match is_ready.recv() {
         Ok(Ok(())) => Ok((handle, thread)),
         Ok(Err(failure)) => Err(failure),
-        Err(_) => Err(Failure::new(Errno::EIO, "the engine died at its start")),
+        Err(_) => Err(Failure::new(Errno::EIO, "the engine died at its start")
+            .next("start it again with -f to see what it says, and report it")),
     }
 }
 
 async fn serve(
     mut config: EngineConfig,
-    model: Arc<RwLock<Arc<Model>>>,
+    shared: (Arc<RwLock<Arc<Model>>>, Arc<LayerCache>),
     mut queue: mpsc::Receiver<Request>,
     mut stopped: oneshot::Receiver<()>,
     ready: std::sync::mpsc::SyncSender<Result<(), Failure>>,
 ) {
-    let (engine, daemon) = match begin(&mut config, model).await {
+    let (engine, daemon) = match begin(&mut config, shared).await {
         Ok(begun) => begun,
         Err(failure) => {
             let _ = ready.send(Err(failure));
@@ -309,6 +323,7 @@ async fn serve(
     let _ = ready.send(Ok(()));
     let keepers = [
         tokio::task::spawn_local(watch::keep(Rc::clone(&engine))),
+        tokio::task::spawn_local(watch::report_events(Rc::clone(&engine))),
         tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine))),
     ];
     watch::look_at_agent(&engine);
@@ -333,7 +348,7 @@ async fn serve(
 
 async fn begin(
     config: &mut EngineConfig,
-    model: Arc<RwLock<Arc<Model>>>,
+    (model, cache): (Arc<RwLock<Arc<Model>>>, Arc<LayerCache>),
 ) -> Result<(Rc<Engine>, Option<StorageDaemon>), Failure> {
     let mut daemon = None;
     let bridge = match &config.source {
@@ -360,7 +375,7 @@ async fn begin(
             }
         }
     }
-    let engine = Rc::new(Engine::new(bridge, config.clone(), model));
+    let engine = Rc::new(Engine::new(bridge, config.clone(), model, cache));
     if engine.bridge().is_ok() {
         watch::recover_all(&engine).await;
         // a QEMU that cannot be looked at is told here, on the terminal
@@ -401,10 +416,15 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     let started = Instant::now();
     let (word, path) = intent.describe();
     let log = Arc::clone(&engine.log);
+    log.begun(word, &path, pid);
     let logged: Answer<()> = Box::new(move |outcome| {
         log.record(word, &path, pid, &outcome, started.elapsed());
         answer(outcome);
     });
+    if let Err(failure) = intent::suits_the_manager(&engine.current(), engine.config.verbs, &intent)
+    {
+        return logged(Err(failure));
+    }
     match intent {
         Intent::TakeGroup { name } => logged(group::take(&engine, &name).await),
         Intent::DeleteGroup { id, .. } => group::delete(engine, &id, logged).await,

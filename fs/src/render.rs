@@ -2,9 +2,11 @@
 //! It knows the model and the contract's field names; it knows no FUSE and asks no QEMU.
 
 mod chain;
+mod chain_svg;
 mod disk;
 mod group;
 mod job;
+mod metrics;
 mod point;
 mod readme;
 mod rollback;
@@ -19,6 +21,7 @@ use crate::report::Log;
 use crate::tree::{
     DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_group, find_point, layer_dir_name,
 };
+use qmpfs_qcow2::CacheBytes;
 use serde::Serialize;
 use std::path::Path;
 use std::time::SystemTime;
@@ -44,13 +47,17 @@ pub struct Extra<'a> {
     pub plan: &'a dyn Fn(&PointKey) -> String,
     /// The sizes of the point the text is about, where they were measured.
     pub sizes: Option<Sizes>,
+    /// What the caches of the views hold.
+    pub caches: CacheBytes,
 }
 
 /// The text of the file `key`. None for directories, views, `wait` files, and what is gone.
 pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
     match key {
         NodeKey::VmJson => Some(json(&vm::vm(model))),
-        NodeKey::Log => Some(extra.log.text()),
+        NodeKey::Log => Some(extra.log.lines().text()),
+        NodeKey::Events => Some(extra.log.events().lines().text()),
+        NodeKey::Metrics => Some(metrics::text(model, extra)),
         NodeKey::Readme => Some(readme::text(model, extra)),
         NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
         NodeKey::DiskFile(disk, file) => {
@@ -59,6 +66,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
                 DiskFile::Json => Some(json(&disk::disk(disk))),
                 DiskFile::ChainTxt => Some(chain::text(model, disk)),
                 DiskFile::Rollback => Some(rollback::text(model, disk, extra.verbs)),
+                DiskFile::ChainSvg => Some(chain_svg::text(model, disk)),
                 DiskFile::Wait => None,
             }
         }
@@ -139,6 +147,14 @@ fn json(value: &impl Serialize) -> String {
         .expect("our own structs have string keys and no fallible Serialize");
     text.push('\n');
     text
+}
+
+/// Who sealed a layer.
+fn made_by(layer: &Layer) -> &'static str {
+    match layer.record {
+        Some(_) => "qmpfs",
+        None => "other",
+    }
 }
 
 /// What a layer is called in texts: its directory's name, or the file's for the active one.

@@ -1,34 +1,65 @@
-//! What happened, for people: the lines of the `log` file, kept in memory and also given to
-//! `tracing`. It knows verbs, paths and failures; not who did them nor why.
+//! What happened: the lines of `log` for people, those of `events` for programs, and the counters
+//! of `metrics`. All of it is kept in memory, bounded; the log is also given to `tracing`.
+//! It knows verbs, paths, failures and models; not who did what nor why.
+
+mod changes;
+mod counters;
+mod events;
+mod ring;
+
+pub use counters::{BUCKETS, Counters, Histogram, VerbKind};
+pub use events::{Events, Own};
+pub use ring::{Reader, Ring};
 
 use crate::errno::Failure;
+use crate::model::Model;
 use crate::render::rfc3339;
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use ring::Limits;
 use std::time::{Duration, SystemTime};
 
-/// Lines kept: some weeks of an hourly snapshot, and under a megabyte.
-const LOG_LINES: usize = 1000;
+/// Some weeks of an hourly snapshot.
+const LIMITS: Limits = Limits {
+    lines: 1000,
+    bytes: 1 << 20,
+};
 /// Longest line: QEMU's words are kept whole, a runaway text is not.
 const LINE_MAX: usize = 4096;
 
-/// The bounded log of a mount.
-#[derive(Default)]
-pub struct Log {
-    lines: Mutex<Lines>,
+/// A file whose lines can be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// `log`
+    Log,
+    /// `events`
+    Events,
 }
 
-#[derive(Default)]
-struct Lines {
-    lines: VecDeque<String>,
-    dropped: u64,
-    last: Option<SystemTime>,
+/// The report of a mount: its log, its events and its counters.
+pub struct Log {
+    lines: Ring,
+    events: Events,
+    counters: Counters,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log {
+            lines: Ring::new(LIMITS, |gone| format!("({gone} older lines are gone)")),
+            events: Events::default(),
+            counters: Counters::default(),
+        }
+    }
 }
 
 impl Log {
     /// An empty log.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A verb was accepted and goes to work.
+    pub fn begun(&self, verb: &str, path: &str, pid: u32) {
+        self.events.own(Own::VerbBegun { verb, path, pid });
     }
 
     /// One verb and its outcome: time, verb, path, errno name, QEMU's own words, the next step.
@@ -41,6 +72,16 @@ impl Log {
         elapsed: Duration,
     ) {
         let millis = elapsed.as_millis();
+        let failure = outcome.as_ref().err();
+        self.counters.verb(verb, path, outcome, elapsed);
+        self.events.own(Own::VerbEnded {
+            verb,
+            path,
+            pid,
+            errno: failure.map(|failure| failure.errno.to_string()),
+            message: failure.map(|failure| failure.message.as_str()),
+            seconds: elapsed.as_secs_f64(),
+        });
         match outcome {
             Ok(()) => {
                 tracing::info!(verb, path, pid, millis, "done");
@@ -67,47 +108,52 @@ impl Log {
         self.push(text);
     }
 
-    /// The whole log, oldest line first.
-    pub fn text(&self) -> String {
-        self.text_since(0).0
+    /// A new model is about to be published: what is new in it is told.
+    pub fn published(&self, old: &Model, new: &Model) {
+        for own in changes::changes(old, new) {
+            self.events.own(own);
+        }
+        let now = SystemTime::now();
+        let mut since = counters::lock(&self.counters.jobs);
+        let known = std::mem::take(&mut *since);
+        for (disk, job) in new
+            .disks
+            .iter()
+            .flat_map(|disk| disk.jobs.iter().map(move |job| (disk, job)))
+        {
+            let key = (disk.name.clone(), job.id.clone());
+            let at = known.get(&key).copied().unwrap_or(now);
+            since.insert(key, at);
+        }
     }
 
-    /// The lines from number `first` on, which is counted from the first there ever was, and the
-    /// number that comes next.
-    pub fn text_since(&self, first: u64) -> (String, u64) {
-        let lines = self.lock();
-        let mut text = String::new();
-        let gone = lines.dropped.saturating_sub(first);
-        if gone > 0 {
-            text.push_str(&format!("({gone} older lines are gone)\n"));
-        }
-        let known = usize::try_from(first.saturating_sub(lines.dropped)).unwrap_or(usize::MAX);
-        for line in lines.lines.iter().skip(known) {
-            text.push_str(line);
-            text.push('\n');
-        }
-        (text, lines.dropped + lines.lines.len() as u64)
+    /// The lines of the log.
+    pub fn lines(&self) -> &Ring {
+        &self.lines
     }
 
-    /// When the last line was written.
-    pub fn modified(&self) -> Option<SystemTime> {
-        self.lock().last
+    /// The lines of one of the two files.
+    pub fn stream(&self, stream: Stream) -> &Ring {
+        match stream {
+            Stream::Log => &self.lines,
+            Stream::Events => self.events.lines(),
+        }
+    }
+
+    /// The events.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     fn push(&self, text: &str) {
         let now = SystemTime::now();
         let line = one_line(&format!("{} {text}", rfc3339(now)));
-        let mut lines = self.lock();
-        if lines.lines.len() == LOG_LINES {
-            lines.lines.pop_front();
-            lines.dropped += 1;
-        }
-        lines.lines.push_back(line);
-        lines.last = Some(now);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.push(line, now);
     }
 }
 
@@ -131,7 +177,7 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{LINE_MAX, LOG_LINES, Log};
+    use super::{LIMITS, LINE_MAX, Log};
     use crate::errno::{Errno, Failure};
     use std::time::Duration;
 
@@ -154,7 +200,7 @@ mod tests {
             &Ok(()),
             Duration::from_millis(3),
         );
-        let text = log.text();
+        let text = log.lines().text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(
@@ -176,27 +222,17 @@ mod tests {
     #[test]
     fn it_is_bounded() {
         let log = Log::new();
-        for index in 0..LOG_LINES + 5 {
+        for index in 0..LIMITS.lines + 5 {
             log.note(&format!("line {index}"));
         }
         log.note(&"ä".repeat(LINE_MAX));
-        let text = log.text();
+        let text = log.lines().text();
         assert!(
             text.starts_with("(6 older lines are gone)\n"),
             "{}",
             &text[..40]
         );
-        assert_eq!(text.lines().count(), LOG_LINES + 1);
+        assert_eq!(text.lines().count(), LIMITS.lines + 1);
         assert!(text.ends_with(" ...\n"));
-
-        let (_, next) = log.text_since(0);
-        assert_eq!(log.text_since(next), (String::new(), next));
-        log.note("one more");
-        let (more, after) = log.text_since(next);
-        assert!(
-            more.ends_with("one more\n") && more.lines().count() == 1,
-            "{more}"
-        );
-        assert_eq!(after, next + 1);
     }
 }

@@ -161,7 +161,8 @@ impl Running {
                         "signal {signal} again: not waiting for the last reader"
                     ));
                     self.engine.stop();
-                    return Err(Failure::new(Errno::EBUSY, "ended while files were open"));
+                    return Err(Failure::new(Errno::EBUSY, "ended while files were open")
+                        .next("close what is open before the next time: fuser -vm"));
                 }
                 Ok(Ending::Signal(signal)) => {
                     asked_to_stop = true;

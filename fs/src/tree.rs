@@ -20,6 +20,8 @@ pub enum NodeKey {
     Root,
     VmJson,
     Log,
+    Events,
+    Metrics,
     Readme,
     Wait,
     /// The snapshots of all disks.
@@ -47,15 +49,17 @@ pub enum DiskFile {
     Json,
     ChainTxt,
     Rollback,
+    ChainSvg,
     Wait,
 }
 
 impl DiskFile {
     /// All of them, as listed.
-    pub const ALL: [DiskFile; 4] = [
+    pub const ALL: [DiskFile; 5] = [
         DiskFile::Json,
         DiskFile::ChainTxt,
         DiskFile::Rollback,
+        DiskFile::ChainSvg,
         DiskFile::Wait,
     ];
 
@@ -63,7 +67,7 @@ impl DiskFile {
     pub fn is_control(self) -> bool {
         match self {
             DiskFile::Rollback => true,
-            DiskFile::Json | DiskFile::ChainTxt | DiskFile::Wait => false,
+            DiskFile::Json | DiskFile::ChainTxt | DiskFile::ChainSvg | DiskFile::Wait => false,
         }
     }
 
@@ -73,6 +77,7 @@ impl DiskFile {
             DiskFile::Json => "disk.json",
             DiskFile::ChainTxt => "chain.txt",
             DiskFile::Rollback => "rollback",
+            DiskFile::ChainSvg => "chain.svg",
             DiskFile::Wait => "wait",
         }
     }
@@ -207,6 +212,8 @@ impl NodeKey {
             | NodeKey::Job(..) => true,
             NodeKey::VmJson
             | NodeKey::Log
+            | NodeKey::Events
+            | NodeKey::Metrics
             | NodeKey::Readme
             | NodeKey::Wait
             | NodeKey::GroupJson(_)
@@ -225,6 +232,8 @@ impl NodeKey {
             NodeKey::Root
             | NodeKey::VmJson
             | NodeKey::Log
+            | NodeKey::Events
+            | NodeKey::Metrics
             | NodeKey::Readme
             | NodeKey::Wait
             | NodeKey::Snapshots
@@ -247,6 +256,8 @@ impl NodeKey {
             NodeKey::Root
             | NodeKey::VmJson
             | NodeKey::Log
+            | NodeKey::Events
+            | NodeKey::Metrics
             | NodeKey::Readme
             | NodeKey::Wait
             | NodeKey::Snapshots

@@ -124,7 +124,14 @@ fn failure(error: &qmpfs_qcow2::Error) -> Failure {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     };
-    Failure::new(errno, words)
+    let next = match error {
+        qmpfs_qcow2::Error::Io { .. } => "see what the host says of its disk: dmesg",
+        qmpfs_qcow2::Error::Corrupt(_) => "check it with the VM off: qemu-img check",
+        qmpfs_qcow2::Error::Unsupported(_) => {
+            "with the VM off, qemu-img convert -O qcow2 makes an image that is read"
+        }
+    };
+    Failure::new(errno, words).next(next)
 }
 
 /// The same of a file that has a name.
@@ -134,6 +141,7 @@ pub(crate) fn failure_of(path: &std::path::Path, error: &qmpfs_qcow2::Error) -> 
         failure.errno,
         format!("{}: {}", path.display(), failure.message),
     )
+    .next(failure.next)
 }
 
 #[cfg(test)]

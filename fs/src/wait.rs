@@ -62,7 +62,8 @@ pub fn follow(
         return Err(Failure::new(
             Errno::ENOENT,
             format!("there is no disk '{disk}' in {}", root.display()),
-        ));
+        )
+        .next("see which there are: ls disks"));
     }
     let mut bar = Bar::new(request.say);
     let mut followed = false;

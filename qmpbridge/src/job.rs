@@ -59,6 +59,24 @@ impl JobStatus {
         JobStatus::deserialize(value).unwrap_or(JobStatus::Unknown)
     }
 
+    /// QEMU's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            JobStatus::Undefined => "undefined",
+            JobStatus::Created => "created",
+            JobStatus::Running => "running",
+            JobStatus::Paused => "paused",
+            JobStatus::Ready => "ready",
+            JobStatus::Standby => "standby",
+            JobStatus::Waiting => "waiting",
+            JobStatus::Pending => "pending",
+            JobStatus::Aborting => "aborting",
+            JobStatus::Concluded => "concluded",
+            JobStatus::Null => "null",
+            JobStatus::Unknown => "unknown",
+        }
+    }
+
     /// Whether a waiter has something to decide.
     fn is_news(self) -> bool {
         use JobStatus::*;

@@ -25,8 +25,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// QEMU answers in order, so more commands under way gain nothing; a QEMU that hangs must not fill our memory.
 const MAX_IN_FLIGHT: usize = 64;
-/// Events a receiver may be behind before it loses some. Graph changes come in bursts of dozens.
-pub(crate) const EVENTS_KEPT: usize = 256;
+/// Events a receiver may be behind before it loses some. Graph changes come in bursts of dozens; one
+/// read of the socket holds hundreds of a guest whose disk fails, and a busy machine makes that several.
+pub(crate) const EVENTS_KEPT: usize = 4096;
 const READ_CHUNK: usize = 64 << 10;
 
 /// Whether QEMU can be talked to.

@@ -10,6 +10,7 @@ pub mod machine;
 pub mod model;
 pub mod mounted;
 pub mod nbd;
+pub mod openmetrics;
 pub mod oracle;
 pub mod process;
 pub mod proxy;

@@ -23,6 +23,8 @@ pub enum Attachment {
     BlockdevDirect,
     /// The same below a throttle filter.
     BlockdevThrottled,
+    /// As libvirt starts it: nodes called `libvirt-N-format` and `libvirt-N-storage`.
+    Libvirt,
     /// The legacy `-drive`: nodes called `#block…`, implicit children.
     Drive,
     /// qemu-storage-daemon with a writable export.

@@ -12,10 +12,35 @@ pub(crate) fn arguments(attachment: Attachment, disks: &[Disk], sockets: &Socket
             format!("unix:{},server=on,wait=off", socket.display()),
         ]);
     }
-    for disk in disks {
-        arguments.extend(attach(attachment, disk));
+    for (index, disk) in disks.iter().enumerate() {
+        arguments.extend(match attachment {
+            Attachment::Libvirt => as_libvirt(index + 1, disk),
+            _ => attach(attachment, disk),
+        });
     }
     arguments
+}
+
+fn as_libvirt(number: usize, disk: &Disk) -> Vec<String> {
+    let Disk {
+        name,
+        image,
+        format,
+    } = disk;
+    let image = image.display();
+    [
+        "-blockdev".to_owned(),
+        format!(
+            r#"{{"driver":"file","filename":"{image}","node-name":"libvirt-{number}-storage","auto-read-only":true,"discard":"unmap"}}"#
+        ),
+        "-blockdev".to_owned(),
+        format!(
+            r#"{{"node-name":"libvirt-{number}-format","read-only":false,"discard":"unmap","driver":"{format}","file":"libvirt-{number}-storage"}}"#
+        ),
+        "-device".to_owned(),
+        format!("virtio-blk-pci,drive=libvirt-{number}-format,id={name},share-rw=on"),
+    ]
+    .to_vec()
 }
 
 fn attach(attachment: Attachment, disk: &Disk) -> Vec<String> {

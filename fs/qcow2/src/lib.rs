@@ -31,5 +31,5 @@ pub use layer::{Layer, RawLayer};
 pub use mapping::{Mapping, Run};
 pub use read_at::ReadAt;
 pub use snapshot_table::InternalSnapshot;
-pub use table_cache::Caches;
+pub use table_cache::{CacheBytes, Caches};
 pub use units::{ClusterBits, GuestOffset, HostOffset};

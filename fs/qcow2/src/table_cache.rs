@@ -45,11 +45,33 @@ impl Caches {
 
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
-        self.tables
-            .bytes()
-            .saturating_add(self.clusters.bytes())
-            .saturating_add(self.maps.bytes())
+        let CacheBytes {
+            tables,
+            clusters,
+            maps,
+        } = self.bytes_of_each();
+        tables.saturating_add(clusters).saturating_add(maps)
     }
+
+    /// Bytes held now, by what they hold.
+    pub fn bytes_of_each(&self) -> CacheBytes {
+        CacheBytes {
+            tables: self.tables.bytes(),
+            clusters: self.clusters.bytes(),
+            maps: self.maps.bytes(),
+        }
+    }
+}
+
+/// Bytes in each of the caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// L2 tables.
+    pub tables: usize,
+    /// Decompressed clusters.
+    pub clusters: usize,
+    /// Flat maps of chains.
+    pub maps: usize,
 }
 
 impl Default for Caches {

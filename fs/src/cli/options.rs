@@ -20,6 +20,8 @@ pub struct Options {
     pub no_delete: bool,
     /// `live_rollback`
     pub live_rollback: bool,
+    /// `coexist`
+    pub coexist: bool,
     /// `merge=`
     pub merge: MergePolicy,
     /// `guest_agent=`, or `--guest-agent`
@@ -56,6 +58,7 @@ impl Default for Options {
             read_only: false,
             no_delete: false,
             live_rollback: false,
+            coexist: false,
             merge: MergePolicy::Auto,
             guest_agent: None,
             quiesce: None,
@@ -102,6 +105,7 @@ impl Options {
             read_only: self.read_only,
             no_delete: self.no_delete,
             live_rollback: self.live_rollback,
+            coexist: self.coexist,
         }
     }
 
@@ -157,6 +161,7 @@ impl Options {
             ("rw", None) => self.read_only = false,
             ("no_delete", None) => self.no_delete = true,
             ("live_rollback", None) => self.live_rollback = true,
+            ("coexist", None) => self.coexist = true,
             ("merge", Some("auto")) => self.merge = MergePolicy::Auto,
             ("merge", Some("stream")) => self.merge = MergePolicy::Stream,
             ("merge", Some("commit")) => self.merge = MergePolicy::Commit,
@@ -233,10 +238,15 @@ mod tests {
     #[test]
     fn every_option_of_the_page() {
         let options = parse(
-            "ro,no_delete,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,kernel_cache,passthrough,auto_unmount",
+            "ro,no_delete,coexist,merge=stream,format=raw,name=web1,log=/tmp/l,allow_other,uid=5,gid=6,umask=022,fsname=x,kernel_cache,passthrough,auto_unmount",
         )
         .expect("all are known");
-        assert!(options.verbs().read_only && options.verbs().no_delete && options.auto_unmount);
+        assert!(
+            options.verbs().read_only
+                && options.verbs().no_delete
+                && options.verbs().coexist
+                && options.auto_unmount
+        );
         assert!(options.kernel_cache && options.passthrough);
         assert_eq!(options.merge, MergePolicy::Stream);
         assert_eq!(options.format, Some(Format::Raw));

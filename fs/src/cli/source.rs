@@ -37,7 +37,8 @@ pub(super) fn classify(sources: &[String], format: Option<Format>) -> Result<Sou
         )
         .next("give the socket alone while the VM runs, or the images alone when it is off")),
         (None, _, false) => Ok(Source::Images { paths, format }),
-        (None, _, true) => Err(Failure::new(Errno::EINVAL, "no source was given")),
+        (None, _, true) => Err(Failure::new(Errno::EINVAL, "no source was given")
+            .next("name the VM's QMP socket, or its image files: qmpfs mount --help")),
     }
 }
 
@@ -47,10 +48,11 @@ fn kind(source: &str) -> Result<Kind, Failure> {
     }
     if source.starts_with("unix:") {
         let Address::Unix(path) = address(source)? else {
-            return Err(Failure::new(
-                Errno::EINVAL,
-                format!("not a socket's path: {source}"),
-            ));
+            return Err(
+                Failure::new(Errno::EINVAL, format!("not a socket's path: {source}")).next(
+                    "unix: stands before the path of a socket; an image needs no word before it",
+                ),
+            );
         };
         let path = absolute(&path)?;
         let metadata = std::fs::metadata(&path).map_err(|error| absent(source, &path, &error))?;
@@ -80,9 +82,10 @@ fn kind(source: &str) -> Result<Kind, Failure> {
 }
 
 fn address(source: &str) -> Result<Address, Failure> {
-    source
-        .parse()
-        .map_err(|error| Failure::new(Errno::EINVAL, format!("{error}")))
+    source.parse().map_err(|error| {
+        Failure::new(Errno::EINVAL, format!("{error}"))
+            .next("write /run/web1.qmp, unix:/run/web1.qmp or tcp:127.0.0.1:4444")
+    })
 }
 
 /// The daemon works in another directory than the one it was started in.
@@ -93,7 +96,8 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 
 fn absent(source: &str, path: &Path, error: &std::io::Error) -> Failure {
     if error.kind() != std::io::ErrorKind::NotFound {
-        return Failure::new(io_errno(error), format!("cannot look at {source}: {error}"));
+        return Failure::new(io_errno(error), format!("cannot look at {source}: {error}"))
+            .next("see that the path is right and that you may use it: ls -l");
     }
     Failure::new(Errno::ENOENT, format!("{source} does not exist")).next(format!(
         "start the VM with `-qmp unix:{},server=on,wait=off`, or give its image files",

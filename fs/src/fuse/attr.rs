@@ -40,13 +40,12 @@ impl Owner {
             kind: FileType::Symlink,
             perm: 0o777,
             blocks: 0,
-            ..self.text(ino, length, time)
+            ..self.text(ino, length as u64, time)
         }
     }
 
     /// A text of `length` bytes.
-    pub(super) fn text(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
-        let length = length as u64;
+    pub(super) fn text(&self, ino: u64, length: u64, time: SystemTime) -> FileAttr {
         self.view(
             ino,
             Sizes {
@@ -58,7 +57,7 @@ impl Owner {
     }
 
     /// A control file whose text has `length` bytes.
-    pub(super) fn control(&self, ino: u64, length: usize, time: SystemTime) -> FileAttr {
+    pub(super) fn control(&self, ino: u64, length: u64, time: SystemTime) -> FileAttr {
         FileAttr {
             perm: 0o666 & !self.umask,
             ..self.text(ino, length, time)

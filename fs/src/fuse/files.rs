@@ -4,9 +4,11 @@
 use super::handles::{Handle, OpenView};
 use super::pages::Habit;
 use super::shared::Shared;
+use super::shared::stream_of;
 use super::{TEXT_FLAGS, caller, failed, message, verbs};
 use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
+use crate::sys::Bytes;
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
 use crate::view::{Cursor, View};
 use fuser::{
@@ -38,8 +40,10 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         });
         return reply.opened(handle, TEXT_FLAGS);
     }
-    if key == NodeKey::Log {
-        let handle = shared.handles.insert(Handle::Log(Mutex::default()));
+    if let Some(stream) = stream_of(&key) {
+        let handle = shared
+            .handles
+            .insert(Handle::Lines(stream, Mutex::default()));
         return reply.opened(handle, TEXT_FLAGS);
     }
     if let NodeKey::JobFile(disk, id, JobFile::State | JobFile::Progress) = &key {
@@ -65,8 +69,10 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
             let flags = in_answer.pages.open(&key, files);
             let passthrough = in_answer.passthrough.as_ref();
             let backing = passthrough.and_then(|it| it.register(&key, &view, &reply));
+            let bytes_read = in_answer.log.counters().reads(&key.disk);
             let handle = in_answer.handles.insert(Handle::View(OpenView {
                 view,
+                bytes_read,
                 point: key,
                 _backing: backing.clone(),
                 cursor: Cursor::default(),
@@ -139,9 +145,10 @@ pub(super) fn read(
     match &*handle {
         Handle::Directory(_) => reply.error(fuser::Errno::EISDIR),
         Handle::Text(text) | Handle::Control { text, .. } => reply.data(part(text, offset, size)),
-        Handle::Log(following) => {
-            let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
-            reply.data(part(following.up_to_now(&shared.log), offset, size));
+        Handle::Lines(stream, reader) => {
+            let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let lines = shared.log.stream(*stream);
+            reply.data(&reader.read(lines, offset, size as usize));
         }
         Handle::Wait { scope, text } => {
             if let Some(text) = text.get() {
@@ -179,6 +186,8 @@ fn read_view(
     let answered = BUFFER.with_borrow_mut(|buffer| {
         let OpenView { view, cursor, .. } = open;
         view.answer(cursor, offset, size as usize, buffer, |parts| {
+            let length: usize = parts.iter().map(Bytes::length).sum();
+            open.bytes_read.fetch_add(length as u64, Ordering::Relaxed);
             reply
                 .take()
                 .map(|reply| message::answer(shared.device(), request, reply, parts))
@@ -190,7 +199,9 @@ fn read_view(
             // The reader was interrupted and waits no more.
             Some(libc::ENOENT) => return,
             Some(libc::EFAULT) => {
-                Failure::new(Errno::EIO, "a layer's file was cut, or cannot be read")
+                Failure::new(Errno::EIO, "a layer's file was cut, or cannot be read").next(
+                    "see what happened to the file: the VM stands on it, too; then qemu-img check",
+                )
             }
             _ => Failure::io("hand the bytes to the kernel", &error),
         },
@@ -235,9 +246,8 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
         (Some(Handle::Text(text) | Handle::Control { text, .. }), Ok(offset)) => {
             Ok(seek_text(text.len() as u64, offset, whence))
         }
-        (Some(Handle::Log(following)), Ok(offset)) => {
-            let mut following = following.lock().unwrap_or_else(PoisonError::into_inner);
-            let length = following.up_to_now(&shared.log).len() as u64;
+        (Some(Handle::Lines(stream, _)), Ok(offset)) => {
+            let length = shared.log.stream(*stream).length();
             Ok(seek_text(length, offset, whence))
         }
         (Some(Handle::Wait { .. } | Handle::Directory(_)), Ok(offset)) => {

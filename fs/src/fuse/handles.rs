@@ -1,9 +1,9 @@
-//! Open files and directories. A text and a listing are fixed when they are opened, the log
-//! grows, a view is held open (and with it its lease) until its last reader closes it.
+//! Open files and directories. A text and a listing are fixed when they are opened, `log` and
+//! `events` grow, a view is held open (and with it its lease) until its last reader closes it.
 
 use super::pages::Habit;
 use crate::ops::WaitScope;
-use crate::report::Log;
+use crate::report::{Reader, Stream};
 use crate::tree::{NodeKey, PointKey};
 use crate::view::{Cursor, View};
 use fuser::{BackingId, FileHandle, FileType};
@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 pub(super) enum Handle {
     /// A text, as it was when it was opened.
     Text(Vec<u8>),
-    /// The log.
-    Log(Mutex<Following>),
+    /// `log` or `events`, and how far its reader is.
+    Lines(Stream, Mutex<Reader>),
     /// A `wait` file.
     Wait {
         /// Whose work.
@@ -41,6 +41,8 @@ pub(super) enum Handle {
 pub(super) struct OpenView {
     /// Its bytes.
     pub(super) view: Arc<View>,
+    /// Where the bytes read of its disk are counted.
+    pub(super) bytes_read: Arc<AtomicU64>,
     /// Which point, for the log.
     pub(super) point: PointKey,
     /// Its file, if the kernel reads that by itself.
@@ -53,23 +55,6 @@ pub(super) struct OpenView {
     pub(super) files: u64,
     /// Whether a failed read was written down already; one line says it.
     pub(super) complained: AtomicBool,
-}
-
-/// The log as one reader has it: what it has seen stays where it was, new lines come behind it.
-#[derive(Default)]
-pub(super) struct Following {
-    text: Vec<u8>,
-    next: u64,
-}
-
-impl Following {
-    /// The text, with what was written since the last call.
-    pub(super) fn up_to_now(&mut self, log: &Log) -> &[u8] {
-        let (more, next) = log.text_since(self.next);
-        self.text.extend_from_slice(more.as_bytes());
-        self.next = next;
-        &self.text
-    }
 }
 
 /// One name of a directory.

@@ -2,9 +2,10 @@
 //! Whatever may take a moment gets the reply along and answers from another thread.
 
 use super::handles::Handle;
-use super::shared::{Attributes, Shared};
+use super::shared::Shared;
 use super::{GENERATION, NO_TTL, failed, utf8};
 use crate::errno::Failure;
+use crate::model::Model;
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
 use fuser::{
@@ -21,28 +22,43 @@ const NAME_MAX: u32 = 255;
 /// On the root: the daemon's process id, by which `qmpfs umount` knows when it is gone.
 pub(crate) const PID_XATTR: &str = "user.qmpfs.pid";
 
-/// An entry the kernel may use once, and its attributes.
-pub(super) fn reply_entry(reply: ReplyEntry, attributes: Attributes) {
-    match attributes {
-        Some((attr, ttl)) => reply.entry_with_ttls(&ttl, &NO_TTL, &attr, GENERATION),
+/// Answers with the entry `key`, which the kernel may use once, and its attributes.
+pub(super) fn reply_entry(shared: &Arc<Shared>, model: &Model, key: NodeKey, reply: ReplyEntry) {
+    let in_answer = Arc::clone(shared);
+    let of = key.clone();
+    shared.attributes(model, &of, move |attributes| match attributes {
+        Some((attr, ttl)) => {
+            in_answer.ids.hold(attr.ino.0, key);
+            reply.entry_with_ttls(&ttl, &NO_TTL, &attr, GENERATION);
+        }
         None => reply.error(fuser::Errno::ENOENT),
-    }
+    });
 }
 
 pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
     let model = shared.engine.model();
-    let found = shared
-        .key(parent)
-        .and_then(|parent| Ok(tree::lookup(&model, &parent, utf8(name)?)));
-    match found {
-        Ok(Some(key)) => {
-            shared.attributes(&model, &key, move |attributes| {
-                reply_entry(reply, attributes)
-            });
-        }
-        Ok(None) => reply.error(fuser::Errno::ENOENT),
-        Err(failure) => reply.error(failed(&failure)),
+    let wanted = shared.key(parent).and_then(|parent| {
+        let name = utf8(name)?;
+        Ok((tree::lookup(&model, &parent, name), parent, name.to_owned()))
+    });
+    let (parent, name) = match wanted {
+        Ok((Some(key), ..)) => return reply_entry(shared, &model, key, reply),
+        Ok((None, parent, name)) => (parent, name),
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    if !matches!(parent, NodeKey::Disks | NodeKey::Section(..)) {
+        return reply.error(fuser::Errno::ENOENT);
     }
+    // What others made since the last look: `blockdev-snapshot` sends no event.
+    let in_answer = Arc::clone(shared);
+    let answer = Box::new(move |_refreshed: Result<_, Failure>| {
+        let model = in_answer.engine.model();
+        match tree::lookup(&model, &parent, &name) {
+            Some(key) => reply_entry(&in_answer, &model, key, reply),
+            None => reply.error(fuser::Errno::ENOENT),
+        }
+    });
+    shared.engine.send(Request::Refresh { answer });
 }
 
 pub(super) fn getattr(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyAttr) {

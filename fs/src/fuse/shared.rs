@@ -13,7 +13,7 @@ use crate::intent::Verbs;
 use crate::model::Model;
 use crate::ops::EngineHandle;
 use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
-use crate::report::Log;
+use crate::report::{Log, Stream};
 use crate::tree::{
     Ids, NodeKey, PointFile, children, exists, find_group, find_point, link_target, parent, path_of,
 };
@@ -25,6 +25,15 @@ use std::time::{Duration, SystemTime};
 
 /// A view's attributes never change, but its first sizes may be an estimate.
 const VIEW_TTL: Duration = Duration::from_secs(1);
+
+/// Whether a file's lines can be followed: then it has no text of its own.
+pub(super) fn stream_of(key: &NodeKey) -> Option<Stream> {
+    match key {
+        NodeKey::Log => Some(Stream::Log),
+        NodeKey::Events => Some(Stream::Events),
+        _ => None,
+    }
+}
 
 /// Attributes and how long the kernel may keep them.
 pub(super) type Attributes = Option<(FileAttr, Duration)>;
@@ -72,6 +81,7 @@ impl Shared {
             verbs: self.verbs,
             plan: &plan,
             sizes,
+            caches: self.engine.cache_sizes(),
         };
         text(model, key, &extra)
     }
@@ -103,7 +113,10 @@ impl Shared {
         }
         let ino = self.ids.number(key);
         let time = match key {
-            NodeKey::Log => self.log.modified(),
+            NodeKey::Log => self.log.lines().modified(),
+            NodeKey::Events => self.log.events().lines().modified(),
+            // Each read of it is a new one.
+            NodeKey::Metrics => Some(SystemTime::now()),
             NodeKey::Point(point) | NodeKey::PointFile(point, _) => {
                 find_point(model, point).as_ref().and_then(instant)
             }
@@ -135,7 +148,10 @@ impl Shared {
             return Some(self.owner.link(ino, target.len(), time));
         }
         // A `wait` file has no text before it is read.
-        let length = self.text(model, key).map_or(0, |text| text.len());
+        let length = match stream_of(key) {
+            Some(stream) => self.log.stream(stream).length(),
+            None => self.text(model, key).map_or(0, |text| text.len() as u64),
+        };
         Some(if key.is_control() && !self.verbs.read_only {
             self.owner.control(ino, length, time)
         } else {
@@ -157,6 +173,7 @@ impl Shared {
                 name,
             }
         };
+        self.ids.tidy(|key| exists(model, key));
         let dots = [
             entry(".".to_owned(), directory),
             entry("..".to_owned(), &parent(directory)),

@@ -23,9 +23,10 @@ pub(super) fn mkdir(
 ) {
     let model = shared.engine.model();
     let wanted = shared.key(parent).and_then(|parent| {
-        let name = name
-            .to_str()
-            .ok_or_else(|| Failure::new(Errno::EINVAL, "a name must be UTF-8"))?;
+        let name = name.to_str().ok_or_else(|| {
+            Failure::new(Errno::EINVAL, "a name must be UTF-8")
+                .next("use letters, digits, '.', '_' and '-'")
+        })?;
         match intent::mkdir(&model, shared.verbs, &parent, name) {
             Ok(intent) => Ok((intent, parent, name.to_owned())),
             Err(failure) => {
@@ -45,11 +46,7 @@ pub(super) fn mkdir(
         // The engine has published the model that has the new point before it answers.
         let model = in_answer.engine.model();
         match tree::lookup(&model, &parent, &name) {
-            Some(key) => {
-                in_answer.attributes(&model, &key, move |attributes| {
-                    reply_entry(reply, attributes)
-                });
-            }
+            Some(key) => reply_entry(&in_answer, &model, key, reply),
             None => {
                 let path = in_answer.path(&model, &parent, &name);
                 in_answer

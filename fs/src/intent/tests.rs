@@ -9,6 +9,7 @@ const ALL: Verbs = Verbs {
     read_only: false,
     no_delete: false,
     live_rollback: false,
+    coexist: false,
 };
 
 fn place(section: Section) -> NodeKey {
@@ -71,6 +72,7 @@ fn mkdir_is_refused_with_the_errno_of_the_contract() {
     let no_delete = Verbs {
         no_delete: true,
         live_rollback: false,
+        coexist: false,
         ..ALL
     };
     assert!(made(&model, no_delete, Section::Snapshots, "x").is_ok());
@@ -174,6 +176,7 @@ fn rmdir_is_refused_everywhere_else() {
     let no_delete = Verbs {
         no_delete: true,
         live_rollback: false,
+        coexist: false,
         ..ALL
     };
     assert_eq!(

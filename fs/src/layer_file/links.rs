@@ -77,7 +77,7 @@ fn link(src: &Path, dst: &Path) -> Result<(), Failure> {
     std::fs::hard_link(src, dst).map_err(|error| {
         let doing = format!("give {} the name {}", src.display(), dst.display());
         match error.raw_os_error() {
-            Some(libc::EEXIST) => Failure::new(Errno::EEXIST, format!("{} exists", dst.display())),
+            Some(libc::EEXIST) => Failure::new(Errno::EEXIST, format!("{} exists", dst.display())).next("choose another name, or move that file away"),
             Some(libc::EPERM) if may_link_others(src) => {
                 Failure::new(Errno::EOPNOTSUPP, format!("cannot {doing}: the filesystem has no hard links"))
                     .next("keep the image on a filesystem with hard links (ext4, xfs, btrfs, zfs)")
@@ -85,7 +85,7 @@ fn link(src: &Path, dst: &Path) -> Result<(), Failure> {
             Some(libc::EPERM) => Failure::new(Errno::EPERM, format!("cannot {doing}: {error}"))
                 .next("mount as root or as the image's owner: fs.protected_hardlinks forbids it to others"),
             Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EMLINK | libc::EXDEV) => {
-                Failure::new(Errno::EOPNOTSUPP, format!("cannot {doing}: {error}"))
+                Failure::new(Errno::EOPNOTSUPP, format!("cannot {doing}: {error}")).next("keep the image on a filesystem with hard links (ext4, xfs, btrfs, zfs)")
             }
             _ => Failure::io(doing, &error),
         }

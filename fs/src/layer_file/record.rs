@@ -343,7 +343,8 @@ fn write<T: Serialize + OfInode>(path: &Path, name: &CStr, body: &T) -> Result<(
                 path.display(),
                 body.inode()
             ),
-        ));
+        )
+        .next("somebody replaced the file; it is left alone, and so should be what stands on it"));
     }
     let mut value = serde_json::to_value(body).map_err(|error| {
         Failure::new(
@@ -395,7 +396,7 @@ fn trouble(doing: &str, path: &Path, name: &CStr, error: &std::io::Error) -> Fai
         )
         .next("keep the image on a filesystem that has them (ext4, xfs, btrfs, zfs; tmpfs since Linux 6.6)"),
         Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE) => {
-            Failure::new(Errno::ENOSPC, format!("cannot {doing}: no room for extended attributes: {error}"))
+            Failure::new(Errno::ENOSPC, format!("cannot {doing}: no room for extended attributes: {error}")).next("see which other tools have filled it: getfattr -d")
         }
         _ => Failure::io(doing, error),
     }

@@ -88,6 +88,7 @@ fn sealed(disk: &Disk, path: &Path) -> Option<Sealed> {
             allocated_size: metadata.blocks().saturating_mul(STAT_BLOCK),
             modified: metadata.modified().ok(),
             record: Some(record),
+            foreign_name: None,
             leaving: false,
         },
         file,

@@ -60,7 +60,8 @@ pub fn resolve_chain_within(
             return Err(Failure::new(
                 Errno::EUCLEAN,
                 format!("{} stands on itself", path.display()),
-            ));
+            )
+            .next("give it the right backing file: qemu-img rebase -u"));
         }
         seen.push(id);
         if seen.len() > MAX_LAYERS {
@@ -70,7 +71,8 @@ pub fn resolve_chain_within(
                     "{} stands on more than {MAX_LAYERS} layers",
                     image.display()
                 ),
-            ));
+            )
+            .next("shorten the chain with the VM off: qemu-img convert makes one image of it"));
         }
         let format = match format {
             Some(format) => format,
@@ -282,7 +284,8 @@ fn open(path: &Path) -> Result<File, Failure> {
             "{} is neither a regular file nor a block device",
             path.display()
         ),
-    ))
+    )
+    .next("name an image file"))
 }
 
 fn missing(name: &Path, overlay: Option<&Path>, error: &std::io::Error) -> Failure {

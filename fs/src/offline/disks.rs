@@ -80,6 +80,7 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
     let active = layers
         .pop()
         .expect("a resolved chain has its image, at least");
+    layer_file::name_foreign(&active.path, &mut layers);
     let mut disk = Disk {
         name: disk_name(&active.path, taken),
         root: None,
@@ -115,6 +116,7 @@ fn layer(resolved: &ResolvedLayer) -> Result<Layer, Failure> {
         allocated_size: metadata.blocks().saturating_mul(STAT_BLOCK),
         modified: metadata.modified().ok(),
         record,
+        foreign_name: None,
         // A commit into it was begun: its bytes are neither the old state nor the new.
         leaving: journal.is_some_and(|journal| crate::ops::merge::mixes(&journal.verb)),
     })

@@ -9,5 +9,8 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| Err(Failure::new(Errno::EIO, format!("a worker died: {error}"))))
+        .unwrap_or_else(|error| {
+            Err(Failure::new(Errno::EIO, format!("a worker died: {error}"))
+                .next("keep the log and report it: this is a bug"))
+        })
 }

@@ -73,9 +73,10 @@ pub(super) async fn job(
 
 /// `rmdir jobs/ID`, or the word `cancel`: ends a job, or forgets one that has failed.
 pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure> {
-    let job = engine
-        .job(disk, id)
-        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no job '{id}'")))?;
+    let job = engine.job(disk, id).ok_or_else(|| {
+        Failure::new(Errno::ENOENT, format!("there is no job '{id}'"))
+            .next("see which there are: ls jobs")
+    })?;
     if job.ended() {
         engine.dismiss(disk, id);
         return Ok(());

@@ -42,7 +42,8 @@ impl StorageDaemon {
                 return Err(Failure::new(
                     Errno::EINVAL,
                     format!("{} has no layer", image.display()),
-                ));
+                )
+                .next("name an image file"));
             };
             let active = top.path.clone();
             offline::refuse_if_written(&active)?;
@@ -244,7 +245,8 @@ async fn connect(child: &mut Child, directory: &SocketDirectory) -> Result<Bridg
             return Err(Failure::new(
                 Errno::EIO,
                 format!("{PROGRAM} ended ({status}): {}", words.trim()),
-            ));
+            )
+            .next("its words say why; qemu-img check tells whether the image is sound"));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

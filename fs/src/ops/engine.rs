@@ -19,12 +19,12 @@ use super::observe;
 use super::quiesce::Agent;
 use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
-use crate::model::{ConnectionState, Disk, Job, MergePolicy, Model, Vm};
+use crate::model::{ConnectionState, Disk, Job, Manager, MergePolicy, Model, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use jobs::Pace;
 use qmpbridge::command::{QueryName, QueryStatus};
-use qmpbridge::{Bridge, Connection};
+use qmpbridge::{Bridge, Connection, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -51,6 +51,10 @@ pub struct Engine {
     standing: Arc<Mutex<()>>,
     /// Counts changes of work: waiters look again at each.
     work: watch::Sender<u64>,
+    /// Who else manages the VM, as of the last look.
+    manager: Cell<Option<Manager>>,
+    /// Since when the guest stands still for us.
+    stopped: Cell<Option<Instant>>,
     unsettled: RefCell<BTreeSet<String>>,
     /// Lines of the log that were about one disk's trouble are not repeated at every look.
     reported: RefCell<BTreeSet<String>>,
@@ -87,10 +91,11 @@ impl Engine {
         bridge: Option<Bridge>,
         config: EngineConfig,
         model: Arc<RwLock<Arc<Model>>>,
+        cache: Arc<LayerCache>,
     ) -> Self {
         Engine {
             bridge,
-            cache: Arc::new(LayerCache::default()),
+            cache,
             leases: Arc::new(Leases::default()),
             log: Arc::clone(&config.log),
             agent: config
@@ -105,6 +110,8 @@ impl Engine {
             looking: Mutex::default(),
             standing: Arc::default(),
             work: watch::Sender::new(0),
+            manager: Cell::new(None),
+            stopped: Cell::new(None),
             unsettled: RefCell::default(),
             reported: RefCell::default(),
             refused: RefCell::default(),
@@ -113,9 +120,9 @@ impl Engine {
 
     /// QEMU, when there is one.
     pub fn bridge(&self) -> Result<&Bridge, Failure> {
-        self.bridge
-            .as_ref()
-            .ok_or_else(|| Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)"))
+        self.bridge.as_ref().ok_or_else(|| {
+            Failure::new(Errno::EROFS, "mounted without a QEMU (-o ro)").next("mount without -o ro")
+        })
     }
 
     /// The guest agent, when one was named.
@@ -147,7 +154,41 @@ impl Engine {
     pub(super) async fn observe(&self) -> Result<Vec<Disk>, Failure> {
         let bridge = self.bridge()?;
         let graph = bridge.graph().await?;
-        Ok(observe::disks(&graph, &self.sight(bridge)))
+        let jobs = bridge.jobs().await?;
+        let mut disks = observe::disks(&graph, &self.sight(bridge));
+        for disk in &mut disks {
+            disk.jobs = observe::jobs_of_others(&graph, disk, &jobs);
+        }
+        self.manager.set(observe::manager(&graph));
+        Ok(disks)
+    }
+
+    /// Refuses to change disks that a job of another monitor is at work on.
+    pub(super) async fn free_of_others(&self, wanted: &BTreeSet<String>) -> Result<(), Failure> {
+        let Ok(bridge) = self.bridge() else {
+            return Ok(());
+        };
+        let at_work = |job: &JobInfo| !job.id.is_ours() && job.status != JobStatus::Concluded;
+        if !bridge.jobs().await?.iter().any(at_work) {
+            return Ok(());
+        }
+        let disks = self.observe().await?;
+        let shown = disks.iter().filter(|disk| wanted.contains(&disk.name));
+        for (disk, job) in shown.flat_map(|disk| disk.jobs.iter().map(|job| (&disk.name, job))) {
+            if !job.ended() {
+                return Err(Failure::new(
+                    Errno::EBUSY,
+                    format!(
+                        "another monitor has a {} job, {}, at work on disk '{disk}'",
+                        job.verb, job.id
+                    ),
+                )
+                .next(format!(
+                    "wait for it: cat disks/{disk}/wait; or end it where it was begun"
+                )));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn sight(&self, bridge: &Bridge) -> observe::Sight {
@@ -171,10 +212,10 @@ impl Engine {
         if own.is_empty() && self.generation() != Some(self.settled.get()) {
             // in the middle of a merge that QEMU's end cut short a point may be in no chain for a
             // moment: first the repairs, then the look
-            return Err(Failure::new(
-                Errno::EBUSY,
-                "QEMU is back and its disks are being settled",
-            ));
+            return Err(
+                Failure::new(Errno::EBUSY, "QEMU is back and its disks are being settled")
+                    .next("try again in a moment"),
+            );
         }
         let _one = self.looking.lock().await;
         let turns = self.turns();
@@ -193,6 +234,7 @@ impl Engine {
         let old = self.current();
         for disk in &mut disks {
             let state = self.state(&disk.name);
+            let others = std::mem::take(&mut disk.jobs);
             let mine = own.iter().any(|guard| guard.name() == disk.name);
             if mine {
                 // the new chain and the new maps come into force together
@@ -212,6 +254,7 @@ impl Engine {
                     *disk = shown;
                 }
             }
+            disk.jobs = others;
         }
         for (name, state) in self.disks.borrow().iter() {
             // a disk that is out of sight in the middle of a merge is not gone
@@ -232,10 +275,11 @@ impl Engine {
             qemu_version: bridge.version().to_string(),
             source: self.config.source_text.clone(),
             connection: ConnectionState::Up,
-            capabilities: observe::capabilities(bridge, self.config.verbs),
+            capabilities: observe::capabilities(bridge, self.config.verbs, self.manager.get()),
             merge: self.config.merge,
             quiesce: self.config.quiesce,
             agent: self.agent().map(|agent| agent.seen()),
+            manager: self.manager.get(),
         };
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });
@@ -283,6 +327,7 @@ impl Engine {
     }
 
     pub(super) fn publish(&self, model: Model) {
+        self.log.published(&self.current(), &model);
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
         self.work
             .send_modify(|count| *count = count.wrapping_add(1));
@@ -315,4 +360,5 @@ impl Engine {
 
 fn no_disk(name: &str) -> Failure {
     Failure::new(Errno::ENOENT, format!("QEMU has no disk '{name}' any more"))
+        .next("see which there are: ls disks")
 }

@@ -66,6 +66,7 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
             Errno::ENOENT,
             format!("there is no internal snapshot '{name}'"),
         )
+        .next("see which there are: ls internal")
     })?;
     if let Some(layer) = internal.layer {
         return Err(Failure::new(Errno::EOPNOTSUPP, format!("'{name}' lies inside the sealed {}, which nobody may write", disk.layers[layer].path.display()))
@@ -76,6 +77,7 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
             Errno::EOPNOTSUPP,
             format!("{} cannot be seen from here", disk.active.path.display()),
         )
+        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
     })?;
     let key = LeaseKey {
         file,
@@ -98,9 +100,9 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
 }
 
 fn device(disk: &Disk) -> Result<String, Failure> {
-    let root = disk
-        .root
-        .as_ref()
-        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let root = disk.root.as_ref().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })?;
     Ok(root.as_str().to_owned())
 }

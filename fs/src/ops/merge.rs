@@ -179,6 +179,7 @@ async fn begin(
             Errno::EOPNOTSUPP,
             format!("{} cannot be seen from here", here.path.display()),
         )
+        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
     })?;
     refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
@@ -262,6 +263,7 @@ fn released_into(up: &Layer) -> Result<u64, Failure> {
             Errno::EOPNOTSUPP,
             format!("{} cannot be seen from here", up.path.display()),
         )
+        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
     })
 }
 

@@ -2,6 +2,7 @@
 //! Invariant I2: nothing but `backing` is ever changed by blockdev-reopen, and only on nodes that
 //! we added; a node under a new name is a fresh node. Knows QMP and paths, no verb and no point.
 
+use super::observe::is_libvirts;
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, Layer};
@@ -137,6 +138,7 @@ pub(super) async fn set_backing(
             Errno::EIO,
             format!("node {node} has no file in QEMU's graph"),
         )
+        .next("look again: ls disks; another tool may have changed it in this moment")
     })?;
     let options = format_options("qcow2", node.clone(), file, backing, role, carried);
     bridge
@@ -164,6 +166,9 @@ pub(super) async fn drop_layer(
         if name.is_generated() {
             continue;
         }
+        if is_libvirts(&name) {
+            return Err(libvirts(&name));
+        }
         if let Err(error) = bridge
             .run(BlockdevDel {
                 node_name: name.clone(),
@@ -176,6 +181,15 @@ pub(super) async fn drop_layer(
         }
     }
     Ok(())
+}
+
+/// libvirt asks for its nodes by name as long as the VM runs.
+fn libvirts(node: &NodeName) -> Failure {
+    Failure::new(
+        Errno::EPERM,
+        format!("node {node} is libvirt's and is never let go of"),
+    )
+    .next("change the disk with virsh")
 }
 
 /// Lets go of a node on the way back from a failure, which is the one worth telling.
@@ -193,16 +207,20 @@ pub(super) async fn discard_node(bridge: &Bridge, node: &NodeName) {
 /// Gives every sealed layer below a root of ours a node of ours, base first, so that commit can
 /// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened.
 pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
-    let root = disk
-        .root
-        .clone()
-        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let root = disk.root.clone().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })?;
     if disk
         .layers
         .iter()
         .all(|layer| layer.node.as_ref().is_some_and(NodeName::is_ours))
     {
         return Ok(());
+    }
+    let nodes = disk.layers.iter().filter_map(|layer| layer.node.as_ref());
+    if let Some(node) = nodes.chain([&root]).find(|node| is_libvirts(node)) {
+        return Err(libvirts(node));
     }
     let before = bridge.graph().await?;
     let mut made = Vec::new();
@@ -232,8 +250,13 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
         undo_made(bridge, &made).await;
         return Err(failure);
     }
-    for layer in disk.layers.iter().rev() {
-        if let Some(node) = layer.node.as_ref().filter(|node| !node.is_generated()) {
+    for node in disk
+        .layers
+        .iter()
+        .rev()
+        .filter_map(|layer| layer.node.as_ref())
+    {
+        if !node.is_generated() {
             drop_layer(bridge, &before, node).await?;
         }
     }

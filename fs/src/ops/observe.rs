@@ -5,12 +5,12 @@
 use super::carried;
 use crate::intent::Verbs;
 use crate::layer_file;
-use crate::model::{Disk, FileId, Format, Internal, Layer, Tuning};
+use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Manager, Tuning};
 use crate::sys;
 use crate::tree::fit_name;
 use qmpbridge::graph::RootKind;
-use qmpbridge::{BlockGraph, Bridge, Node, Root};
-use std::collections::BTreeMap;
+use qmpbridge::{BlockGraph, Bridge, JobId, JobInfo, Node, NodeName, Root};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -80,8 +80,8 @@ impl Sight {
     }
 }
 
-/// What can be done with this QEMU.
-pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
+/// What can be done with this QEMU, beside who else manages it.
+pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manager>) -> Vec<String> {
     let seal: &[&str] = &[
         "blockdev-snapshot",
         "blockdev-reopen",
@@ -94,10 +94,14 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs) -> Vec<String> {
         ("internal", &["blockdev-snapshot-internal-sync"]),
         ("merge", &["block-stream", "block-commit"]),
     ];
+    let allowed = |name: &str| match manager {
+        None => !verbs.read_only,
+        Some(Manager::Libvirt) => !verbs.read_only && verbs.coexist && name == "internal",
+    };
     needs
         .iter()
-        .filter(|(_, commands)| {
-            !verbs.read_only && commands.iter().all(|command| bridge.supports(command))
+        .filter(|(name, commands)| {
+            allowed(name) && commands.iter().all(|command| bridge.supports(command))
         })
         .map(|(name, _)| (*name).to_owned())
         .collect()
@@ -156,6 +160,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         .map(|node| layer(graph, node, sight))
         .collect();
     unsee_twins(&mut layers, active.file);
+    layer_file::name_foreign(&active_path, &mut layers);
     let mut internals = Vec::new();
     for (index, node) in chain.iter().rev().enumerate() {
         let layer = (index + 1 < chain.len()).then_some(index);
@@ -202,6 +207,51 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     }
     disk.branches = crate::offline::branches(&disk);
     Some(disk)
+}
+
+/// The jobs that other monitors have at work on the disk, by the nodes that lie below its root.
+pub(super) fn jobs_of_others(graph: &BlockGraph, disk: &Disk, jobs: &[JobInfo]) -> Vec<Job> {
+    let mut nodes = BTreeSet::new();
+    let tops = graph.roots();
+    let tops = tops
+        .iter()
+        .filter(|root| disk.root.as_ref() == Some(&root.node));
+    for node in tops.flat_map(|root| graph.walk(root.top())) {
+        nodes.insert(&node.name);
+        nodes.extend(node.file.as_ref());
+    }
+    let at_work: BTreeSet<&JobId> = nodes
+        .into_iter()
+        .flat_map(|node| graph.jobs_on(node))
+        .collect();
+    let others = jobs
+        .iter()
+        .filter(|job| !job.id.is_ours() && at_work.contains(&job.id));
+    others
+        .map(|job| Job {
+            id: job.id.to_string(),
+            verb: job.kind.clone(),
+            point: String::new(),
+            state: job.status.word().to_owned(),
+            progress: (job.current_progress, job.total_progress),
+            rate: None,
+            limit: job.speed.filter(|speed| *speed > 0),
+            error: job.error.clone(),
+        })
+        .collect()
+}
+
+/// Who else believes to know the disks, by how he calls their nodes.
+pub(super) fn manager(graph: &BlockGraph) -> Option<Manager> {
+    let mut nodes = graph.nodes();
+    nodes
+        .any(|node| is_libvirts(&node.name))
+        .then_some(Manager::Libvirt)
+}
+
+/// Whether libvirt has given a node its name.
+pub(super) fn is_libvirts(node: &NodeName) -> bool {
+    node.as_str().starts_with("libvirt-")
 }
 
 /// QEMU takes a relative backing name against the name it was given, also when that is a link to
@@ -297,6 +347,7 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         allocated_size: node.actual_size.unwrap_or(0),
         modified: metadata.and_then(|metadata| metadata.modified().ok()),
         record,
+        foreign_name: None,
         // a commit into it was begun: its bytes are neither the old state nor the new
         leaving: journal.is_some_and(|journal| super::merge::mixes(&journal.verb)),
     }

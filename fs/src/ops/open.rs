@@ -51,7 +51,10 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
         Err(_) => tracing::debug!("QEMU does not answer; opening by the last look"),
     }
     let model = engine.current();
-    let gone = || Failure::new(Errno::ESTALE, "this point is gone");
+    let gone = || {
+        Failure::new(Errno::ESTALE, "this point is gone")
+            .next("see which there are: ls the directory again")
+    };
     let found = find_point(&model, point).ok_or_else(gone)?;
     let chain = found.layers();
     let internal = match found {
@@ -111,7 +114,8 @@ fn at_internal(
         return Err(Failure::new(
             Errno::ESTALE,
             format!("'{}' was removed and made again", internal.tag),
-        ));
+        )
+        .next("open it again"));
     }
     Ok(Arc::new(view))
 }
@@ -125,5 +129,6 @@ fn seen(layer: &Layer) -> Result<FileId, Failure> {
                 layer.path.display()
             ),
         )
+        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
     })
 }

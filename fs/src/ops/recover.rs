@@ -53,7 +53,8 @@ pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Fai
     Err(Failure::new(
         Errno::EBUSY,
         "the chain changes faster than it can be looked at",
-    ))
+    )
+    .next("try again when the other tool has ended"))
 }
 
 /// An unfinished seal, a pivot without its rename, merges whose job has done its work, strays, and a

@@ -28,7 +28,8 @@ pub(super) fn remove_file(path: &Path, file: FileId) -> Result<(), Failure> {
                 "{} is another file by now and is left alone",
                 path.display()
             ),
-        )),
+        )
+        .next("see who put it there: ls -li")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::io(format!("look at {}", path.display()), &error)),
     }

@@ -4,14 +4,33 @@
 use super::engine::Engine;
 use super::quiesce;
 use super::recover;
+use crate::errno::Errno;
 use crate::model::ConnectionState;
-use qmpbridge::{Connection, EventKind};
+use qmpbridge::{Connection, Event, EventKind, JobStatus};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
 /// A job's end comes as a handful of events within this time.
 const COALESCE: Duration = Duration::from_millis(50);
+/// A flood of events costs one part in so many of the engine's time: the next look waits so many
+/// times as long as the last one took.
+const LOOK_SHARE: u32 = 10;
+/// But not longer than a person would wait for the tree to follow.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Events that come in floods, or often, and say nothing of the block graph or the run state.
+const NOT_OF_THE_GRAPH: [&str; 9] = [
+    "BALLOON_CHANGE",
+    "BLOCK_IO_ERROR",
+    "BLOCK_IMAGE_CORRUPTED",
+    "BLOCK_WRITE_THRESHOLD",
+    "MEMORY_FAILURE",
+    "NIC_RX_FILTER_CHANGED",
+    "RTC_CHANGE",
+    "VSERPORT_CHANGE",
+    "WATCHDOG",
+];
 
 /// Runs for the life of the mount.
 pub(super) async fn keep(engine: Rc<Engine>) {
@@ -19,14 +38,19 @@ pub(super) async fn keep(engine: Rc<Engine>) {
     let mut events = bridge.events();
     let mut connection = bridge.connection();
     connection.mark_unchanged();
+    let mut next_look = Instant::now();
     loop {
         tokio::select! {
             event = events.recv() => match event {
                 Ok(event) => {
-                    if changes_the_graph(&event.kind()) {
-                        tokio::time::sleep(COALESCE).await;
+                    if changes_the_graph(&event) {
+                        let pause = next_look.saturating_duration_since(Instant::now());
+                        tokio::time::sleep(COALESCE.max(pause)).await;
                         while events.try_recv().is_ok() {}
+                        let began = Instant::now();
                         look(&engine).await;
+                        let pause = (began.elapsed() * LOOK_SHARE).min(LOOK_PAUSE_MAX);
+                        next_look = Instant::now() + pause;
                     }
                 }
                 Err(RecvError::Lagged(_)) => look(&engine).await,
@@ -39,6 +63,7 @@ pub(super) async fn keep(engine: Rc<Engine>) {
                 let now = connection.borrow_and_update().clone();
                 match now {
                     Connection::Up { .. } => {
+                        engine.log.counters().reconnected();
                         recover_all(&engine).await;
                         look_at_agent(&engine);
                         engine.log.note("QEMU is connected");
@@ -53,23 +78,53 @@ pub(super) async fn keep(engine: Rc<Engine>) {
     }
 }
 
-fn changes_the_graph(event: &EventKind) -> bool {
-    match event {
+/// Writes QEMU's events down for `events`, beside whatever the engine does.
+pub(super) async fn report_events(engine: Rc<Engine>) {
+    let Ok(bridge) = engine.bridge() else { return };
+    let mut received = bridge.events();
+    let events = engine.log.events();
+    loop {
+        match received.recv().await {
+            Ok(event) => events.qemu(&event.name, &event.data, event.seconds, event.microseconds),
+            Err(RecvError::Lagged(count)) => events.missed(count),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn changes_the_graph(event: &Event) -> bool {
+    match event.kind() {
         EventKind::BlockJob { .. }
         | EventKind::BlockExportDeleted { .. }
         | EventKind::Stop
         | EventKind::Resume
         | EventKind::Reset
         | EventKind::Shutdown { .. } => true,
-        // flaps dozens of times around every change; the other events of a job tell its end
-        EventKind::JobStatusChange { .. } | EventKind::BlockJobError { .. } => false,
-        EventKind::Other => true,
+        // ours are followed by who began them; of others' the states that are no flapping
+        EventKind::JobStatusChange { id, status } => {
+            !id.is_ours()
+                && matches!(
+                    status,
+                    JobStatus::Created
+                        | JobStatus::Pending
+                        | JobStatus::Aborting
+                        | JobStatus::Concluded
+                        | JobStatus::Null
+                )
+        }
+        EventKind::BlockJobError { .. } => false,
+        EventKind::Other => !NOT_OF_THE_GRAPH.contains(&event.name.as_str()),
     }
 }
 
 async fn look(engine: &Engine) {
-    if let Err(failure) = engine.refresh(&[]).await {
-        tracing::debug!(%failure, "refresh");
+    match engine.refresh(&[]).await {
+        Ok(()) => {}
+        // QEMU answers, and still the disks cannot be seen: then the tree stays as it was.
+        Err(failure) if failure.errno == Errno::EIO => {
+            engine.report_once(&format!("the tree does not follow the VM now: {failure}"));
+        }
+        Err(failure) => tracing::debug!(%failure, "refresh"),
     }
 }
 
@@ -106,7 +161,7 @@ pub(super) fn resume_merges(engine: &Rc<Engine>, disk: &str) {
 }
 
 async fn recover_one(engine: &Rc<Engine>, disk: &str) {
-    let recovered = match engine.hold(disk).await {
+    let recovered = match engine.hold_to_settle(disk).await {
         Ok(guard) => recover::disk(Rc::clone(engine), guard).await,
         Err(failure) => Err(failure),
     };

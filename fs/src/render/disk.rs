@@ -1,6 +1,6 @@
 //! disk.json.
 
-use super::layer_name;
+use super::{layer_name, made_by};
 use crate::model::{Disk, Layer};
 use serde::Serialize;
 
@@ -28,6 +28,7 @@ struct LayerJson<'a> {
     virtual_size: u64,
     allocated_size: u64,
     sealed_by_qmpfs: bool,
+    made_by: &'static str,
     point: Option<&'a str>,
     active: bool,
     leaving: bool,
@@ -73,7 +74,8 @@ fn one(index: usize, layer: &Layer, active: bool) -> LayerJson<'_> {
         virtual_size: layer.virtual_size,
         allocated_size: layer.allocated_size,
         sealed_by_qmpfs: layer.record.is_some(),
-        point: layer.record.as_ref().map(|record| record.name.as_str()),
+        made_by: made_by(layer),
+        point: layer.point_name(),
         active,
         leaving: layer.leaving,
     }

@@ -1,6 +1,6 @@
 //! point.json.
 
-use super::{Sizes, estimated_sizes, instant, rfc3339};
+use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
 use crate::model::{Layer, Model};
 use crate::tree::{Found, Group, PointKey, PointKind, find_group, point_place};
 use serde::Serialize;
@@ -17,6 +17,8 @@ pub(super) struct PointJson {
     /// Whether the disk stands on it; a point that was rolled back past does not.
     in_chain: bool,
     time: Option<String>,
+    /// "qmpfs" or "other"; None where nothing tells.
+    made_by: Option<&'static str>,
     virtual_size: u64,
     allocated_size: u64,
     /// Base first.
@@ -49,6 +51,12 @@ pub(super) fn point(
         disk: found.disk().name.clone(),
         in_chain: !matches!(found, Found::Branch { .. }),
         time: instant(found).map(rfc3339),
+        made_by: match found {
+            Found::Layer { layer, .. } => Some(made_by(layer)),
+            Found::Branch { branch, .. } => Some(made_by(&branch.layer)),
+            // a snapshot table does not say
+            Found::Internal { .. } => None,
+        },
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
         files: files(found),

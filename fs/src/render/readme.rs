@@ -52,6 +52,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         &format!("cat {mnt}/log"),
         "what each verb did, and why one failed",
     );
+    command(
+        &mut text,
+        &format!("tail -f {mnt}/events"),
+        "what happens, a JSON object a line; metrics has the numbers",
+    );
     if extra.verbs.read_only {
         text.push_str("\nThis mount is read-only (-o ro): it has no verbs.\n");
         return text;
@@ -147,8 +152,8 @@ fn newest_point(disk: &Disk) -> Option<&str> {
         .layers
         .iter()
         .rev()
-        .find(|layer| layer.shown() && layer.record.is_some())?;
-    layer.record.as_ref().map(|record| record.name.as_str())
+        .find(|layer| layer.shown() && layer.point_name().is_some())?;
+    layer.point_name()
 }
 
 fn command(text: &mut String, command: &str, meaning: &str) {

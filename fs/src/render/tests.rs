@@ -12,6 +12,7 @@ const VERBS: Verbs = Verbs {
     read_only: false,
     no_delete: false,
     live_rollback: false,
+    coexist: false,
 };
 
 /// The text with verbs `verbs` and measured sizes `sizes`.
@@ -24,6 +25,7 @@ fn shown_with(model: &Model, key: &NodeKey, verbs: Verbs, sizes: Option<Sizes>) 
         verbs,
         plan: &plan,
         sizes,
+        caches: qmpfs_qcow2::CacheBytes::default(),
     };
     text(model, key, &extra).expect("it is a text file that exists")
 }
@@ -187,12 +189,67 @@ fn the_chain_is_drawn() {
         "{chain}"
     );
     assert!(
-        chain.contains("clean  2023-11-14T22:13:20.000Z  in web1.qcow2"),
+        lines[7].ends_with("◦ clean  2023-11-14T22:13:20.000Z"),
         "{chain}"
     );
     assert!(
-        chain.contains("job qmpfs-stream-1: stream to remove old, running, 25 B of 100 B"),
+        chain.contains("job qmpfs-stream-1: stream to remove old, running, 25 B of 100 B (25 %)"),
         "{chain}"
+    );
+}
+
+#[test]
+fn the_chain_is_drawn_for_a_browser_and_no_name_becomes_markup() {
+    let mut model = sample::two_disks();
+    let key = NodeKey::DiskFile("vda".into(), DiskFile::ChainSvg);
+    model.disks[0].internals[0].name = "<script>&\"\u{1}".into();
+    model.disks[0].active_path = "/vm/a<b>&\"c.qcow2".into();
+    let svg = shown(&model, &key);
+    assert!(svg.contains("&lt;script&gt;&amp;&quot;\u{fffd}"), "{svg}");
+    assert!(svg.contains("a&lt;b&gt;&amp;&quot;c.qcow2"), "{svg}");
+    for needed in ["point before", "stream to remove old", "0-base"] {
+        assert!(svg.contains(needed), "{needed} in {svg}");
+    }
+    let opened = svg.matches('<').count() - svg.matches("</").count();
+    let closed = svg.matches("</").count() + svg.matches("/>").count();
+    // but for the line that says it is XML
+    assert_eq!(opened - 1, closed, "{svg}");
+    assert!(
+        !svg.contains("href") && !svg.contains("url("),
+        "it loads nothing"
+    );
+
+    let height = |svg: &str| -> usize {
+        let (_, rest) = svg.split_once("height=\"").expect("a height");
+        let (number, _) = rest.split_once('"').expect("a number");
+        number.parse().expect("a number")
+    };
+    let low = height(&svg);
+    let one = model.disks[0].layers[1].clone();
+    model.disks[0].layers = vec![one; 100];
+    let high = height(&shown(&model, &key));
+    assert_eq!(high - low, 98 * 46, "each layer has its own line");
+}
+
+#[test]
+fn the_metrics_have_each_disk_and_no_point() {
+    let model = sample::two_disks();
+    let page = shown(&model, &NodeKey::Metrics);
+    assert!(page.ends_with("# EOF\n"), "{page}");
+    for line in [
+        "qmpfs_connection_up{vm=\"web1\"} 1",
+        "qmpfs_vm_run_state{vm=\"web1\",state=\"running\"} 1",
+        "qmpfs_vm_run_state{vm=\"web1\",state=\"paused\"} 0",
+        "qmpfs_disk_layers{vm=\"web1\",disk=\"vda\"} 3",
+        "qmpfs_disk_points{vm=\"web1\",disk=\"vda\",kind=\"snapshots\"} 1",
+        "qmpfs_disk_snapshots_possible{vm=\"web1\",disk=\"vdb\"} 0",
+        "qmpfs_job_total_bytes{vm=\"web1\",disk=\"vda\",verb=\"stream\",state=\"running\"} 100",
+    ] {
+        assert!(page.lines().any(|shown| shown == line), "{line} in {page}");
+    }
+    assert!(
+        !page.contains("before") && !page.contains("clean"),
+        "{page}"
     );
 }
 
@@ -239,6 +296,7 @@ fn the_readme_uses_the_mounts_own_names() {
             read_only: true,
             no_delete: false,
             live_rollback: false,
+            coexist: false,
         },
         None,
     );

@@ -1,6 +1,6 @@
 //! vm.json.
 
-use crate::model::{AgentState, ConnectionState, Model, Quiesce};
+use crate::model::{AgentState, ConnectionState, Manager, Model, Quiesce};
 use serde::Serialize;
 
 /// The object of vm.json.
@@ -19,6 +19,8 @@ pub(super) struct Vm<'a> {
     guest_agent_version: Option<&'a str>,
     guest_agent_error: Option<&'a str>,
     disks: Vec<&'a str>,
+    /// Who else manages the VM: verbs are refused then, or few.
+    managed_by: Option<&'static str>,
 }
 
 pub(super) fn vm(model: &Model) -> Vm<'_> {
@@ -51,6 +53,7 @@ pub(super) fn vm(model: &Model) -> Vm<'_> {
         guest_agent_state: state,
         guest_agent_version: version,
         guest_agent_error: error,
+        managed_by: model.vm.manager.map(Manager::name),
         disks: model.disks.iter().map(|disk| disk.name.as_str()).collect(),
     }
 }

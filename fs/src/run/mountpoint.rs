@@ -54,10 +54,10 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
             .next(format!("make the directory: mkdir -p {shown}"))
     })?;
     if !metadata.is_dir() {
-        return Err(Failure::new(
-            Errno::ENOTDIR,
-            format!("{shown} is not a directory"),
-        ));
+        return Err(
+            Failure::new(Errno::ENOTDIR, format!("{shown} is not a directory"))
+                .next("name an empty directory"),
+        );
     }
     let path = path
         .canonicalize()
@@ -196,10 +196,10 @@ fn by_fusermount(path: &Path, how: Unmount) -> Result<(), Failure> {
     } else {
         Errno::EIO
     };
-    Err(Failure::new(
-        errno,
-        format!("cannot unmount {}: {words}", path.display()),
-    ))
+    Err(
+        Failure::new(errno, format!("cannot unmount {}: {words}", path.display()))
+            .next("see who uses it: fuser -vm"),
+    )
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use super::{
 use crate::model::{Disk, Model};
 
 /// The files of the root directory.
-const ROOT_FILES: [(&str, NodeKey); 4] = [
+const ROOT_FILES: [(&str, NodeKey); 6] = [
     ("vm.json", NodeKey::VmJson),
     ("log", NodeKey::Log),
+    ("events", NodeKey::Events),
+    ("metrics", NodeKey::Metrics),
     ("README.txt", NodeKey::Readme),
     ("wait", NodeKey::Wait),
 ];
@@ -66,6 +68,8 @@ pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
         }
         NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::GroupJson(_)
@@ -137,6 +141,8 @@ pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)>
         | NodeKey::Job(..)
         | NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::GroupJson(_)
@@ -199,12 +205,7 @@ fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(Strin
             .iter()
             .filter(|layer| layer.shown())
             .chain(disk.branches.iter().map(|branch| &branch.layer))
-            .filter_map(|layer| {
-                Some((
-                    layer.record.as_ref()?.name.as_str(),
-                    external_key(disk, layer)?,
-                ))
-            })
+            .filter_map(|layer| Some((layer.point_name()?, external_key(disk, layer)?)))
             .filter(|(name, _)| fits(name))
             .map(|(name, key)| (name.to_owned(), key))
             .collect(),
@@ -234,6 +235,8 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::Snapshots
@@ -258,6 +261,8 @@ pub fn parent(key: &NodeKey) -> NodeKey {
         NodeKey::Root
         | NodeKey::VmJson
         | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
         | NodeKey::Readme
         | NodeKey::Wait
         | NodeKey::Snapshots
@@ -278,7 +283,12 @@ pub fn parent(key: &NodeKey) -> NodeKey {
 pub fn path_of(model: &Model, key: &NodeKey) -> String {
     let name = match key {
         NodeKey::Root => return "/".to_owned(),
-        NodeKey::VmJson | NodeKey::Log | NodeKey::Readme | NodeKey::Wait => {
+        NodeKey::VmJson
+        | NodeKey::Log
+        | NodeKey::Events
+        | NodeKey::Metrics
+        | NodeKey::Readme
+        | NodeKey::Wait => {
             let entry = ROOT_FILES.iter().find(|(_, file)| file == key);
             return entry
                 .map(|(name, _)| format!("/{name}"))
@@ -328,7 +338,16 @@ mod tests {
         let model = sample::two_disks();
         assert_eq!(
             names(&model, &NodeKey::Root),
-            ["vm.json", "log", "README.txt", "wait", "snapshots", "disks"]
+            [
+                "vm.json",
+                "log",
+                "events",
+                "metrics",
+                "README.txt",
+                "wait",
+                "snapshots",
+                "disks"
+            ]
         );
         assert_eq!(names(&model, &NodeKey::Disks), ["vda", "vdb"]);
         assert_eq!(

@@ -70,10 +70,8 @@ pub fn find_point<'a>(model: &'a Model, point: &PointKey) -> Option<Found<'a>> {
 
 /// The same, in its disk.
 pub fn find_in<'a>(disk: &'a Disk, point: &PointKey) -> Option<Found<'a>> {
-    let sealed_as = |layer: &Layer| {
-        let record = layer.record.as_ref();
-        record.is_some_and(|record| record.id == point.identity)
-    };
+    let sealed_as =
+        |layer: &Layer| layer.point_name().is_some() && layer_identity(layer) == point.identity;
     match point.kind {
         PointKind::Layer => found_layer(disk, |layer| layer_identity(layer) == point.identity),
         PointKind::External => found_layer(disk, sealed_as).or_else(|| {
@@ -97,7 +95,7 @@ pub fn find_in<'a>(disk: &'a Disk, point: &PointKey) -> Option<Found<'a>> {
 pub fn point_place(model: &Model, point: &PointKey) -> Option<(String, Section, String)> {
     let name = match find_point(model, point)? {
         Found::Layer { index, layer, .. } => match point.kind {
-            PointKind::External => layer.record.as_ref()?.name.clone(),
+            PointKind::External => layer.point_name()?.to_owned(),
             PointKind::Layer | PointKind::Internal => layer_dir_name(index, layer),
         },
         Found::Branch { branch, .. } => branch.name().to_owned(),
@@ -113,11 +111,8 @@ pub fn layer_key(disk: &Disk, layer: &Layer) -> NodeKey {
 
 /// The key of an external snapshot; None for a layer that is not one.
 pub fn external_key(disk: &Disk, layer: &Layer) -> Option<NodeKey> {
-    Some(key(
-        disk,
-        PointKind::External,
-        layer.record.as_ref()?.id.clone(),
-    ))
+    layer.point_name()?;
+    Some(key(disk, PointKind::External, layer_identity(layer)))
 }
 
 /// The key of an internal snapshot; None when the layer that holds it is being removed.

@@ -27,6 +27,7 @@ pub(crate) fn layer(path: &str, ino: u64, point: Option<&str>) -> Layer {
             inode: ino,
             group: None,
         }),
+        foreign_name: None,
         leaving: false,
     }
 }

@@ -82,6 +82,7 @@ impl View {
 /// Cannot be. A short answer would be taken for the end of the disk.
 fn short() -> Failure {
     Failure::new(Errno::EIO, "bug: some of the bytes were not found")
+        .next("keep the log and report it: this is a bug")
 }
 
 /// The parts of an answer, in order.
@@ -143,7 +144,8 @@ impl Found<'_> {
             return Err(Failure::new(
                 Errno::EIO,
                 format!("a layer's file was cut to {file_length} bytes"),
-            ));
+            )
+            .next("see what happened to the file: the VM stands on it, too; then qemu-img check"));
         }
         Ok(Some(Part::Mapped(file, host, length)))
     }

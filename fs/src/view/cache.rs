@@ -9,7 +9,7 @@ use super::{failure, failure_of};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::sys;
-use qmpfs_qcow2::{Caches, Chain, Layer};
+use qmpfs_qcow2::{CacheBytes, Caches, Chain, Layer};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -153,6 +153,11 @@ impl LayerCache {
                 },
             }),
         }
+    }
+
+    /// Bytes in memory, by what they hold.
+    pub fn sizes(&self) -> CacheBytes {
+        self.shared.opener.caches.bytes_of_each()
     }
 
     /// Opens a chain, base first: its top's own state, or an internal snapshot of the top.
@@ -330,6 +335,7 @@ fn internal(spec: &LayerSpec, top: &OpenLayer, at: &InternalRef) -> Result<Layer
                 at.id
             ),
         )
+        .next("see which there are: ls internal")
     };
     let Layer::Qcow2(image) = &**top.layer() else {
         return Err(gone());

@@ -133,7 +133,8 @@ impl Opener {
             return Err(Failure::new(
                 Errno::ESTALE,
                 format!("{} is another file by now", path.display()),
-            ));
+            )
+            .next("open it again"));
         }
         let lock = || lock(path, Arc::new(file));
         let (locked, layer, data_file) = match &spec.format {
@@ -274,7 +275,8 @@ fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
                 "{} is neither a regular file nor a block device",
                 path.display()
             ),
-        ));
+        )
+        .next("name an image file"));
     }
     Ok((file, metadata))
 }
@@ -290,7 +292,8 @@ fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<Dat
                 "{} needs an external data file and names none",
                 image.display()
             ),
-        ));
+        )
+        .next("mend it with the VM off: qemu-img amend -o data_file=NAME"));
     };
     let real = |path: &Path| {
         path.canonicalize()

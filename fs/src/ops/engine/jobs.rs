@@ -162,7 +162,9 @@ impl Engine {
         let mut model = Model::clone(&self.current());
         if let Some(shown) = model.disks.iter_mut().find(|shown| shown.name == disk) {
             if let Some(frozen) = &*state.frozen.borrow() {
+                let others = std::mem::take(&mut shown.jobs);
                 *shown = frozen.disk.clone();
+                shown.jobs = others;
             }
             self.dress(shown);
         }
@@ -172,7 +174,9 @@ impl Engine {
     /// What is not QEMU's to tell: the jobs, and that points in the queue are gone.
     pub(super) fn dress(&self, disk: &mut Disk) {
         let state = self.state(&disk.name);
-        disk.jobs = state.jobs.borrow().clone();
+        disk.jobs.retain(Job::by_others);
+        let others = std::mem::take(&mut disk.jobs);
+        disk.jobs = [state.jobs.borrow().clone(), others].concat();
         let queue = state.queue.borrow();
         for layer in &mut disk.layers {
             let identity = layer_identity(layer);
@@ -346,6 +350,16 @@ impl Engine {
 
     /// Whether work is under way in a scope, or how the last of it ended.
     pub(in crate::ops) fn work_in(&self, disk: Option<&str>, id: Option<&str>) -> Work {
+        let model = self.current();
+        let shown = model.disks.iter();
+        let others = shown
+            .filter(|shown| disk.is_none_or(|disk| disk == shown.name))
+            .flat_map(|shown| &shown.jobs)
+            .filter(|job| job.by_others() && id.is_none_or(|id| id == job.id));
+        // how they end is told where they were begun
+        if others.into_iter().any(|job| !job.ended()) {
+            return Work::UnderWay;
+        }
         let states = self.disks.borrow();
         let jobs: Vec<Job> = states
             .iter()

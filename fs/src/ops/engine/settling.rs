@@ -61,7 +61,7 @@ pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
                 continue;
             }
             // holding the disk settles it first; a merge that still runs is followed again
-            let settled = match engine.hold(&disk).await {
+            let settled = match engine.hold_to_settle(&disk).await {
                 Ok(guard) => recover::disk(Rc::clone(&engine), guard).await,
                 Err(failure) => Err(failure),
             };

@@ -118,12 +118,17 @@ impl Engine {
     }
 
     pub(in crate::ops) async fn stop_guest(&self) -> Result<(), Failure> {
+        let began = std::time::Instant::now();
         self.bridge()?.run(Stop).await?;
+        self.stopped.set(Some(began));
         Ok(())
     }
 
     pub(in crate::ops) async fn resume_guest(&self) -> Result<(), Failure> {
         self.bridge()?.run(Cont).await?;
+        if let Some(began) = self.stopped.take() {
+            self.log.counters().stopped(began.elapsed());
+        }
         Ok(())
     }
 }

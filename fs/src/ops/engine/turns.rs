@@ -48,8 +48,16 @@ pub(in crate::ops) enum Turn {
 }
 
 impl Engine {
-    /// Takes the right to change a disk; not while a merge is at work on it.
+    /// Takes the right to change a disk, for a verb; not while a merge is at work on it.
     pub(in crate::ops) async fn hold(&self, disk: &str) -> Result<DiskGuard, Failure> {
+        let guard = self.hold_to_settle(disk).await?;
+        self.free_of_others(&BTreeSet::from([disk.to_owned()]))
+            .await?;
+        Ok(guard)
+    }
+
+    /// The same to settle what was left: another monitor's job is no reason to leave it open.
+    pub(in crate::ops) async fn hold_to_settle(&self, disk: &str) -> Result<DiskGuard, Failure> {
         self.hold_until(disk, tokio::time::Instant::now() + DISK_DEADLINE)
             .await
     }
@@ -69,6 +77,7 @@ impl Engine {
         for disk in disks {
             guards.push(self.hold_until(disk, deadline).await?);
         }
+        self.free_of_others(disks).await?;
         Ok(guards)
     }
 
@@ -85,8 +94,12 @@ impl Engine {
 
     /// Takes the right to change a disk, or finds a merge at work on it.
     pub(in crate::ops) async fn turn(&self, disk: &str) -> Result<Turn, Failure> {
-        self.turn_until(disk, tokio::time::Instant::now() + DISK_DEADLINE)
-            .await
+        let turn = self
+            .turn_until(disk, tokio::time::Instant::now() + DISK_DEADLINE)
+            .await?;
+        self.free_of_others(&BTreeSet::from([disk.to_owned()]))
+            .await?;
+        Ok(turn)
     }
 
     async fn turn_until(

@@ -101,10 +101,10 @@ pub fn choose(
         return release(disk, index, facts, policy);
     }
     if here.format != Format::Qcow2 || up.format != Format::Qcow2 {
-        return Err(Failure::new(
-            Errno::EOPNOTSUPP,
-            "only qcow2 layers are merged",
-        ));
+        return Err(
+            Failure::new(Errno::EOPNOTSUPP, "only qcow2 layers are merged")
+                .next("with the VM off: qemu-img convert makes one image of the chain"),
+        );
     }
     if let Some(other) = facts.dependents.first() {
         return Err(Failure::new(Errno::EBUSY, format!("{} stands on {}", other.display(), here.path.display()))
@@ -234,13 +234,15 @@ fn stream_allowed(
                 "the layer above, {}, was not made by qmpfs and is not written",
                 up.path.display()
             ),
-        ));
+        )
+        .next("merge it with the tool that made it, with the VM off"));
     }
     if let Some(name) = internal_in(disk, Some(index)) {
         return Err(Failure::new(
             Errno::EBUSY,
             format!("its file holds internal snapshot '{name}', which would be lost"),
-        ));
+        )
+        .next("remove that first: rmdir internal/NAME"));
     }
     room(facts.stream_bytes, facts.free_above)
 }
@@ -317,6 +319,7 @@ mod tests {
                 inode: 2,
                 group: None,
             }),
+            foreign_name: None,
             leaving: false,
         }
     }

@@ -87,9 +87,10 @@ pub(super) async fn accept(
 /// The disk without the points that leave already, and the files of those.
 fn shown(engine: &Engine, disk: &str) -> Result<(Disk, Vec<FileId>), Failure> {
     let model = engine.current();
-    let disk = model
-        .disk(disk)
-        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
+    let disk = model.disk(disk).ok_or_else(|| {
+        Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'"))
+            .next("see which there are: ls disks")
+    })?;
     let mut rest = disk.clone();
     let kept: Vec<usize> = (0..disk.layers.len())
         .filter(|index| disk.layers[*index].shown())

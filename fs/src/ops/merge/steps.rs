@@ -243,9 +243,11 @@ pub(super) async fn finish(
     carried: &Carried,
 ) -> Result<(), Failure> {
     let here = merge.here();
-    let file = here
-        .file
-        .ok_or_else(|| Failure::new(Errno::EIO, "the point's file is not known"))?;
+    let file = here.file.ok_or_else(|| {
+        Failure::new(Errno::EIO, "the point's file is not known").next(
+            "run qmpfs where QEMU's paths lead to the same files: on its host, in its container",
+        )
+    })?;
     match merge.verb {
         Verb::Stream => {
             finish_stream(
@@ -536,6 +538,8 @@ fn refuse_if_open(
 }
 
 fn node(name: Option<&NodeName>) -> Result<NodeName, Failure> {
-    name.cloned()
-        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the layer has no node in QEMU"))
+    name.cloned().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the layer has no node in QEMU")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })
 }

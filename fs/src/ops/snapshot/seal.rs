@@ -59,10 +59,10 @@ impl Seal {
         if let Some(why) = &disk.no_snapshots {
             return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
         }
-        let root = disk
-            .root
-            .clone()
-            .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+        let root = disk.root.clone().ok_or_else(|| {
+            Failure::new(Errno::ENOTCONN, "the disk has no node")
+                .next("look again: ls disks; another tool may have changed it in this moment")
+        })?;
         let active = disk.active_path.clone();
         let file = sys::file_id(&active)
             .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
@@ -77,10 +77,10 @@ impl Seal {
         }
         let sealed = layer_file::sealed_path(&active, name);
         if sealed.symlink_metadata().is_ok() {
-            return Err(Failure::new(
-                Errno::EEXIST,
-                format!("{} exists", sealed.display()),
-            ));
+            return Err(
+                Failure::new(Errno::EEXIST, format!("{} exists", sealed.display()))
+                    .next("choose another name, or move that file away"),
+            );
         }
         let directory = active.parent().unwrap_or(Path::new("/"));
         let free = sys::free_bytes(directory)
@@ -279,6 +279,7 @@ impl Seal {
     ) -> Result<(), Failure> {
         let overlay = self.overlay.as_ref().ok_or_else(|| {
             Failure::new(Errno::EIO, "the overlay was not made before the instant")
+                .next("keep the log and report it: this is a bug")
         })?;
         let below = graph.node(&self.root).and_then(|node| node.backing.clone());
         let sealed =
