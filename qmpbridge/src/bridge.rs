@@ -312,9 +312,13 @@ impl Bridge {
     }
 
     /// Forgets a concluded job. A job that is gone already, as a stream is at its end, is no error.
+    /// A refusal is not taken at its first word: until it is dismissed, a job keeps its nodes.
     pub async fn dismiss_job(&self, id: &JobId) -> Result<(), Error> {
         match self.run(JobDismiss { id: id.clone() }).await {
-            Err(Error::Refused { .. }) if self.query_job(id).await?.is_none() => Ok(()),
+            Err(Error::Refused { .. }) => match self.query_job(id).await? {
+                None => Ok(()),
+                Some(_) => self.run(JobDismiss { id: id.clone() }).await.map(drop),
+            },
             dismissed => dismissed.map(drop),
         }
     }

@@ -1,15 +1,13 @@
 //! A new overlay: an empty qcow2 file under a hidden name, open in QEMU with nothing below it yet.
-//! It knows how one is made and taken back; it does not know what for.
+//! It knows how QEMU is made to format and open one, and to let go of it; it does not know what for.
 
 use super::blocking::blocking;
 use super::nodes::{self, Carried, Role};
-use super::snapshot::create_job;
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::model::Layer;
 use qmpbridge::command::{BlockdevCreate, BlockdevCreateOptions};
-use qmpbridge::{Bridge, NodeName};
-use std::path::{Path, PathBuf};
+use qmpbridge::{Bridge, JobId, NodeName};
+use std::path::Path;
 
 /// An overlay in QEMU's graph.
 pub(super) struct Overlay {
@@ -17,18 +15,22 @@ pub(super) struct Overlay {
     pub(super) format: NodeName,
 }
 
-/// Makes the overlay `path` of the layer `onto`, with the owner, mode and labels of `like`.
-pub(super) async fn make(
+/// What an overlay is to stand on.
+pub(super) struct Below<'a> {
+    pub(super) path: &'a Path,
+    pub(super) format: &'a str,
+    pub(super) virtual_size: u64,
+}
+
+/// Makes the empty file `path` an overlay of what is to be below it, and opens it.
+pub(super) async fn format(
     bridge: &Bridge,
     path: &Path,
-    like: &Path,
-    onto: &Layer,
+    below: Below<'_>,
     carried: &Carried,
 ) -> Result<Overlay, Failure> {
-    let (new, model): (PathBuf, PathBuf) = (path.to_owned(), like.to_owned());
-    blocking(move || layer_file::create_like(&new, &model).map(drop)).await?;
     let protocol = nodes::add_protocol(bridge, path, carried).await?;
-    match format(bridge, path, &protocol, onto, carried).await {
+    match format_node(bridge, path, &protocol, below, carried).await {
         Ok(format) => Ok(Overlay { protocol, format }),
         Err(failure) => {
             if failure.outcome_known() {
@@ -39,11 +41,18 @@ pub(super) async fn make(
     }
 }
 
-async fn format(
+/// The job that formats an overlay is named after it: so recovery knows whose it is.
+pub(super) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
+    let digits = overlay.extension().unwrap_or_default().to_string_lossy();
+    JobId::new(format!("qmpfs-create-{digits}"))
+        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
+}
+
+async fn format_node(
     bridge: &Bridge,
     path: &Path,
     protocol: &NodeName,
-    onto: &Layer,
+    below: Below<'_>,
     carried: &Carried,
 ) -> Result<NodeName, Failure> {
     let job_id = create_job(path)?;
@@ -51,9 +60,9 @@ async fn format(
         job_id: job_id.clone(),
         options: BlockdevCreateOptions::qcow2_overlay(
             protocol.clone(),
-            onto.virtual_size,
-            &onto.path,
-            onto.format.name(),
+            below.virtual_size,
+            below.path,
+            below.format,
         ),
     };
     let mut job = bridge.start_job(job_id.clone(), command).await?;

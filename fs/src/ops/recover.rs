@@ -247,7 +247,7 @@ async fn dismiss_ended(bridge: &Bridge, disk: &Disk) -> Result<Vec<JobInfo>, Fai
         .map(|(_, _, journal)| journal.job)
         .collect();
     for (alias, _) in layer_file::strays(&disk.active_path)? {
-        of_this_disk.push(super::snapshot::create_job(&alias)?.as_str().to_owned());
+        of_this_disk.push(super::overlay::create_job(&alias)?.as_str().to_owned());
     }
     let mut ended = bridge.jobs().await?;
     ended.retain(|job| {

@@ -14,7 +14,7 @@ pub(super) use names::settle_names;
 use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
 use super::nodes::Carried;
-use super::overlay::{self, Overlay};
+use super::overlay::{self, Below, Overlay};
 use crate::errno::Failure;
 use crate::layer_file::{self, GuestDebt, RollbackJournal};
 use crate::model::{FileId, Layer, PointRecord};
@@ -89,11 +89,16 @@ impl Rollback {
         blocking(move || {
             layer_file::write_rollback(&journal.active, &journal)?;
             layer_file::write_point(&journal.active, &record)?;
-            layer_file::link_new(&journal.active, &journal.sealed)
+            layer_file::link_new(&journal.active, &journal.sealed)?;
+            layer_file::create_like(&journal.overlay, &journal.active).map(drop)
         })
         .await?;
-        let (overlay, active) = (&self.journal.overlay, &self.journal.active);
-        overlay::make(bridge, overlay, active, &self.onto, &self.carried).await
+        let below = Below {
+            path: &self.onto.path,
+            format: self.onto.format.name(),
+            virtual_size: self.onto.virtual_size,
+        };
+        overlay::format(bridge, &self.journal.overlay, below, &self.carried).await
     }
 
     /// First the note, then the deed: a daemon that dies in between leaves a VM to be resumed.

@@ -15,7 +15,6 @@ use crate::layer_file;
 use crate::model::{Disk, GroupRecord};
 use qmpbridge::Bridge;
 use seal::Seal;
-pub(super) use seal::create_job;
 use std::collections::BTreeMap;
 
 /// What the points belong to.

@@ -9,13 +9,12 @@ use crate::model::{Disk, FileId, GroupRecord, PointRecord};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
+use crate::ops::overlay::{self, Below, Overlay};
 use crate::ops::quiesce::Quiesced;
 use crate::ops::settle;
 use crate::sys;
-use qmpbridge::command::{
-    BlockdevCreate, BlockdevCreateOptions, BlockdevSnapshot, TransactionAction,
-};
-use qmpbridge::{BlockGraph, Bridge, JobId, NodeName};
+use qmpbridge::command::{BlockdevSnapshot, TransactionAction};
+use qmpbridge::{BlockGraph, Bridge, NodeName};
 use std::path::{Path, PathBuf};
 
 /// A new overlay needs its header and first tables; less than this is "full".
@@ -45,12 +44,6 @@ struct Names {
     overlay: PathBuf,
     /// The file that is sealed.
     file: FileId,
-}
-
-/// H in QEMU's graph.
-struct Overlay {
-    protocol: NodeName,
-    format: NodeName,
 }
 
 impl Seal {
@@ -218,51 +211,14 @@ impl Seal {
             layer_file::link_new(&names.active, &names.sealed)
         })
         .await?;
-        let protocol = nodes::add_protocol(bridge, &self.names.overlay, &self.carried).await?;
-        match self.format_overlay(bridge, &protocol).await {
-            Ok(format) => {
-                self.overlay = Some(Overlay { protocol, format });
-                Ok(())
-            }
-            Err(failure) => {
-                if failure.outcome_known() {
-                    nodes::discard_node(bridge, &protocol).await;
-                }
-                Err(failure)
-            }
-        }
-    }
-
-    async fn format_overlay(
-        &self,
-        bridge: &Bridge,
-        protocol: &NodeName,
-    ) -> Result<NodeName, Failure> {
-        let job_id = create_job(&self.names.overlay)?;
-        let command = BlockdevCreate {
-            job_id: job_id.clone(),
-            options: BlockdevCreateOptions::qcow2_overlay(
-                protocol.clone(),
-                self.disk.active.virtual_size,
-                &self.names.sealed,
-                "qcow2",
-            ),
+        let below = Below {
+            path: &self.names.sealed,
+            format: "qcow2",
+            virtual_size: self.disk.active.virtual_size,
         };
-        let mut job = bridge.start_job(job_id.clone(), command).await?;
-        let outcome = job.wait_concluded().await;
-        bridge.dismiss_job(&job_id).await?;
-        outcome?;
-        let overlay = self.names.overlay.clone();
-        blocking(move || layer_file::fsync_file(&overlay)).await?;
-        nodes::add_format(
-            bridge,
-            "qcow2",
-            protocol.clone(),
-            None,
-            Role::Active,
-            &self.carried,
-        )
-        .await
+        let overlay = &self.names.overlay;
+        self.overlay = Some(overlay::format(bridge, overlay, below, &self.carried).await?);
+        Ok(())
     }
 
     /// D becomes a name of the overlay.
@@ -317,8 +273,7 @@ impl Seal {
             return;
         }
         if let Some(overlay) = self.overlay.take() {
-            nodes::discard_node(bridge, &overlay.format).await;
-            nodes::discard_node(bridge, &overlay.protocol).await;
+            overlay.discard(bridge).await;
         }
         let names = self.names.clone();
         let undone = blocking(move || {
@@ -354,11 +309,4 @@ impl Names {
             }
         }
     }
-}
-
-/// The job that formats an overlay is named after it: so recovery knows whose it is.
-pub(in crate::ops) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
-    let digits = overlay.extension().unwrap_or_default().to_string_lossy();
-    JobId::new(format!("qmpfs-create-{digits}"))
-        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
 }
