@@ -48,6 +48,8 @@ pub struct Bench {
     top: Option<String>,
     /// How often the guest had read its disk when it was last rolled back.
     boots: u64,
+    /// QEMU has died here once: clusters that leaked then stay so.
+    has_fallen: bool,
     below: Vec<PathBuf>,
     dir: PathBuf,
     scratch: Scratch,
@@ -107,6 +109,7 @@ impl Bench {
             points: Vec::new(),
             top: None,
             boots: 0,
+            has_fallen: false,
             below,
             dir,
             scratch,
@@ -321,6 +324,7 @@ impl Bench {
     #[track_caller]
     pub fn boot_after_a_fall(&mut self, at_least: Option<&Model>) {
         self.machine.kill9();
+        self.has_fallen = true;
         let (flushed, sent) = self.writer.take().expect("the writer ran").fallen();
         self.hands = None;
         for image in oracle::chain(&self.active()) {

@@ -178,7 +178,11 @@ impl Bench {
     #[track_caller]
     pub(super) fn inspect_while_off(&self, written: &Model) {
         for image in oracle::chain(&self.active()) {
-            oracle::check(&image);
+            if self.has_fallen {
+                oracle::check_after_a_fall(&image);
+            } else {
+                oracle::check(&image);
+            }
         }
         let all = self.scratch.file("all.raw");
         oracle::convert(&self.active(), &all);
