@@ -82,6 +82,17 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         Quiesce::Try => "  The guest agent freezes the guest for the instant; if it cannot, point.json says why.\n",
         Quiesce::Require => "  The guest agent freezes the guest for the instant; if it cannot, there is no point.\n",
     });
+    text.push_str("\ngo back\n");
+    command(
+        &mut text,
+        &format!("cat {dir}/rollback"),
+        "the points to go back to, and whether the VM must be off for it",
+    );
+    command(
+        &mut text,
+        &format!("echo {point} > {dir}/rollback"),
+        "the disk is what it was then; what it is now stays as a point",
+    );
     if extra.verbs.no_delete {
         text.push_str("\nThis mount removes nothing (-o no_delete).\n");
         return text;
