@@ -190,7 +190,10 @@ impl Engine {
         let Ok(jobs) = bridge.jobs().await else {
             return;
         };
-        let Some(seen) = jobs.into_iter().find(|job| job.id.as_str() == id) else {
+        // one that has concluded stays as it was shown until its end is dealt with: who waits for it
+        // finds the tree as it is after it
+        let at_work = |job: &JobInfo| job.id.as_str() == id && job.status != JobStatus::Concluded;
+        let Some(seen) = jobs.into_iter().find(at_work) else {
             return;
         };
         let state = self.state(disk);
