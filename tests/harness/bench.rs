@@ -74,10 +74,21 @@ impl Bench {
     /// With `bulk` bytes more at the disk's end, for [`Self::write_bulk`].
     #[track_caller]
     pub fn with_bulk(name: &str, attachment: Attachment, bulk: u64) -> Self {
+        Self::with_bulk_and_options(name, attachment, bulk, &[])
+    }
+
+    /// Both.
+    #[track_caller]
+    pub fn with_bulk_and_options(
+        name: &str,
+        attachment: Attachment,
+        bulk: u64,
+        options: &[&str],
+    ) -> Self {
         let scratch = Scratch::new(name);
         let dir = scratch.dir("images");
         oracle::create(&dir.join("web1.qcow2"), SIZE + bulk);
-        Self::on(scratch, dir, Vec::new(), attachment, &[])
+        Self::on(scratch, dir, Vec::new(), attachment, options)
     }
 
     /// On a disk that others made: `dir/web1.qcow2`, with the files `below` it, base last.

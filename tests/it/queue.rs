@@ -11,7 +11,9 @@ use qmpfs_tests::{oracle, sh, wait};
 
 /// Points `names` with a bulk in each layer, and the merge of the first held up in its middle.
 fn first_of(name: &str, attachment: Attachment, names: &[&str]) -> Bench {
-    let mut bench = Bench::with_bulk(name, attachment, 64 << 20);
+    // a commit could not be cancelled
+    let options = ["-o", "merge=stream"];
+    let mut bench = Bench::with_bulk_and_options(name, attachment, 64 << 20, &options);
     for name in names {
         bench.write_bulk();
         bench.seal(name);

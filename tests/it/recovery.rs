@@ -327,23 +327,27 @@ over_attachments! {
             if root == "theirs" {
                 drop(guest);
                 machine.quit();
+                wait::until_true("QEMU is seen to be gone", || !is_up(&mount));
                 machine.start_again();
-                wait::until_true("QEMU is back", || {
-                    mount.json("vm.json")["connection"] == "up" && disk.snapshot(root).exists()
-                });
+                wait::until_true("QEMU is back", || is_up(&mount) && disk.snapshot(root).exists());
             }
             oracle::convert(&scratch.dir("images").join(format!("web1.{root}.qcow2")), &expected);
             disk.snapshot(root).delete().expect("rmdir");
             disk.wait().expect("the merge");
             machine.kill9();
+            wait::until_true("QEMU is seen to be gone", || !is_up(&mount));
             assert_eq!(oracle::chain(&image), std::slice::from_ref(&image), "the point went");
             let found = scratch.file("found.raw");
             oracle::convert(&image, &found);
             oracle::assert_same(&found, &expected);
             machine.start_again();
-            wait::until_true("QEMU is back", || mount.json("vm.json")["connection"] == "up");
+            wait::until_true("QEMU is back", || is_up(&mount));
         }
     }
+}
+
+fn is_up(mount: &Mounted) -> bool {
+    mount.json("vm.json")["connection"] == "up"
 }
 
 /// The monitor's connection ends at one command of a snapshot, QEMU goes on: all is finished, or taken back.
