@@ -21,6 +21,7 @@ const OPTIONS_HELP: &str = "\
 Options for -o, comma-separated:
   ro                  no verbs; images are read without starting a storage daemon
   no_delete           no verb that removes a point or cancels a job
+  live_rollback       a disk of a running VM may be rolled back: the VM is reset for it
   coexist             beside libvirt: internal snapshots, of which it will not know
   merge=auto|stream|commit
                       how rmdir of an external snapshot merges (auto: what copies less)
