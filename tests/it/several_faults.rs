@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use libc::{EACCES, EBUSY, EEXIST, EIO, ENOSPC, EPERM, EROFS};
+use libc::{EACCES, EBUSY, EEXIST, ENOSPC, EPERM, EROFS};
 use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
@@ -106,12 +106,12 @@ fn a_file_in_the_way_of_one_disk_undoes_all() {
     several.finish();
 }
 
-fn refused_by_qemu(name: &str, attachment: Attachment) {
+fn worked_on_by_others(name: &str, attachment: Attachment) {
     let mut several = Several::new(name, attachment);
     refused(
         &mut several,
-        &[EIO],
-        "busy",
+        &[EBUSY],
+        "another monitor has a mirror job, foreign, at work on disk 'vdb'",
         |several| {
             let qmp = &mut several.machine.qmp;
             let nodes = qmp.run("query-named-block-nodes", json!({"flat": true}));
@@ -141,13 +141,13 @@ fn refused_by_qemu(name: &str, attachment: Attachment) {
 }
 
 #[test]
-fn a_transaction_that_qemu_refuses_undoes_all() {
-    refused_by_qemu("several-refused", Attachment::Blockdev);
+fn a_disk_that_others_work_on_undoes_all() {
+    worked_on_by_others("several-others", Attachment::Blockdev);
 }
 
 #[test]
-fn a_transaction_that_a_storage_daemon_refuses_undoes_all() {
-    refused_by_qemu("several-refused-qsd", Attachment::StorageDaemon);
+fn a_disk_that_others_work_on_in_a_storage_daemon_undoes_all() {
+    worked_on_by_others("several-others-qsd", Attachment::StorageDaemon);
 }
 
 #[test]
