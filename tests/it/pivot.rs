@@ -25,12 +25,13 @@ impl Drop for Immutable {
     }
 }
 
-/// A large layer below a small active one: a commit of the active layer.
+/// A large layer below a smaller active one: a commit of the active layer, still at work when the test gets to it.
 fn committed_from_the_top(name: &str, attachment: Attachment) -> Bench {
-    let mut bench = Bench::with_bulk(name, attachment, 64 << 20);
+    let mut bench = Bench::with_bulk(name, attachment, 256 << 20);
     bench.write_bulk();
     bench.write_bulk();
     bench.seal("one");
+    bench.write_bulk();
     bench.write(60);
     bench
 }
@@ -45,7 +46,7 @@ over_attachments! {
     a_directory_that_cannot_be_written_before_it => |name, attachment| {
         let mut bench = committed_from_the_top(name, attachment);
         bench.begin_removal("one");
-        bench.machine.limit_jobs(1);
+        assert!(bench.machine.limit_jobs(1) > 0, "the merge is met at work");
         let job = bench.disk().only_job();
         let immutable = Immutable::make(bench.dir());
         bench.machine.limit_jobs(0);
@@ -74,7 +75,7 @@ over_attachments! {
 fn a_directory_that_cannot_be_written_for_long() {
     let mut bench = committed_from_the_top("pivot-long", Attachment::Blockdev);
     bench.begin_removal("one");
-    bench.machine.limit_jobs(1);
+    assert!(bench.machine.limit_jobs(1) > 0, "the merge is met at work");
     let immutable = Immutable::make(bench.dir());
     bench.machine.limit_jobs(0);
     let told = bench.disk().wait();

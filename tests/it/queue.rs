@@ -9,11 +9,14 @@ use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::tree::{assert_errno, json, text, write_line};
 use qmpfs_tests::{oracle, sh, wait};
 
+/// So much of a bulk that a merge is still at work when the test gets to it.
+const BULK: u64 = 256 << 20;
+
 /// Points `names` with a bulk in each layer, and the merge of the first held up in its middle.
 fn first_of(name: &str, attachment: Attachment, names: &[&str]) -> Bench {
     // a commit could not be cancelled
     let options = ["-o", "merge=stream"];
-    let mut bench = Bench::with_bulk_and_options(name, attachment, 64 << 20, &options);
+    let mut bench = Bench::with_bulk_and_options(name, attachment, BULK, &options);
     for name in names {
         bench.write_bulk();
         bench.seal(name);
