@@ -10,8 +10,8 @@ pub use words::JobCommand;
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Manager, Model};
 use crate::tree::{
-    DiskFile, Found, JobFile, NodeKey, PointKey, Section, exists, find_group, find_point,
-    layer_dir_name, layer_identity, valid_name,
+    Control, Found, NodeKey, PointKey, Section, exists, find_group, find_point, layer_dir_name,
+    layer_identity, valid_name,
 };
 use std::collections::BTreeMap;
 
@@ -372,12 +372,7 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
             }
         }
         NodeKey::Root
-        | NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
+        | NodeKey::RootFile(_)
         | NodeKey::Snapshots
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
@@ -395,10 +390,15 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
 
 /// What a line written to the file `key` means; `data` is what one write(2) brought.
 pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<Intent, Failure> {
-    let (intent, effect) = match key {
-        NodeKey::JobFile(disk, id, JobFile::Ctl) => {
-            allowed(verbs, Effect::Makes)?;
-            let command = words::job_command(words::line(data)?)?;
+    let Some(control) = key.control() else {
+        return Err(Failure::new(Errno::EROFS, "this file is only read")
+            .next("README.txt says which files take lines"));
+    };
+    allowed(verbs, Effect::Makes)?;
+    let line = words::line(data)?;
+    let (intent, effect) = match control {
+        Control::Job { disk, id } => {
+            let command = words::job_command(line)?;
             if !exists(model, key) {
                 return Err(Failure::new(
                     Errno::ENOENT,
@@ -414,44 +414,11 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
                 | JobCommand::Finish
                 | JobCommand::Pivot => Effect::Makes,
             };
-            let (disk, id) = (disk.clone(), id.clone());
+            let (disk, id) = (disk.to_owned(), id.to_owned());
             (Intent::ControlJob { disk, id, command }, effect)
         }
-        NodeKey::DiskFile(disk, DiskFile::Rollback) => {
-            allowed(verbs, Effect::Makes)?;
-            let intent = roll_back(model, verbs, disk, words::line(data)?)?;
-            // nothing is destroyed: what was active stays as a point
-            (intent, Effect::Makes)
-        }
-        NodeKey::Root
-        | NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
-        | NodeKey::Snapshots
-        | NodeKey::Group(_)
-        | NodeKey::GroupJson(_)
-        | NodeKey::GroupLink(..)
-        | NodeKey::Disks
-        | NodeKey::Disk(_)
-        | NodeKey::DiskFile(
-            _,
-            DiskFile::Json | DiskFile::ChainTxt | DiskFile::ChainSvg | DiskFile::Wait,
-        )
-        | NodeKey::Section(..)
-        | NodeKey::Point(_)
-        | NodeKey::PointFile(..)
-        | NodeKey::Job(..)
-        | NodeKey::JobFile(
-            _,
-            _,
-            JobFile::State | JobFile::Progress | JobFile::Error | JobFile::Wait,
-        ) => {
-            return Err(Failure::new(Errno::EROFS, "this file is only read")
-                .next("README.txt says which files take lines"));
-        }
+        // nothing is destroyed: what was active stays as a point
+        Control::Rollback { disk } => (roll_back(model, verbs, disk, line)?, Effect::Makes),
     };
     allowed(verbs, effect)?;
     connected(model)?;

@@ -19,7 +19,8 @@ use crate::intent::Verbs;
 use crate::model::{Layer, Model};
 use crate::report::Log;
 use crate::tree::{
-    DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, find_group, find_point, layer_dir_name,
+    DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, RootFile, find_group, find_point,
+    layer_dir_name,
 };
 use qmpfs_qcow2::CacheBytes;
 use serde::Serialize;
@@ -54,11 +55,11 @@ pub struct Extra<'a> {
 /// The text of the file `key`. None for directories, views, `wait` files, and what is gone.
 pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
     match key {
-        NodeKey::VmJson => Some(json(&vm::vm(model))),
-        NodeKey::Log => Some(extra.log.lines().text()),
-        NodeKey::Events => Some(extra.log.events().lines().text()),
-        NodeKey::Metrics => Some(metrics::text(model, extra)),
-        NodeKey::Readme => Some(readme::text(model, extra)),
+        NodeKey::RootFile(RootFile::VmJson) => Some(json(&vm::vm(model))),
+        NodeKey::RootFile(RootFile::Log) => Some(extra.log.lines().text()),
+        NodeKey::RootFile(RootFile::Events) => Some(extra.log.events().lines().text()),
+        NodeKey::RootFile(RootFile::Metrics) => Some(metrics::text(model, extra)),
+        NodeKey::RootFile(RootFile::Readme) => Some(readme::text(model, extra)),
         NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
         NodeKey::DiskFile(disk, file) => {
             let disk = model.disk(disk)?;
@@ -91,7 +92,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
             }
         }
         NodeKey::Root
-        | NodeKey::Wait
+        | NodeKey::RootFile(RootFile::Wait)
         | NodeKey::Snapshots
         | NodeKey::Group(_)
         | NodeKey::GroupLink(..)

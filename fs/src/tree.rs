@@ -7,7 +7,7 @@ mod list;
 mod name;
 mod place;
 
-pub use group::{Group, find_group, group_called, groups, link_target};
+pub use group::{Group, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
@@ -18,12 +18,7 @@ pub use place::{Found, external_key, find_in, find_point, internal_key, layer_ke
 #[allow(missing_docs)]
 pub enum NodeKey {
     Root,
-    VmJson,
-    Log,
-    Events,
-    Metrics,
-    Readme,
-    Wait,
+    RootFile(RootFile),
     /// The snapshots of all disks.
     Snapshots,
     /// One of them, by its identity
@@ -40,6 +35,42 @@ pub enum NodeKey {
     /// disk, job id
     Job(String, String),
     JobFile(String, String, JobFile),
+}
+
+/// The files of the root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum RootFile {
+    VmJson,
+    Log,
+    Events,
+    Metrics,
+    Readme,
+    Wait,
+}
+
+impl RootFile {
+    /// All of them, as listed.
+    pub const ALL: [RootFile; 6] = [
+        RootFile::VmJson,
+        RootFile::Log,
+        RootFile::Events,
+        RootFile::Metrics,
+        RootFile::Readme,
+        RootFile::Wait,
+    ];
+
+    /// Its name in the root directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            RootFile::VmJson => "vm.json",
+            RootFile::Log => "log",
+            RootFile::Events => "events",
+            RootFile::Metrics => "metrics",
+            RootFile::Readme => "README.txt",
+            RootFile::Wait => "wait",
+        }
+    }
 }
 
 /// The files of a disk's directory.
@@ -62,14 +93,6 @@ impl DiskFile {
         DiskFile::ChainSvg,
         DiskFile::Wait,
     ];
-
-    /// Whether a line written to it is a verb.
-    pub fn is_control(self) -> bool {
-        match self {
-            DiskFile::Rollback => true,
-            DiskFile::Json | DiskFile::ChainTxt | DiskFile::ChainSvg | DiskFile::Wait => false,
-        }
-    }
 
     /// Its name in the directory.
     pub fn name(self) -> &'static str {
@@ -157,14 +180,6 @@ impl JobFile {
         JobFile::Wait,
     ];
 
-    /// Whether a line written to it is a verb.
-    pub fn is_control(self) -> bool {
-        match self {
-            JobFile::Ctl => true,
-            JobFile::State | JobFile::Progress | JobFile::Error | JobFile::Wait => false,
-        }
-    }
-
     /// Its name in the job's directory.
     pub fn name(self) -> &'static str {
         match self {
@@ -189,6 +204,23 @@ pub struct PointKey {
     pub identity: String,
 }
 
+/// What takes lines that are verbs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control<'a> {
+    /// `disks/DISK/rollback`
+    Rollback {
+        /// The disk's name.
+        disk: &'a str,
+    },
+    /// `disks/DISK/jobs/ID/ctl`
+    Job {
+        /// The disk's name.
+        disk: &'a str,
+        /// QEMU's job id.
+        id: &'a str,
+    },
+}
+
 /// The section a point is listed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -210,12 +242,7 @@ impl NodeKey {
             | NodeKey::Section(..)
             | NodeKey::Point(_)
             | NodeKey::Job(..) => true,
-            NodeKey::VmJson
-            | NodeKey::Log
-            | NodeKey::Events
-            | NodeKey::Metrics
-            | NodeKey::Readme
-            | NodeKey::Wait
+            NodeKey::RootFile(_)
             | NodeKey::GroupJson(_)
             | NodeKey::GroupLink(..)
             | NodeKey::DiskFile(..)
@@ -224,28 +251,12 @@ impl NodeKey {
         }
     }
 
-    /// Whether a line written to it is a verb.
-    pub fn is_control(&self) -> bool {
+    /// What a line written to it is said to. None for a file that is only read, and for directories.
+    pub fn control(&self) -> Option<Control<'_>> {
         match self {
-            NodeKey::DiskFile(_, file) => file.is_control(),
-            NodeKey::JobFile(_, _, file) => file.is_control(),
-            NodeKey::Root
-            | NodeKey::VmJson
-            | NodeKey::Log
-            | NodeKey::Events
-            | NodeKey::Metrics
-            | NodeKey::Readme
-            | NodeKey::Wait
-            | NodeKey::Snapshots
-            | NodeKey::Group(_)
-            | NodeKey::GroupJson(_)
-            | NodeKey::GroupLink(..)
-            | NodeKey::Disks
-            | NodeKey::Disk(_)
-            | NodeKey::Section(..)
-            | NodeKey::Point(_)
-            | NodeKey::PointFile(..)
-            | NodeKey::Job(..) => false,
+            NodeKey::DiskFile(disk, DiskFile::Rollback) => Some(Control::Rollback { disk }),
+            NodeKey::JobFile(disk, id, JobFile::Ctl) => Some(Control::Job { disk, id }),
+            _ => None,
         }
     }
 
@@ -253,23 +264,7 @@ impl NodeKey {
     pub fn point(&self) -> Option<&PointKey> {
         match self {
             NodeKey::Point(point) | NodeKey::PointFile(point, _) => Some(point),
-            NodeKey::Root
-            | NodeKey::VmJson
-            | NodeKey::Log
-            | NodeKey::Events
-            | NodeKey::Metrics
-            | NodeKey::Readme
-            | NodeKey::Wait
-            | NodeKey::Snapshots
-            | NodeKey::Group(_)
-            | NodeKey::GroupJson(_)
-            | NodeKey::GroupLink(..)
-            | NodeKey::Disks
-            | NodeKey::Disk(_)
-            | NodeKey::DiskFile(..)
-            | NodeKey::Section(..)
-            | NodeKey::Job(..)
-            | NodeKey::JobFile(..) => None,
+            _ => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{TEXT_FLAGS, caller, failed, message, verbs};
 use crate::errno::{Errno, Failure};
 use crate::ops::{Request, WaitScope};
 use crate::sys::Bytes;
-use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile};
+use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile, RootFile};
 use crate::view::{Cursor, View};
 use fuser::{
     FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyData, ReplyLseek, ReplyOpen, RequestId,
@@ -28,7 +28,7 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         return reply.error(fuser::Errno::ESTALE);
     }
     let scope = match &key {
-        NodeKey::Wait => Some(WaitScope::Mount),
+        NodeKey::RootFile(RootFile::Wait) => Some(WaitScope::Mount),
         NodeKey::DiskFile(disk, DiskFile::Wait) => Some(WaitScope::Disk(disk.clone())),
         NodeKey::JobFile(disk, id, JobFile::Wait) => Some(WaitScope::Job(disk.clone(), id.clone())),
         _ => None,

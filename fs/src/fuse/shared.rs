@@ -15,7 +15,8 @@ use crate::ops::EngineHandle;
 use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
 use crate::report::{Log, Stream};
 use crate::tree::{
-    Ids, NodeKey, PointFile, children, exists, find_group, find_point, link_target, parent, path_of,
+    Ids, NodeKey, PointFile, RootFile, children, exists, find_group, find_point, link_target,
+    parent, path_of,
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use std::fs::File;
@@ -29,8 +30,8 @@ const VIEW_TTL: Duration = Duration::from_secs(1);
 /// Whether a file's lines can be followed: then it has no text of its own.
 pub(super) fn stream_of(key: &NodeKey) -> Option<Stream> {
     match key {
-        NodeKey::Log => Some(Stream::Log),
-        NodeKey::Events => Some(Stream::Events),
+        NodeKey::RootFile(RootFile::Log) => Some(Stream::Log),
+        NodeKey::RootFile(RootFile::Events) => Some(Stream::Events),
         _ => None,
     }
 }
@@ -113,10 +114,10 @@ impl Shared {
         }
         let ino = self.ids.number(key);
         let time = match key {
-            NodeKey::Log => self.log.lines().modified(),
-            NodeKey::Events => self.log.events().lines().modified(),
+            NodeKey::RootFile(RootFile::Log) => self.log.lines().modified(),
+            NodeKey::RootFile(RootFile::Events) => self.log.events().lines().modified(),
             // Each read of it is a new one.
-            NodeKey::Metrics => Some(SystemTime::now()),
+            NodeKey::RootFile(RootFile::Metrics) => Some(SystemTime::now()),
             NodeKey::Point(point) | NodeKey::PointFile(point, _) => {
                 find_point(model, point).as_ref().and_then(instant)
             }
@@ -125,9 +126,7 @@ impl Shared {
             }
             NodeKey::Root
             | NodeKey::Snapshots
-            | NodeKey::VmJson
-            | NodeKey::Readme
-            | NodeKey::Wait
+            | NodeKey::RootFile(RootFile::VmJson | RootFile::Readme | RootFile::Wait)
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::DiskFile(..)
@@ -152,7 +151,7 @@ impl Shared {
             Some(stream) => self.log.stream(stream).length(),
             None => self.text(model, key).map_or(0, |text| text.len() as u64),
         };
-        Some(if key.is_control() && !self.verbs.read_only {
+        Some(if key.control().is_some() && !self.verbs.read_only {
             self.owner.control(ino, length, time)
         } else {
             self.owner.text(ino, length, time)

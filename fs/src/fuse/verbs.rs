@@ -107,7 +107,7 @@ pub(super) fn rmdir(
 
 /// Whether a line written to this file may be a verb.
 pub(super) fn may_control(shared: &Shared, ino: INodeNo) -> bool {
-    !shared.verbs.read_only && shared.key(ino).is_ok_and(|key| key.is_control())
+    !shared.verbs.read_only && shared.key(ino).is_ok_and(|key| key.control().is_some())
 }
 
 /// One write(2) to a control file is one verb, and its errno is the verb's.

@@ -3,7 +3,7 @@
 use super::{Intent, JobCommand, Verbs, mkdir, rmdir, write};
 use crate::errno::Errno;
 use crate::model::{ConnectionState, Model};
-use crate::tree::{DiskFile, JobFile, NodeKey, Section, lookup, sample};
+use crate::tree::{DiskFile, JobFile, NodeKey, RootFile, Section, lookup, sample};
 
 const ALL: Verbs = Verbs {
     read_only: false,
@@ -244,7 +244,7 @@ fn a_line_written_to_ctl_is_a_verb_of_the_job() {
     for key in [
         key("qmpfs-stream-1", JobFile::State),
         NodeKey::DiskFile("vda".into(), DiskFile::Json),
-        NodeKey::VmJson,
+        NodeKey::RootFile(RootFile::VmJson),
     ] {
         assert_eq!(
             written(&model, ALL, &key, b"pause\n"),

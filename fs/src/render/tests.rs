@@ -4,7 +4,9 @@ use super::{Extra, Sizes, human, text};
 use crate::intent::Verbs;
 use crate::model::{Agent, AgentState, Model, Quiesce};
 use crate::report::Log;
-use crate::tree::{DiskFile, JobFile, NodeKey, PointFile, PointKey, Section, lookup, sample};
+use crate::tree::{
+    DiskFile, JobFile, NodeKey, PointFile, PointKey, RootFile, Section, lookup, sample,
+};
 use serde_json::Value;
 use std::path::Path;
 
@@ -48,7 +50,7 @@ fn point_file(model: &Model, section: Section, name: &str, file: PointFile) -> N
 
 #[test]
 fn vm_json() {
-    let vm = object(&sample::two_disks(), &NodeKey::VmJson);
+    let vm = object(&sample::two_disks(), &NodeKey::RootFile(RootFile::VmJson));
     assert_eq!(vm["name"], "web1");
     assert_eq!(vm["run_state"], "running");
     assert_eq!(vm["connection"], "up");
@@ -66,20 +68,20 @@ fn vm_json_tells_how_the_guest_agent_is() {
         state: AgentState::Unknown,
     };
     model.vm.agent = Some(agent.clone());
-    let vm = object(&model, &NodeKey::VmJson);
+    let vm = object(&model, &NodeKey::RootFile(RootFile::VmJson));
     assert_eq!(vm["quiesce"], "try");
     assert_eq!(vm["guest_agent"], "unix:/run/a");
     assert_eq!(vm["guest_agent_state"], "unknown");
     agent.state = AgentState::Silent("it sleeps".into());
     model.vm.agent = Some(agent.clone());
-    let vm = object(&model, &NodeKey::VmJson);
+    let vm = object(&model, &NodeKey::RootFile(RootFile::VmJson));
     assert_eq!(vm["guest_agent_state"], "unusable");
     assert_eq!(vm["guest_agent_error"], "it sleeps");
     agent.state = AgentState::Answers {
         version: "7.2".into(),
     };
     model.vm.agent = Some(agent);
-    let vm = object(&model, &NodeKey::VmJson);
+    let vm = object(&model, &NodeKey::RootFile(RootFile::VmJson));
     assert_eq!(vm["guest_agent_state"], "answers");
     assert_eq!(vm["guest_agent_version"], "7.2");
     assert_eq!(vm["guest_agent_error"], Value::Null);
@@ -234,7 +236,7 @@ fn the_chain_is_drawn_for_a_browser_and_no_name_becomes_markup() {
 #[test]
 fn the_metrics_have_each_disk_and_no_point() {
     let model = sample::two_disks();
-    let page = shown(&model, &NodeKey::Metrics);
+    let page = shown(&model, &NodeKey::RootFile(RootFile::Metrics));
     assert!(page.ends_with("# EOF\n"), "{page}");
     for line in [
         "qmpfs_connection_up{vm=\"web1\"} 1",
@@ -280,7 +282,7 @@ fn a_jobs_files() {
 #[test]
 fn the_readme_uses_the_mounts_own_names() {
     let model = sample::two_disks();
-    let readme = shown(&model, &NodeKey::Readme);
+    let readme = shown(&model, &NodeKey::RootFile(RootFile::Readme));
     assert!(
         readme.contains("rmdir /mnt/vm/disks/vda/snapshots/before"),
         "{readme}"
@@ -291,7 +293,7 @@ fn the_readme_uses_the_mounts_own_names() {
     );
     let readme = shown_with(
         &model,
-        &NodeKey::Readme,
+        &NodeKey::RootFile(RootFile::Readme),
         Verbs {
             read_only: true,
             no_delete: false,

@@ -110,14 +110,6 @@ pub fn find_group<'a>(model: &'a Model, id: &str) -> Option<Group<'a>> {
     })
 }
 
-/// The group that is listed under that name.
-pub fn group_called<'a>(model: &'a Model, name: &str) -> Option<Group<'a>> {
-    members(model)
-        .filter(|(_, _, point, _)| name.starts_with(&point.name))
-        .filter_map(|(_, _, _, record)| find_group(model, &record.id))
-        .find(|group| group.name == name)
-}
-
 /// Where the link to a member leads.
 pub fn link_target(model: &Model, id: &str, disk: &str) -> Option<String> {
     let group = find_group(model, id)?;
@@ -127,8 +119,13 @@ pub fn link_target(model: &Model, id: &str, disk: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{find_group, group_called, groups, link_target};
+    use super::{Group, find_group, groups, link_target};
+    use crate::model::Model;
     use crate::tree::sample;
+
+    fn group_called<'a>(model: &'a Model, name: &str) -> Option<Group<'a>> {
+        groups(model).into_iter().find(|group| group.name == name)
+    }
 
     #[test]
     fn points_of_one_instant_are_found_by_their_records() {

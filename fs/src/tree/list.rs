@@ -1,20 +1,10 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, JobFile, NodeKey, PointFile, Section, external_key, find_group, find_point,
-    group_called, groups, internal_key, layer_dir_name, layer_key, point_place,
+    DiskFile, JobFile, NodeKey, PointFile, RootFile, Section, external_key, find_group, find_point,
+    groups, internal_key, layer_dir_name, layer_key, point_place,
 };
 use crate::model::{Disk, Model};
-
-/// The files of the root directory.
-const ROOT_FILES: [(&str, NodeKey); 6] = [
-    ("vm.json", NodeKey::VmJson),
-    ("log", NodeKey::Log),
-    ("events", NodeKey::Events),
-    ("metrics", NodeKey::Metrics),
-    ("README.txt", NodeKey::Readme),
-    ("wait", NodeKey::Wait),
-];
 
 /// The directories of the root directory.
 const ROOT_DIRECTORIES: [(&str, NodeKey); 2] =
@@ -25,133 +15,12 @@ const GROUP_JSON: &str = "point.json";
 
 /// What `name` is in the directory `parent`.
 pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
-    match parent {
-        NodeKey::Root => {
-            let mut entries = ROOT_FILES.iter().chain(&ROOT_DIRECTORIES);
-            entries
-                .find(|(entry, _)| *entry == name)
-                .map(|(_, key)| key.clone())
-        }
-        NodeKey::Snapshots => {
-            group_called(model, name).map(|group| NodeKey::Group(group.record.id.clone()))
-        }
-        NodeKey::Group(id) => in_group(model, id)
-            .into_iter()
-            .find(|(entry, _)| entry == name)
-            .map(|(_, key)| key),
-        NodeKey::Disks => model
-            .disk(name)
-            .map(|disk| NodeKey::Disk(disk.name.clone())),
-        NodeKey::Disk(disk) => {
-            let disk = model.disk(disk)?.name.clone();
-            let file = DiskFile::ALL.into_iter().find(|file| file.name() == name);
-            if let Some(file) = file {
-                return Some(NodeKey::DiskFile(disk, file));
-            }
-            let section = Section::ALL
-                .into_iter()
-                .find(|section| section.name() == name)?;
-            Some(NodeKey::Section(disk, section))
-        }
-        NodeKey::Section(disk, section) => section_entry(model.disk(disk)?, *section, name),
-        NodeKey::Point(point) => {
-            find_point(model, point)?;
-            let file = PointFile::ALL
-                .into_iter()
-                .find(|file| file.name() == name)?;
-            Some(NodeKey::PointFile(point.clone(), file))
-        }
-        NodeKey::Job(disk, id) => {
-            exists(model, parent).then_some(())?;
-            let file = JobFile::ALL.into_iter().find(|file| file.name() == name)?;
-            Some(NodeKey::JobFile(disk.clone(), id.clone(), file))
-        }
-        NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
-        | NodeKey::GroupJson(_)
-        | NodeKey::GroupLink(..)
-        | NodeKey::DiskFile(..)
-        | NodeKey::PointFile(..)
-        | NodeKey::JobFile(..) => None,
-    }
+    entries(model, parent, Some(name)).pop().map(|(_, key)| key)
 }
 
 /// The entries of a directory: name, key, and whether it is a directory itself.
 pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)> {
-    let entries: Vec<(String, NodeKey)> = match parent {
-        NodeKey::Root => {
-            let entries = ROOT_FILES.iter().chain(&ROOT_DIRECTORIES);
-            entries
-                .map(|(name, key)| ((*name).to_owned(), key.clone()))
-                .collect()
-        }
-        NodeKey::Snapshots => groups(model)
-            .into_iter()
-            .map(|group| (group.name, NodeKey::Group(group.record.id.clone())))
-            .collect(),
-        NodeKey::Group(id) => in_group(model, id),
-        NodeKey::Disks => model
-            .disks
-            .iter()
-            .map(|disk| (disk.name.clone(), NodeKey::Disk(disk.name.clone())))
-            .collect(),
-        NodeKey::Disk(disk) if model.disk(disk).is_some() => {
-            let files = DiskFile::ALL.map(|file| {
-                (
-                    file.name().to_owned(),
-                    NodeKey::DiskFile(disk.clone(), file),
-                )
-            });
-            let sections = Section::ALL.map(|section| {
-                (
-                    section.name().to_owned(),
-                    NodeKey::Section(disk.clone(), section),
-                )
-            });
-            files.into_iter().chain(sections).collect()
-        }
-        NodeKey::Section(disk, section) => model
-            .disk(disk)
-            .map(|disk| in_section(disk, *section, None))
-            .unwrap_or_default(),
-        NodeKey::Point(point) if find_point(model, point).is_some() => PointFile::ALL
-            .map(|file| {
-                (
-                    file.name().to_owned(),
-                    NodeKey::PointFile(point.clone(), file),
-                )
-            })
-            .into_iter()
-            .collect(),
-        NodeKey::Job(disk, id) if exists(model, parent) => JobFile::ALL
-            .map(|file| {
-                (
-                    file.name().to_owned(),
-                    NodeKey::JobFile(disk.clone(), id.clone(), file),
-                )
-            })
-            .into_iter()
-            .collect(),
-        NodeKey::Disk(_)
-        | NodeKey::Point(_)
-        | NodeKey::Job(..)
-        | NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
-        | NodeKey::GroupJson(_)
-        | NodeKey::GroupLink(..)
-        | NodeKey::DiskFile(..)
-        | NodeKey::PointFile(..)
-        | NodeKey::JobFile(..) => Vec::new(),
-    };
-    entries
+    entries(model, parent, None)
         .into_iter()
         .map(|(name, key)| {
             let is_dir = key.is_dir();
@@ -160,87 +29,152 @@ pub fn children(model: &Model, parent: &NodeKey) -> Vec<(String, NodeKey, bool)>
         .collect()
 }
 
-/// The entries of a group.
-fn in_group(model: &Model, id: &str) -> Vec<(String, NodeKey)> {
-    let Some(group) = find_group(model, id) else {
-        return Vec::new();
-    };
-    let links = group
-        .members
-        .iter()
-        .map(|(disk, _)| disk.name.clone())
-        .filter(|disk| disk != GROUP_JSON)
-        .map(|disk| (disk.clone(), NodeKey::GroupLink(id.to_owned(), disk)));
-    [(GROUP_JSON.to_owned(), NodeKey::GroupJson(id.to_owned()))]
-        .into_iter()
-        .chain(links)
-        .collect()
-}
-
 /// What `name` is in a section of a disk.
 pub fn section_entry(disk: &Disk, section: Section, name: &str) -> Option<NodeKey> {
-    in_section(disk, section, Some(name))
-        .pop()
-        .map(|(_, key)| key)
+    let mut wanted = Wanted::new(Some(name));
+    add_section(disk, section, &mut wanted);
+    wanted.found.pop().map(|(_, key)| key)
 }
 
-/// The entries of a section, or only those called `wanted`.
-fn in_section(disk: &Disk, section: Section, wanted: Option<&str>) -> Vec<(String, NodeKey)> {
-    let fits = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+/// Entries of a directory as they are gathered: all, or only those of one name.
+struct Wanted<'a> {
+    name: Option<&'a str>,
+    found: Vec<(String, NodeKey)>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(name: Option<&'a str>) -> Self {
+        let found = Vec::new();
+        Self { name, found }
+    }
+
+    fn add(&mut self, name: &str, key: impl FnOnce() -> Option<NodeKey>) {
+        if self.name.is_none_or(|wanted| wanted == name)
+            && let Some(key) = key()
+        {
+            self.found.push((name.to_owned(), key));
+        }
+    }
+}
+
+/// The entries of a directory, or only those called `name`.
+fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, NodeKey)> {
+    let mut wanted = Wanted::new(name);
+    match parent {
+        NodeKey::Root => {
+            for file in RootFile::ALL {
+                wanted.add(file.name(), || Some(NodeKey::RootFile(file)));
+            }
+            for (name, key) in ROOT_DIRECTORIES {
+                wanted.add(name, || Some(key));
+            }
+        }
+        NodeKey::Snapshots => {
+            for group in groups(model) {
+                wanted.add(&group.name, || {
+                    Some(NodeKey::Group(group.record.id.clone()))
+                });
+            }
+        }
+        NodeKey::Group(id) => add_group(model, id, &mut wanted),
+        NodeKey::Disks => {
+            for disk in &model.disks {
+                wanted.add(&disk.name, || Some(NodeKey::Disk(disk.name.clone())));
+            }
+        }
+        NodeKey::Disk(disk) if model.disk(disk).is_some() => {
+            for file in DiskFile::ALL {
+                wanted.add(file.name(), || Some(NodeKey::DiskFile(disk.clone(), file)));
+            }
+            for section in Section::ALL {
+                wanted.add(section.name(), || {
+                    Some(NodeKey::Section(disk.clone(), section))
+                });
+            }
+        }
+        NodeKey::Section(disk, section) => {
+            if let Some(disk) = model.disk(disk) {
+                add_section(disk, *section, &mut wanted);
+            }
+        }
+        NodeKey::Point(point) if find_point(model, point).is_some() => {
+            for file in PointFile::ALL {
+                wanted.add(file.name(), || {
+                    Some(NodeKey::PointFile(point.clone(), file))
+                });
+            }
+        }
+        NodeKey::Job(disk, id) if exists(model, parent) => {
+            for file in JobFile::ALL {
+                wanted.add(file.name(), || {
+                    Some(NodeKey::JobFile(disk.clone(), id.clone(), file))
+                });
+            }
+        }
+        // gone meanwhile
+        NodeKey::Disk(_) | NodeKey::Point(_) | NodeKey::Job(..) => (),
+        // no directories
+        NodeKey::RootFile(_)
+        | NodeKey::GroupJson(_)
+        | NodeKey::GroupLink(..)
+        | NodeKey::DiskFile(..)
+        | NodeKey::PointFile(..)
+        | NodeKey::JobFile(..) => (),
+    }
+    wanted.found
+}
+
+fn add_group(model: &Model, id: &str, wanted: &mut Wanted<'_>) {
+    let Some(group) = find_group(model, id) else {
+        return;
+    };
+    wanted.add(GROUP_JSON, || Some(NodeKey::GroupJson(id.to_owned())));
+    let disks = group.members.iter().map(|(disk, _)| &disk.name);
+    for disk in disks.filter(|disk| *disk != GROUP_JSON) {
+        wanted.add(disk, || {
+            Some(NodeKey::GroupLink(id.to_owned(), disk.clone()))
+        });
+    }
+}
+
+fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
     match section {
         Section::Layers => {
-            let layers = disk
-                .layers
-                .iter()
-                .enumerate()
-                .filter(|(_, layer)| layer.shown());
-            layers
-                .map(|(index, layer)| (layer_dir_name(index, layer), layer))
-                .filter(|(name, _)| fits(name))
-                .map(|(name, layer)| (name, layer_key(disk, layer)))
-                .collect()
+            for (index, layer) in disk.layers.iter().enumerate() {
+                if layer.shown() {
+                    let name = layer_dir_name(index, layer);
+                    wanted.add(&name, || Some(layer_key(disk, layer)));
+                }
+            }
         }
-        Section::Snapshots => disk
-            .layers
-            .iter()
-            .filter(|layer| layer.shown())
-            .chain(disk.branches.iter().map(|branch| &branch.layer))
-            .filter_map(|layer| Some((layer.point_name()?, external_key(disk, layer)?)))
-            .filter(|(name, _)| fits(name))
-            .map(|(name, key)| (name.to_owned(), key))
-            .collect(),
-        Section::Internal => disk
-            .internals
-            .iter()
-            .filter(|internal| fits(&internal.name))
-            .filter_map(|internal| Some((internal.name.clone(), internal_key(disk, internal)?)))
-            .collect(),
-        Section::Jobs => disk
-            .jobs
-            .iter()
-            .filter(|job| fits(&job.id))
-            .map(|job| {
-                (
-                    job.id.clone(),
-                    NodeKey::Job(disk.name.clone(), job.id.clone()),
-                )
-            })
-            .collect(),
+        Section::Snapshots => {
+            let beside = disk.branches.iter().map(|branch| &branch.layer);
+            let layers = disk.layers.iter().filter(|layer| layer.shown());
+            for layer in layers.chain(beside) {
+                if let Some(name) = layer.point_name() {
+                    wanted.add(name, || external_key(disk, layer));
+                }
+            }
+        }
+        Section::Internal => {
+            for internal in &disk.internals {
+                wanted.add(&internal.name, || internal_key(disk, internal));
+            }
+        }
+        Section::Jobs => {
+            for job in &disk.jobs {
+                wanted.add(&job.id, || {
+                    Some(NodeKey::Job(disk.name.clone(), job.id.clone()))
+                });
+            }
+        }
     }
 }
 
 /// Whether what `key` means is there in this model.
 pub fn exists(model: &Model, key: &NodeKey) -> bool {
     match key {
-        NodeKey::Root
-        | NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
-        | NodeKey::Snapshots
-        | NodeKey::Disks => true,
+        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Snapshots | NodeKey::Disks => true,
         NodeKey::Group(id) | NodeKey::GroupJson(id) => find_group(model, id).is_some(),
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
@@ -258,15 +192,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
 /// The directory it stands in; the root is its own.
 pub fn parent(key: &NodeKey) -> NodeKey {
     match key {
-        NodeKey::Root
-        | NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait
-        | NodeKey::Snapshots
-        | NodeKey::Disks => NodeKey::Root,
+        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Snapshots | NodeKey::Disks => NodeKey::Root,
         NodeKey::Group(_) => NodeKey::Snapshots,
         NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
         NodeKey::Disk(_) => NodeKey::Disks,
@@ -283,17 +209,7 @@ pub fn parent(key: &NodeKey) -> NodeKey {
 pub fn path_of(model: &Model, key: &NodeKey) -> String {
     let name = match key {
         NodeKey::Root => return "/".to_owned(),
-        NodeKey::VmJson
-        | NodeKey::Log
-        | NodeKey::Events
-        | NodeKey::Metrics
-        | NodeKey::Readme
-        | NodeKey::Wait => {
-            let entry = ROOT_FILES.iter().find(|(_, file)| file == key);
-            return entry
-                .map(|(name, _)| format!("/{name}"))
-                .unwrap_or_default();
-        }
+        NodeKey::RootFile(file) => return format!("/{}", file.name()),
         NodeKey::Snapshots => return "/snapshots".to_owned(),
         NodeKey::Disks => return "/disks".to_owned(),
         NodeKey::Group(id) => match find_group(model, id) {
@@ -320,7 +236,7 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
 mod tests {
     use super::{children, exists, lookup, parent, path_of};
     use crate::model::Model;
-    use crate::tree::{NodeKey, Section, sample};
+    use crate::tree::{NodeKey, RootFile, Section, sample};
 
     fn names(model: &Model, key: &NodeKey) -> Vec<String> {
         children(model, key)
@@ -415,7 +331,10 @@ mod tests {
             lookup(&model, &NodeKey::Disk("vdz".into()), "disk.json"),
             None
         );
-        assert_eq!(lookup(&model, &NodeKey::VmJson, "x"), None);
+        assert_eq!(
+            lookup(&model, &NodeKey::RootFile(RootFile::VmJson), "x"),
+            None
+        );
         assert!(!exists(&model, &NodeKey::Job("vda".into(), "gone".into())));
         assert!(children(&model, &NodeKey::Disk("vdz".into())).is_empty());
     }
