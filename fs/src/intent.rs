@@ -1,19 +1,22 @@
 //! What a mkdir, an rmdir or a line written means: the one table from a place in the tree and a
 //! name or words to an [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
 
+mod group;
+mod manager;
 mod rollback;
 mod words;
 
+pub(crate) use group::{none_can, taken_on, unable};
+pub use manager::suits_the_manager;
 pub(crate) use rollback::to_internal as rollback_to_internal;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
-use crate::model::{ConnectionState, Disk, Manager, Model};
+use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{
     Control, Found, NodeKey, PointKey, Section, exists, find_group, find_point, layer_dir_name,
     layer_identity, valid_name,
 };
-use std::collections::BTreeMap;
 
 /// A verb, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,69 +149,10 @@ pub struct Verbs {
     pub coexist: bool,
 }
 
-/// What a verb does to what libvirt believes of a VM.
-enum Reach {
-    /// Other files or nodes would be the disk than those libvirt knows: its next snapshot would
-    /// stand on a layer that the guest has left.
-    Chain,
-    /// libvirt does not know of it and is not misled.
-    Beside,
-}
-
-/// Whether a verb may be done to a VM that somebody else manages.
-pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result<(), Failure> {
-    let (reach, instead) = match intent {
-        Intent::TakeGroup { name } | Intent::TakeExternal { name, .. } => (
-            Reach::Chain,
-            format!(
-                "virsh snapshot-create-as {} {name} --disk-only",
-                model.vm.name
-            ),
-        ),
-        Intent::DeleteGroup { .. }
-        | Intent::DeleteExternal { .. }
-        | Intent::DeleteBranch { .. }
-        | Intent::ReleaseLayer { .. } => (
-            Reach::Chain,
-            format!("virsh blockcommit or virsh blockpull {}", model.vm.name),
-        ),
-        Intent::TakeInternal { name, .. } => (
-            Reach::Beside,
-            format!("virsh snapshot-create-as {} {name}", model.vm.name),
-        ),
-        Intent::DeleteInternal { name, .. } => (
-            Reach::Beside,
-            format!("virsh snapshot-delete {} {name}", model.vm.name),
-        ),
-        Intent::Rollback { name, .. } => (
-            Reach::Chain,
-            format!("virsh snapshot-revert {} {name}", model.vm.name),
-        ),
-        // a mirror of ours cannot have begun: it would be of the chain
-        Intent::CancelJob { .. } | Intent::ControlJob { .. } => (
-            Reach::Beside,
-            format!("virsh blockjob {} DISK --abort", model.vm.name),
-        ),
-    };
-    match (model.vm.manager, verbs.coexist, reach) {
-        (None, _, _) | (Some(Manager::Libvirt), true, Reach::Beside) => Ok(()),
-        (Some(Manager::Libvirt), false, Reach::Beside) => Err(Failure::new(
-            Errno::EPERM,
-            "libvirt manages this VM, and the mount only shows it",
-        )
-        .next(format!("{instead}; or mount with -o coexist"))),
-        (Some(Manager::Libvirt), _, Reach::Chain) => Err(Failure::new(
-            Errno::EPERM,
-            "libvirt manages this VM and would lose track of its disk",
-        )
-        .next(instead)),
-    }
-}
-
 /// What `mkdir parent/name` means.
 pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Result<Intent, Failure> {
     if *parent == NodeKey::Snapshots {
-        return mkdir_group(model, verbs, name);
+        return group::mkdir(model, verbs, name);
     }
     let NodeKey::Section(disk, section) = parent else {
         return Err(no_verb("mkdir"));
@@ -259,54 +203,6 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         ));
     }
     Ok(intent)
-}
-
-/// What `mkdir snapshots/name` means. Disks that cannot take part do not hinder the others.
-fn mkdir_group(model: &Model, verbs: Verbs, name: &str) -> Result<Intent, Failure> {
-    allowed(verbs, Effect::Makes)?;
-    fit(name)?;
-    if let Some(disk) = model.disks.iter().find(|disk| disk.has_point_called(name)) {
-        return Err(taken_on(disk, name));
-    }
-    connected(model)?;
-    if model.disks.iter().all(|disk| disk.no_snapshots.is_some()) {
-        return Err(none_can(&unable(&model.disks)));
-    }
-    Ok(Intent::TakeGroup {
-        name: name.to_owned(),
-    })
-}
-
-/// A snapshot of all disks wants a name that is free on each.
-pub(crate) fn taken_on(disk: &Disk, name: &str) -> Failure {
-    Failure::new(
-        Errno::EEXIST,
-        format!("'{name}' is taken on disk '{}'", disk.name),
-    )
-    .next("choose another name, or remove that point first")
-}
-
-/// The disks that cannot be sealed, and why.
-pub(crate) fn unable(disks: &[Disk]) -> BTreeMap<String, String> {
-    let why = disks
-        .iter()
-        .filter_map(|disk| Some((disk, disk.no_snapshots.clone()?)));
-    why.map(|(disk, why)| (disk.name.clone(), why)).collect()
-}
-
-/// No disk can take part in a snapshot of all.
-pub(crate) fn none_can(unable: &BTreeMap<String, String>) -> Failure {
-    if unable.is_empty() {
-        return Failure::new(Errno::EOPNOTSUPP, "this VM has no disks");
-    }
-    let reasons: Vec<String> = unable
-        .iter()
-        .map(|(disk, why)| format!("{disk}: {why}"))
-        .collect();
-    Failure::new(
-        Errno::EOPNOTSUPP,
-        format!("no disk can take part: {}", reasons.join("; ")),
-    )
 }
 
 fn fit(name: &str) -> Result<(), Failure> {
@@ -418,36 +314,10 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
             (Intent::ControlJob { disk, id, command }, effect)
         }
         // nothing is destroyed: what was active stays as a point
-        Control::Rollback { disk } => (roll_back(model, verbs, disk, line)?, Effect::Makes),
+        Control::Rollback { disk } => (rollback::write(model, verbs, disk, line)?, Effect::Makes),
     };
     allowed(verbs, effect)?;
     connected(model)?;
-    Ok(intent)
-}
-
-/// What a line written to `disks/DISK/rollback` means.
-fn roll_back(model: &Model, verbs: Verbs, disk: &str, line: &str) -> Result<Intent, Failure> {
-    let disk = model
-        .disk(disk)
-        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
-    connected(model)?;
-    if let Some(why) = &disk.no_snapshots {
-        return Err(Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("disk '{}' is not rolled back: {why}", disk.name),
-        ));
-    }
-    let intent = rollback::rollback(disk, line)?;
-    if !model.vm.switched_off && !verbs.live_rollback {
-        return Err(Failure::new(
-            Errno::EPERM,
-            "the VM is on, and a rollback takes its disk away from under it",
-        )
-        .next(format!(
-            "switch the VM off, mount {} and write the name there; or mount with -o live_rollback, which resets the VM",
-            disk.active_path.display()
-        )));
-    }
     Ok(intent)
 }
 

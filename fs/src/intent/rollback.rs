@@ -1,16 +1,47 @@
 //! Which point a line written to `rollback` names: `NAME`, or with the section it stands in,
 //! `snapshots/NAME`, `layers/N-STEM`, `internal/NAME`. Pure.
 
-use super::Intent;
+use super::{Intent, Verbs, connected};
 use crate::errno::{Errno, Failure};
-use crate::model::{Disk, Internal};
+use crate::model::{Disk, Internal, Model};
 use crate::tree::{PointKey, PointKind, Section, section_entry};
 
 /// The sections that a point is looked for in, as a person would.
 const SECTIONS: [Section; 3] = [Section::Snapshots, Section::Layers, Section::Internal];
 
+/// What a line written to `disks/DISK/rollback` means.
+pub(super) fn write(
+    model: &Model,
+    verbs: Verbs,
+    disk: &str,
+    line: &str,
+) -> Result<Intent, Failure> {
+    let disk = model
+        .disk(disk)
+        .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
+    connected(model)?;
+    if let Some(why) = &disk.no_snapshots {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("disk '{}' is not rolled back: {why}", disk.name),
+        ));
+    }
+    let intent = named_in(disk, line)?;
+    if !model.vm.switched_off && !verbs.live_rollback {
+        return Err(Failure::new(
+            Errno::EPERM,
+            "the VM is on, and a rollback takes its disk away from under it",
+        )
+        .next(format!(
+            "switch the VM off, mount {} and write the name there; or mount with -o live_rollback, which resets the VM",
+            disk.active_path.display()
+        )));
+    }
+    Ok(intent)
+}
+
 /// What rolling `disk` back to the point that `line` names means.
-pub(super) fn rollback(disk: &Disk, line: &str) -> Result<Intent, Failure> {
+fn named_in(disk: &Disk, line: &str) -> Result<Intent, Failure> {
     let (section, name) = spelled(line);
     let mut found: Vec<(Section, PointKey)> = Vec::new();
     for wanted in SECTIONS {
@@ -96,7 +127,7 @@ pub(crate) fn to_internal(disk: &Disk, internal: &Internal) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::rollback;
+    use super::named_in;
     use crate::errno::Errno;
     use crate::intent::Intent;
     use crate::model::{Branch, Disk};
@@ -107,7 +138,7 @@ mod tests {
     }
 
     fn point(disk: &Disk, line: &str) -> Result<String, Errno> {
-        match rollback(disk, line) {
+        match named_in(disk, line) {
             Ok(Intent::Rollback { name, .. }) => Ok(name),
             Ok(other) => panic!("{other:?}"),
             Err(failure) => Err(failure.errno),

@@ -1,0 +1,64 @@
+//! What may be done to a VM that somebody else manages. Pure.
+
+use super::{Intent, Verbs};
+use crate::errno::{Errno, Failure};
+use crate::model::{Manager, Model};
+
+/// What a verb does to what libvirt believes of a VM.
+enum Reach {
+    /// Other files or nodes would be the disk than those libvirt knows: its next snapshot would
+    /// stand on a layer that the guest has left.
+    Chain,
+    /// libvirt does not know of it and is not misled.
+    Beside,
+}
+
+/// Whether a verb may be done to a VM that somebody else manages.
+pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result<(), Failure> {
+    let (reach, instead) = match intent {
+        Intent::TakeGroup { name } | Intent::TakeExternal { name, .. } => (
+            Reach::Chain,
+            format!(
+                "virsh snapshot-create-as {} {name} --disk-only",
+                model.vm.name
+            ),
+        ),
+        Intent::DeleteGroup { .. }
+        | Intent::DeleteExternal { .. }
+        | Intent::DeleteBranch { .. }
+        | Intent::ReleaseLayer { .. } => (
+            Reach::Chain,
+            format!("virsh blockcommit or virsh blockpull {}", model.vm.name),
+        ),
+        Intent::TakeInternal { name, .. } => (
+            Reach::Beside,
+            format!("virsh snapshot-create-as {} {name}", model.vm.name),
+        ),
+        Intent::DeleteInternal { name, .. } => (
+            Reach::Beside,
+            format!("virsh snapshot-delete {} {name}", model.vm.name),
+        ),
+        Intent::Rollback { name, .. } => (
+            Reach::Chain,
+            format!("virsh snapshot-revert {} {name}", model.vm.name),
+        ),
+        // a mirror of ours cannot have begun: it would be of the chain
+        Intent::CancelJob { .. } | Intent::ControlJob { .. } => (
+            Reach::Beside,
+            format!("virsh blockjob {} DISK --abort", model.vm.name),
+        ),
+    };
+    match (model.vm.manager, verbs.coexist, reach) {
+        (None, _, _) | (Some(Manager::Libvirt), true, Reach::Beside) => Ok(()),
+        (Some(Manager::Libvirt), false, Reach::Beside) => Err(Failure::new(
+            Errno::EPERM,
+            "libvirt manages this VM, and the mount only shows it",
+        )
+        .next(format!("{instead}; or mount with -o coexist"))),
+        (Some(Manager::Libvirt), _, Reach::Chain) => Err(Failure::new(
+            Errno::EPERM,
+            "libvirt manages this VM and would lose track of its disk",
+        )
+        .next(instead)),
+    }
+}

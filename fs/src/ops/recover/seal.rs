@@ -1,0 +1,127 @@
+//! A snapshot that was not finished: taken back where QEMU still writes the file that was to be
+//! sealed, finished where it writes the overlay.
+
+use super::{Whose, idle_nodes, lost_active};
+use crate::errno::Failure;
+use crate::layer_file::{self, SealMarker};
+use crate::model::Disk;
+use crate::ops::engine::Engine;
+use crate::ops::nodes::{self, Role};
+use crate::ops::settle;
+use crate::sys;
+use qmpbridge::Bridge;
+
+pub(super) async fn unfinished(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+) -> Result<(), Failure> {
+    let Some(root_file) = disk.active.file else {
+        return Ok(());
+    };
+    let active = &disk.active_path;
+    if let Some(marker) = layer_file::read_seal(&disk.active.path)? {
+        // the snapshot did not happen: QEMU still writes the file that was to be sealed
+        engine.log.note(&format!(
+            "disk '{}': taking back an unfinished snapshot",
+            disk.name
+        ));
+        // a storage daemon may have written there before it died and came back without it
+        let written = settle::holds_data(&marker.overlay).unwrap_or(false);
+        let overlay = (!written).then_some(marker.overlay.as_path());
+        settle::undo_seal(active, &marker.sealed, overlay, root_file);
+        if sys::file_id(active).ok() != Some(root_file) {
+            return Err(lost_active(disk));
+        }
+        layer_file::clear_point(active)?;
+        resume(engine, disk, &marker).await?;
+        return layer_file::clear_seal(active);
+    }
+    let Some((below, marker)) = sealed_with_mark(disk)? else {
+        return Ok(());
+    };
+    engine.log.note(&format!(
+        "disk '{}': finishing the snapshot '{}'",
+        disk.name,
+        marker.sealed.display()
+    ));
+    let root = disk.root.clone().ok_or_else(|| lost_active(disk))?;
+    let sealed_node = disk.layers[below].node.clone();
+    if disk.layers[below].path != marker.sealed && root.is_ours() {
+        let carried = engine.carried(disk);
+        let under = below
+            .checked_sub(1)
+            .and_then(|under| disk.layers[under].node.clone());
+        let graph = bridge.graph().await?;
+        let fresh = nodes::add_sealed(bridge, &marker.sealed, "qcow2", under, &carried).await?;
+        nodes::set_backing(bridge, &graph, &root, Some(fresh), Role::Active, &carried).await?;
+        if let Some(old) = sealed_node {
+            nodes::drop_layer(bridge, &graph, &old).await?;
+        }
+    }
+    // the VM's own node of the sealed layer, of which a part may be left, knows the file as D
+    idle_nodes(engine, bridge, disk, Whose::Anybodys).await?;
+    if sys::file_id(active).ok() != Some(root_file) {
+        layer_file::replace(&disk.active.path, active)?;
+    }
+    resume(engine, disk, &marker).await?;
+    layer_file::clear_seal(&marker.sealed)
+}
+
+/// The layer below the active one, if its seal is not finished.
+fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure> {
+    let Some(below) = disk.layers.len().checked_sub(1) else {
+        return Ok(None);
+    };
+    let here = &disk.layers[below];
+    if here.path != disk.active_path {
+        let marker = match here.file {
+            Some(_) => layer_file::read_seal(&here.path)?,
+            None => None,
+        };
+        return Ok(marker.map(|marker| (below, marker)));
+    }
+    // D was given to the overlay, and QEMU still knows the sealed file by it: the mark is on another name
+    for path in layer_file::siblings(&disk.active_path)? {
+        let of_this_disk = |marker: &SealMarker| {
+            let active = layer_file::active_of_alias(&marker.overlay);
+            marker.sealed == path && active.as_ref() == Some(&disk.active_path)
+        };
+        if let Some(marker) = layer_file::read_seal(&path)?.filter(of_this_disk) {
+            return Ok(Some((below, marker)));
+        }
+    }
+    Ok(None)
+}
+
+/// Lets a guest go on that a snapshot had stopped: when the last disk of that snapshot is settled,
+/// for the names of the others are not right before.
+async fn resume(engine: &Engine, disk: &Disk, marker: &SealMarker) -> Result<(), Failure> {
+    if !marker.resume {
+        return Ok(());
+    }
+    let _alone = engine.alone().await?;
+    if !engine.paused().await? {
+        return Ok(());
+    }
+    for other in engine.observe().await? {
+        if other.name != disk.name && waits_for_resume(&other)? {
+            return Ok(());
+        }
+    }
+    engine
+        .log
+        .note("the VM was left stopped in the middle of a snapshot; it goes on");
+    engine.resume_guest().await
+}
+
+fn waits_for_resume(disk: &Disk) -> Result<bool, Failure> {
+    if disk.active.file.is_none() {
+        return Ok(false);
+    }
+    let marker = match layer_file::read_seal(&disk.active.path)? {
+        Some(marker) => Some(marker),
+        None => sealed_with_mark(disk)?.map(|(_, marker)| marker),
+    };
+    Ok(marker.is_some_and(|marker| marker.resume))
+}
