@@ -36,7 +36,7 @@ pub(super) async fn take(engine: &Rc<Engine>, name: &str) -> Result<(), Failure>
     }
     let disks = disks.into_iter().filter(|disk| wanted.contains(&disk.name));
     let outcome = snapshot::take_all(engine, disks.collect(), name, Of::AllDisks(unable)).await;
-    super::seen(engine, &guards.iter().collect::<Vec<_>>(), &outcome).await;
+    super::serve::seen(engine, &guards.iter().collect::<Vec<_>>(), &outcome).await;
     drop(guards);
     if outcome.is_ok() {
         wanted
