@@ -46,8 +46,8 @@ pub struct Bench {
     points: Vec<Captured>,
     /// The point that the active layer stands on.
     top: Option<String>,
-    /// How often the guest had read its disk when it was last rolled back.
-    boots: u64,
+    /// How often the guest had been reset before it was last rolled back.
+    resets: u64,
     /// QEMU has died here once: clusters that leaked then stay so.
     has_fallen: bool,
     below: Vec<PathBuf>,
@@ -119,7 +119,7 @@ impl Bench {
             dice: Dice::new(3),
             points: Vec::new(),
             top: None,
-            boots: 0,
+            resets: 0,
             has_fallen: false,
             below,
             dir,
@@ -316,7 +316,6 @@ impl Bench {
         self.machine.quit();
         self.inspect_while_off(&written);
         self.machine.start_again();
-        self.boots = 0;
         self.hands = Some(self.machine.nbd("vda"));
         let endpoint = self.machine.endpoint("vda");
         self.writer = Some(Writer::start(&endpoint, WRITERS..SIZE, written, 11));

@@ -59,7 +59,7 @@ impl Guest {
             "-device".to_owned(),
             "virtserialport,chardev=agent,name=org.qemu.guest_agent.0".to_owned(),
         ];
-        let machine = Machine::start_with(
+        let machine = Machine::start_guest(
             scratch,
             "guest",
             attachment,

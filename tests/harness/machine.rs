@@ -106,6 +106,21 @@ impl Machine {
         disks: &[Disk],
         extra: &[String],
     ) -> Self {
+        let mut arguments = extra.to_vec();
+        if attachment.is_vm() {
+            arguments.extend(vm::without_guest(scratch));
+        }
+        Self::start_guest(scratch, name, attachment, disks, &arguments)
+    }
+
+    /// Starts one that boots what is on its disk.
+    pub fn start_guest(
+        scratch: &Scratch,
+        name: &str,
+        attachment: Attachment,
+        disks: &[Disk],
+        extra: &[String],
+    ) -> Self {
         let sockets = Sockets {
             qmpfs: scratch.socket(&format!("{name}.qmp")),
             test: scratch.socket(&format!("{name}.test")),
@@ -193,17 +208,6 @@ impl Machine {
             self.qmp.execute("block-job-set-speed", speed).is_ok()
         })
         .count()
-    }
-
-    /// How often the guest has read a disk.
-    pub fn reads(&mut self, disk: &str) -> u64 {
-        let device = format!("/machine/peripheral/{disk}/virtio-backend");
-        let all = self.qmp.run("query-blockstats", json!({}));
-        let one = all
-            .as_array()
-            .and_then(|all| all.iter().find(|stats| stats["qdev"] == device.as_str()));
-        one.and_then(|stats| stats["stats"]["rd_operations"].as_u64())
-            .unwrap_or_else(|| panic!("no disk {device} in {all}"))
     }
 
     /// Waits until the guest has switched the VM off.

@@ -24,6 +24,7 @@ impl fmt::Display for Refused {
 #[derive(Debug)]
 pub struct Qmp {
     lines: BufReader<UnixStream>,
+    resets: u64,
 }
 
 impl Qmp {
@@ -35,9 +36,7 @@ impl Qmp {
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("a deadline for the monitor");
-        let mut qmp = Self {
-            lines: BufReader::new(stream),
-        };
+        let mut qmp = Self::on(stream);
         let greeting = qmp.message().expect("a greeting");
         assert!(
             greeting.get("QMP").is_some(),
@@ -47,13 +46,18 @@ impl Qmp {
         qmp
     }
 
+    fn on(stream: UnixStream) -> Self {
+        Self {
+            lines: BufReader::new(stream),
+            resets: 0,
+        }
+    }
+
     /// Takes a monitor that is just coming up; `None` if somebody else was faster.
     pub fn try_connect(socket: &Path, patience: Duration) -> Option<Self> {
         let stream = UnixStream::connect(socket).ok()?;
         stream.set_read_timeout(Some(patience)).ok()?;
-        let mut qmp = Self {
-            lines: BufReader::new(stream),
-        };
+        let mut qmp = Self::on(stream);
         qmp.message().ok()?.get("QMP")?;
         qmp.run("qmp_capabilities", json!({}));
         Some(qmp)
@@ -68,7 +72,9 @@ impl Qmp {
                 .message()
                 .map_err(|e| Refused(format!("{command}: {e}")))?;
             if message.get("event").is_some() {
-                continue; // a hint: tests ask for the state itself
+                // others are hints: tests ask for the state itself
+                self.resets += u64::from(message["event"] == "RESET");
+                continue;
             }
             if let Some(error) = message.get("error") {
                 return Err(Refused(format!(
@@ -98,6 +104,13 @@ impl Qmp {
             assert!(job.get("error").is_none(), "job {id}: {}", job["error"]);
             (job["status"] == status).then_some(())
         });
+    }
+
+    /// How often the guest was reset since this monitor was taken.
+    #[track_caller]
+    pub fn resets(&mut self) -> u64 {
+        self.run("query-status", json!({}));
+        self.resets
     }
 
     /// Asks QEMU to end; it may be gone before it answers.

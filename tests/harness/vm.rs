@@ -1,6 +1,7 @@
 //! The command line of a VM: no guest OS unless more is given, TCG (so it runs anywhere), disks in three ways.
 
 use crate::machine::{Attachment, Disk, Sockets};
+use crate::scratch::Scratch;
 
 /// All arguments.
 pub(crate) fn arguments(attachment: Attachment, disks: &[Disk], sockets: &Sockets) -> Vec<String> {
@@ -19,6 +20,23 @@ pub(crate) fn arguments(attachment: Attachment, disks: &[Disk], sockets: &Socket
         });
     }
     arguments
+}
+
+/// What a firmware image is a multiple of.
+const ROM: usize = 64 << 10;
+/// Where an x86 processor begins, from the image's end.
+const RESET_VECTOR: usize = 16;
+/// `cli`, `hlt`, and again.
+const SLEEP: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfc];
+
+/// A processor that sleeps. Firmware resets the disks again and again, and QEMU 10.0.2 forgets clients of an NBD export
+/// of the same disk when it does: the test's own hands would be lost.
+pub(crate) fn without_guest(scratch: &Scratch) -> [String; 2] {
+    let image = scratch.file("sleep.rom");
+    let mut rom = vec![0xf4; ROM];
+    rom[ROM - RESET_VECTOR..][..SLEEP.len()].copy_from_slice(&SLEEP);
+    std::fs::write(&image, rom).expect("a file in the scratch directory");
+    ["-bios".to_owned(), image.display().to_string()]
 }
 
 fn as_libvirt(number: usize, disk: &Disk) -> Vec<String> {

@@ -39,9 +39,8 @@ impl Bench {
     /// The guest is quiet; gives the bytes of its disk.
     #[track_caller]
     pub fn begin_rollback(&mut self) -> std::path::PathBuf {
-        self.wait_for_boot();
         if self.machine.attachment().is_vm() {
-            self.boots = self.machine.reads("vda");
+            self.resets = self.machine.qmp.resets();
         }
         self.writer.take().expect("the writer runs").stop();
         let hands = self.hands.as_mut().expect("the disk runs");
@@ -64,17 +63,17 @@ impl Bench {
         assert!(new.starts_with("rolled-back-20"), "{new}");
         self.add_point(&new, active.to_path_buf());
         self.top = Some(name.to_owned());
-        self.wait_for_boot();
+        self.wait_for_reset();
         self.go_on_from(name);
         new
     }
 
-    /// Waits until the firmware has read the boot sector, which it does once. Until then it resets the
-    /// device again and again, and QEMU 10.0.2 forgets clients of an NBD export of the same disk when it does.
+    /// Waits until the guest was reset. QEMU 10.0.2 forgets clients of an NBD export of the same disk when it is.
     #[track_caller]
-    fn wait_for_boot(&mut self) {
+    fn wait_for_reset(&mut self) {
         if self.machine.attachment().is_vm() {
-            wait::until_true("the guest boots", || self.machine.reads("vda") > self.boots);
+            let before = self.resets;
+            wait::until_true("the guest is reset", || self.machine.qmp.resets() > before);
         }
     }
 
@@ -95,8 +94,6 @@ impl Bench {
     /// The load goes on where it was: nothing was rolled back.
     #[track_caller]
     pub fn go_on(&mut self, active: &std::path::Path) {
-        // it was not reset
-        self.boots = self.boots.saturating_sub(1);
         let region = WRITERS..SIZE;
         let written = Model::found(active, region.clone());
         let endpoint = self.machine.endpoint("vda");
