@@ -476,32 +476,66 @@ async fn follow(
             Stage::Concluded => return Ok(()),
             Stage::Ready => {
                 engine.show_progress(guard.name(), merge.job.as_str()).await;
-                if let Err(failure) = steps::rehearse(merge, &rehearsal).await {
-                    if *ready.get_or_insert_with(Instant::now) + PIVOT_PATIENCE < Instant::now() {
-                        return Err(not_moved(engine, guard, merge, &mut job, failure).await?);
+                let not_yet = match steps::rehearse(merge, &rehearsal).await {
+                    Err(failure) => failure.next("make that directory writable: the VM runs on, and the merge goes on by itself"),
+                    Ok(()) if !engine.begin_pivot(guard.name(), &merge.job).await? => {
+                        // a person holds it: the guest is not stopped for a pivot that does not come
+                        tokio::time::sleep(PROGRESS_EVERY).await;
+                        continue;
                     }
-                    engine.report_once(&format!(
-                        "disk '{}': the VM cannot be moved yet: {failure}; it runs, and the merge goes on as soon as that directory can be written",
-                        guard.name()
-                    ));
-                    tokio::time::sleep(PIVOT_RETRY).await;
-                    continue;
+                    Ok(()) => match pivot(engine, merge, &mut job).await? {
+                        Pivot::Done => return Ok(()),
+                        Pivot::Refused(failure) => {
+                            engine.end_pivot(guard.name());
+                            failure.next("the VM runs on, and the merge goes on by itself as soon as QEMU lets it")
+                        }
+                    },
+                };
+                if *ready.get_or_insert_with(Instant::now) + PIVOT_PATIENCE < Instant::now() {
+                    return Err(not_moved(engine, guard, merge, &mut job, not_yet).await?);
                 }
-                if !engine.begin_pivot(guard.name(), &merge.job).await? {
-                    // a person holds it: the guest is not stopped for a pivot that does not come
-                    tokio::time::sleep(PROGRESS_EVERY).await;
-                    continue;
-                }
-                steps::stop_before_pivot(engine, merge).await?;
-                match bridge.complete_job(&merge.job).await {
-                    // a slow QEMU still does it: the guest waits until that is known
-                    Err(qmpbridge::Error::TimedOut { .. }) => {}
-                    completed => completed?,
-                }
-                job.wait_concluded().await?;
-                return Ok(());
+                engine.report_once(&format!(
+                    "disk '{}': the VM cannot be moved yet: {not_yet}",
+                    guard.name()
+                ));
+                tokio::time::sleep(PIVOT_RETRY).await;
             }
         }
+    }
+}
+
+/// What came of moving the VM.
+enum Pivot {
+    Done,
+    /// QEMU would not stop the guest, or not end the job: the guest runs as before.
+    Refused(Failure),
+}
+
+/// Stops the guest and has the job end with it on the new active layer.
+async fn pivot(
+    engine: &Rc<Engine>,
+    merge: &mut Merge,
+    job: &mut JobHandle,
+) -> Result<Pivot, Failure> {
+    let bridge = engine.bridge()?;
+    let told = match steps::stop_before_pivot(engine, merge).await {
+        Err(failure) => Err(failure),
+        Ok(()) => match bridge.complete_job(&merge.job).await {
+            // a slow QEMU still does it: the guest waits until that is known
+            Err(qmpbridge::Error::TimedOut { .. }) => Ok(()),
+            told => told.map_err(Failure::from),
+        },
+    };
+    match told {
+        Ok(()) => {
+            job.wait_concluded().await?;
+            Ok(Pivot::Done)
+        }
+        Err(failure) if failure.outcome_known() => {
+            steps::go_on_before_pivot(engine, merge).await?;
+            Ok(Pivot::Refused(failure))
+        }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -517,9 +551,7 @@ async fn not_moved(
     bridge.cancel_job(&merge.job, Cancel::Force).await?;
     let _ = job.wait_concluded().await;
     engine.settle_later(guard.name());
-    Ok(failure.next(
-        "make that directory writable: the VM runs on, and the merge is begun again by itself",
-    ))
+    Ok(failure)
 }
 
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {

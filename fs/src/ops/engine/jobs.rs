@@ -346,6 +346,11 @@ impl Engine {
         Ok(!paused)
     }
 
+    /// The pivot does not come now: the job may be paused again.
+    pub(in crate::ops) fn end_pivot(&self, disk: &str) {
+        self.state(disk).pivoting.set(false);
+    }
+
     /// Whether the disk's job is at its pivot.
     pub(in crate::ops) fn pivots(&self, disk: &str) -> bool {
         self.state(disk).pivoting.get()

@@ -76,6 +76,8 @@ impl Engine {
         let stopped_by_another = || {
             Failure::new(Errno::ETIMEDOUT, "another verb has stopped the guest")
                 .next("try again when it has ended: cat wait")
+                // QEMU was not asked for anything
+                .nothing_done()
         };
         let deadline = Instant::now() + STANDSTILL_DEADLINE;
         let here = timeout_at(deadline, Arc::clone(&self.standing).lock_owned())
