@@ -221,6 +221,17 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
     Ok(())
 }
 
+/// The pivot does not come now: the guest goes on where it stood, and others may stop it.
+pub(super) async fn go_on_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
+    if merge.journal.resume {
+        engine.resume_guest().await?;
+        merge.journal.resume = false;
+        layer_file::write_merge(&merge.here().path, &merge.journal)?;
+    }
+    merge.alone = None;
+    Ok(())
+}
+
 /// Whether the chain no longer needs the point (or, after a commit, the layer above it).
 pub(super) async fn point_left(engine: &Engine, merge: &Merge) -> Result<bool, Failure> {
     let now = engine.observe_again(&merge.disk.name).await?;
@@ -413,6 +424,13 @@ pub(in crate::ops) async fn finish_commit(
             layer_file::write_point(&done.sealed, &record)?;
         }
         layer_file::replace(&done.sealed, &done.upper_path)?;
+    }
+    // a kill in the middle of that leaves the name in between
+    for (between, _) in layer_file::strays(&done.upper_path)?
+        .into_iter()
+        .filter(|(_, file)| *file == done.file)
+    {
+        settle::remove_name(&between)?;
     }
     bridge
         .run(ChangeBackingFile {
