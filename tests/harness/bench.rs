@@ -8,6 +8,7 @@ use crate::machine::{Attachment, Disk, Machine};
 use crate::model::{BLOCK, Dice, Model, STEP, fill};
 use crate::mounted::Mounted;
 use crate::nbd::Nbd;
+use crate::openmetrics::Page;
 use crate::scratch::Scratch;
 use crate::tree::{DiskDir, Point};
 use crate::writer::Writer;
@@ -371,6 +372,12 @@ impl Bench {
             std::fs::read_dir(&snapshots).is_ok_and(|points| points.count() == self.points.len())
                 && self.mount_is_connected()
         });
+    }
+
+    /// How often the mount has found QEMU again.
+    #[track_caller]
+    pub fn connections(&self) -> f64 {
+        Page::read(&self.mount.text("metrics")).value("qmpfs_reconnects_total", &[])
     }
 
     /// Whether the mount says that it can talk to QEMU.

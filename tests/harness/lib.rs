@@ -15,6 +15,7 @@ pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod qmp;
+pub mod sample;
 pub mod scratch;
 pub mod several;
 pub mod sh;

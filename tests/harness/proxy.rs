@@ -13,13 +13,18 @@ use serde_json::{Value, json};
 
 use crate::scratch::Scratch;
 use crate::steps::{COMMANDS, Deed, Steps};
+use crate::writer::Gate;
 
 /// The monitor in between.
 #[derive(Debug)]
 pub struct Proxy {
     socket: PathBuf,
     deaf: Arc<AtomicBool>,
+    guest: Guest,
 }
+
+/// Who stands still while the guest is stopped.
+type Guest = Arc<Mutex<Option<Arc<Gate>>>>;
 
 /// A command whose answer is awaited, and what then happens.
 type Awaited = Arc<Mutex<Option<(Value, Deed)>>>;
@@ -32,21 +37,33 @@ impl Proxy {
         let (steps, upstream) = (steps.clone(), upstream.to_path_buf());
         let deaf = Arc::<AtomicBool>::default();
         let no_events = Arc::clone(&deaf);
+        let guest = Guest::default();
+        let stands_still = Arc::clone(&guest);
         // Ends with the test's process: it waits for connections that nobody makes any more.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if let Ok(qemu) = UnixStream::connect(&upstream) {
                     let (steps, no_events) = (steps.clone(), Arc::clone(&no_events));
-                    thread::spawn(move || serve(client, qemu, &steps, &no_events));
+                    let guest = Arc::clone(&stands_still);
+                    thread::spawn(move || serve(client, qemu, &steps, &no_events, &guest));
                 }
             }
         });
-        Self { socket, deaf }
+        Self {
+            socket,
+            deaf,
+            guest,
+        }
     }
 
     /// From now on no event gets through.
     pub fn lose_events(&self) {
         self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on this writer is the guest: it stands still from `stop` to `cont`. Without one nobody does.
+    pub fn stops(&self, writer: Option<Arc<Gate>>) {
+        *self.guest.lock().expect("no panic") = writer;
     }
 
     /// Where qmpfs finds it.
@@ -66,7 +83,13 @@ enum Line {
 }
 
 /// Passes lines both ways until one side ends.
-fn serve(client: UnixStream, qemu: UnixStream, steps: &Steps, deaf: &Arc<AtomicBool>) {
+fn serve(
+    client: UnixStream,
+    qemu: UnixStream,
+    steps: &Steps,
+    deaf: &Arc<AtomicBool>,
+    guest: &Guest,
+) {
     let clone = |stream: &UnixStream| stream.try_clone().expect("another handle");
     let awaited = Awaited::default();
     let answers = {
@@ -82,7 +105,9 @@ fn serve(client: UnixStream, qemu: UnixStream, steps: &Steps, deaf: &Arc<AtomicB
         })
     };
     let back = clone(&client);
-    pass(&client, qemu, back, |line| command(line, steps, &awaited));
+    pass(&client, qemu, back, |line| {
+        command(line, steps, &awaited, guest)
+    });
     answers.join().expect("no panic");
 }
 
@@ -111,13 +136,29 @@ fn pass(
     let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
-fn command(line: &str, steps: &Steps, awaited: &Awaited) -> Line {
+fn command(line: &str, steps: &Steps, awaited: &Awaited, guest: &Guest) -> Line {
     let message: Value = serde_json::from_str(line).unwrap_or_default();
     let name = message["execute"].as_str().unwrap_or_default();
     if name.starts_with("query-") || name.starts_with("x-debug-") || name == "qmp_capabilities" {
         return Line::Passes;
     }
     let deed = steps.step(COMMANDS, name);
+    let reaches_qemu = matches!(
+        deed,
+        Deed::Pass | Deed::KillAfter | Deed::CutAfter | Deed::Mute
+    );
+    if let Some(gate) = guest
+        .lock()
+        .expect("no panic")
+        .as_ref()
+        .filter(|_| reaches_qemu)
+    {
+        match name {
+            "stop" => gate.shut(),
+            "cont" => gate.open(),
+            _ => {}
+        }
+    }
     match deed {
         Deed::Pass => Line::Passes,
         Deed::KillBefore => {

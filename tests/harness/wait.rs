@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Long enough for a busy two-core machine; reached only when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Long enough for a busy two-core machine, on whose disk one flush has taken a minute; reached only when something is
+/// broken.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 const POLL: Duration = Duration::from_millis(5);
 

@@ -19,9 +19,35 @@ pub struct Writer {
     region: Range<u64>,
 }
 
+/// While it is shut the writer stands still, as a stopped guest does; a client beside the guest would write on.
+#[derive(Debug, Default)]
+pub struct Gate {
+    shut: AtomicBool,
+    // Held by the writer from a write to its flush and its reads.
+    turn: Mutex<()>,
+}
+
+impl Gate {
+    /// Nothing is on its way any more when this returns.
+    pub fn shut(&self) {
+        self.shut.store(true, Ordering::SeqCst);
+        drop(self.turn.lock().expect("no holder of this lock panics"));
+    }
+
+    /// The writer goes on.
+    pub fn open(&self) {
+        self.shut.store(false, Ordering::SeqCst);
+    }
+
+    fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::SeqCst)
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
+    gate: Arc<Gate>,
     state: Mutex<State>,
 }
 
@@ -58,6 +84,7 @@ impl Writer {
         };
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            gate: Arc::default(),
             state: Mutex::new(state),
         });
         let theirs = Arc::clone(&shared);
@@ -79,6 +106,11 @@ impl Writer {
             thread: Some(thread),
             region,
         }
+    }
+
+    /// What makes it stand still for a while.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.shared.gate)
     }
 
     /// Where it writes.
@@ -192,7 +224,16 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
     let mut dice = Dice::new(seed);
     let mut block = vec![0; BLOCK];
     let blocks = (region.end - region.start) / STEP;
-    while !shared.stop.load(Ordering::Relaxed) {
+    let stopped = || shared.stop.load(Ordering::Relaxed);
+    while !stopped() {
+        let opened = || (stopped() || !shared.gate.is_shut()).then_some(());
+        if wait::poll(wait::PATIENCE, opened).is_none() {
+            continue;
+        }
+        let _turn = shared.gate.turn.lock().expect("no panic here");
+        if shared.gate.is_shut() {
+            continue;
+        }
         let offset = region.start + dice.below(blocks) * STEP;
         let number = shared.state().writes + 1;
         shared.state().in_flight = Some((offset, number));

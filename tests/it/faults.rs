@@ -4,12 +4,13 @@
 
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::steps::Deed;
 
 mod drive;
 mod queue;
 mod verbs;
 
-use drive::every_step;
+use drive::{Whom, at_step, every_step};
 use verbs::{Internal, Place, Remove, Seal};
 
 fn removal(name: &str, attachment: Attachment, merge: &str, place: Place) {
@@ -34,3 +35,50 @@ over_attachments!(of_three_removals_at_once => |name, attachment| {
 });
 over_attachments!(of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::made()));
 over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::deleted()));
+
+/// A commit with one fault; what was found by `of_a_commit_*` and mended.
+fn commit_at(
+    name: &str,
+    attachment: Attachment,
+    place: Place,
+    whom: Whom,
+    deed: Deed,
+    words: &str,
+) {
+    let bench = Bench::with_options(name, attachment, &["-o", "merge=commit"]);
+    at_step(bench, Remove::new(place), whom, deed, words);
+}
+
+over_attachments! {
+    /// Between the two names of the file that received the layer above it has a third, hidden one.
+    killed_between_the_names_of_a_commit => |name, attachment| {
+        commit_at(name, attachment, Place::Bottom, Whom::Qmpfs, Deed::KillBefore, "rename web1.c");
+    }
+}
+
+/// The guest goes on at once, and is moved a little later.
+#[test]
+fn a_stop_refused_at_the_pivot_is_tried_again() {
+    let name = "of_a_stop_refused";
+    commit_at(
+        name,
+        Attachment::Blockdev,
+        Place::Top,
+        Whom::Nobody,
+        Deed::Fail(0),
+        "stop",
+    );
+}
+
+#[test]
+fn a_pivot_refused_is_tried_again() {
+    let name = "of_a_pivot_refused";
+    commit_at(
+        name,
+        Attachment::Drive,
+        Place::Top,
+        Whom::Nobody,
+        Deed::Fail(0),
+        "job-complete",
+    );
+}

@@ -11,6 +11,7 @@ use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::sample;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
 use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
@@ -440,8 +441,8 @@ fn killed_at_every_command(name: &str, first: bool) {
     let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
     let direct = bench.machine.qmpfs_socket().to_path_buf();
     let mut while_frozen = 0;
-    for deed in [Deed::KillBefore, Deed::KillAfter] {
-        for number in 0.. {
+    for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
+        for number in sample::steps(nth) {
             assert!(number < TOO_MANY, "it never ends");
             if first {
                 bench.restart();

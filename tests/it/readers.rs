@@ -10,8 +10,8 @@ use std::thread;
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::Dice;
-use qmpfs_tests::oracle;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::{oracle, wait};
 
 /// What "100 readers during a merge" asks for.
 const READERS: u64 = 100;
@@ -19,6 +19,8 @@ const READERS: u64 = 100;
 const BULK: u64 = 24 << 20;
 /// At this speed a merge of half the bulk takes seconds.
 const SPEED: u64 = 6 << 20;
+/// So many reads fall into the part of a merge that is held up; then it goes on at its own speed.
+const ENOUGH: u64 = 10 * READERS;
 /// One read, at any offset.
 const BLOCK: usize = 48 << 10;
 
@@ -82,6 +84,13 @@ fn hundred_readers(name: &str, attachment: Attachment, merge: &str) {
             bench.begin_removal(victim);
             bench.machine.limit_jobs(SPEED);
             let before = reads.load(Ordering::Relaxed);
+            wait::until_true("they read while it goes on, or it is over", || {
+                reads.load(Ordering::Relaxed) - before > ENOUGH
+                    || bench.disk().list("jobs").is_empty()
+                    || readers.iter().any(thread::ScopedJoinHandle::is_finished)
+            });
+            // held up, a commit of the active layer may never keep up with the writer
+            bench.machine.limit_jobs(0);
             bench.disk().wait().unwrap_or_else(|error| {
                 panic!(
                     "the merge of {victim}: {error}\n{}",

@@ -8,6 +8,7 @@ use qmpfs_tests::bench::{Bench, SIZE};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::sample;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::tree::assert_errno;
@@ -353,7 +354,7 @@ fn is_up(mount: &Mounted) -> bool {
 /// The monitor's connection ends at one command of a snapshot, QEMU goes on: all is finished, or taken back.
 #[test]
 fn a_connection_lost_at_any_command_of_a_first_snapshot_is_settled() {
-    for number in 0.. {
+    for number in sample::steps(0) {
         let mut bench = Bench::new("recovery-cut", Attachment::Blockdev);
         let steps = Steps::new(bench.scratch());
         let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);

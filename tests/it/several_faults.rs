@@ -7,6 +7,7 @@ use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::sample;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
 use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
@@ -218,7 +219,8 @@ fn at_work(several: &mut Several) -> String {
     panic!("every merge was over before it could be slowed down");
 }
 
-/// Runs `verb` again and again, each time qmpfs is killed one command later, until it ends without having been killed.
+/// Runs `verb` again and again, each time qmpfs is killed at a later command (`sample::steps`), until it ends without
+/// having been killed.
 fn at_every_command(
     several: &mut Several,
     mut prepare: impl FnMut(&mut Several, usize),
@@ -230,9 +232,9 @@ fn at_every_command(
     let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket(), &steps);
     let direct = several.machine.qmpfs_socket().to_path_buf();
     let mut round = 0;
-    for deed in [Deed::KillBefore, Deed::KillAfter] {
-        let mut number = 0;
-        loop {
+    for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
+        for number in sample::steps(nth) {
+            assert!(number < TOO_MANY, "it never ends");
             round += 1;
             prepare(several, round);
             several.mount.mount_through(proxy.socket());
@@ -256,12 +258,10 @@ fn at_every_command(
                 assert_runs(several);
             }
             if !killed {
+                assert!(number > 8, "hardly a command was seen: {commands:?}");
                 break;
             }
-            number += 1;
-            assert!(number < TOO_MANY, "it never ends: {commands:?}");
         }
-        assert!(number > 8, "hardly a command was seen");
     }
 }
 

@@ -4,11 +4,11 @@
 
 use std::fs;
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::model::{Dice, Model};
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::sample::Share;
 use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::{tree, wait};
 
@@ -53,7 +53,7 @@ struct Fault {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whom {
+pub(super) enum Whom {
     Nobody,
     Qmpfs,
     /// Both, as when the host dies.
@@ -92,60 +92,61 @@ fn faults(patient: bool) -> Vec<Fault> {
 
 /// How many rounds of an everyday run, of each verb on each attachment: a second or two each.
 const EVERYDAY: usize = 2;
-const EVERYDAY_SEED: u64 = 1;
-
-/// How many rounds are asked for; `None`: all there are.
-fn wanted() -> Option<usize> {
-    match std::env::var("QMPFS_FAULTS") {
-        Ok(value) if value == "full" => None,
-        Ok(value) => Some(value.parse().expect("QMPFS_FAULTS is a number or `full`")),
-        Err(_) => Some(EVERYDAY),
-    }
-}
-
-/// Everyday runs are alike, so that a change is what makes one fail; all others are new ones.
-fn seed() -> u64 {
-    let given = std::env::var("QMPFS_FAULTS_SEED").ok();
-    if let Some(seed) = given.and_then(|seed| seed.parse().ok()) {
-        return seed;
-    }
-    if wanted() == Some(EVERYDAY) {
-        return EVERYDAY_SEED;
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.expect("after 1970").as_micros()).expect("fits")
-}
 
 /// A verb with everything around it.
 pub(super) struct Driver<V> {
     bench: Bench,
+    proxy: Proxy,
     steps: Steps,
     verb: V,
     dice: Dice,
 }
 
 /// All rounds of one verb.
-pub(super) fn every_step(mut bench: Bench, verb: impl Verb) {
-    let steps = Steps::new(bench.scratch());
-    let environment = steps.environment(bench.dir());
-    bench.mount.set_environment(environment);
-    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
-    bench.mount.mount_through(proxy.socket());
-    bench.wait_for_disk();
-    let seed = seed();
-    println!("QMPFS_FAULTS_SEED={seed}");
-    let dice = Dice::new(seed);
-    Driver {
-        bench,
-        steps,
-        verb,
-        dice,
-    }
-    .run();
+pub(super) fn every_step(bench: Bench, verb: impl Verb) {
+    Driver::new(bench, verb).run();
+}
+
+/// One fault at the first step whose words begin like this: what was found once, and mended.
+pub(super) fn at_step(bench: Bench, verb: impl Verb, whom: Whom, deed: Deed, words: &str) {
+    let mut driver = Driver::new(bench, verb);
+    let seen = driver.undisturbed();
+    let number = seen.iter().position(|step| step.starts_with(words));
+    let number = number.unwrap_or_else(|| panic!("no step {words} in {seen:?}"));
+    let (fired, _) = driver.round(
+        Fault {
+            deed,
+            kinds: ANY,
+            whom,
+        },
+        number,
+    );
+    assert!(fired, "it did not come to {words}");
+    driver.finish();
 }
 
 impl<V: Verb> Driver<V> {
-    fn run(mut self) {
+    fn new(mut bench: Bench, verb: V) -> Self {
+        let steps = Steps::new(bench.scratch());
+        let environment = steps.environment(bench.dir());
+        bench.mount.set_environment(environment);
+        let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+        bench.mount.mount_through(proxy.socket());
+        bench.wait_for_disk();
+        let seed = Share::asked_for().seed();
+        println!("QMPFS_FAULTS_SEED={seed}");
+        let dice = Dice::new(seed);
+        Self {
+            bench,
+            proxy,
+            steps,
+            verb,
+            dice,
+        }
+    }
+
+    /// Gives the verb's steps.
+    fn undisturbed(&mut self) -> Vec<String> {
         let nothing = Fault {
             deed: Deed::Pass,
             kinds: ANY,
@@ -153,29 +154,43 @@ impl<V: Verb> Driver<V> {
         };
         let (_, seen) = self.round(nothing, TOO_MANY);
         assert!(!seen.is_empty(), "no step was seen");
+        seen
+    }
+
+    fn run(mut self) {
+        let seen = self.undisturbed();
         let mut survived = 0;
-        match wanted() {
-            None => {
+        match Share::asked_for() {
+            Share::Full => {
                 for fault in faults(true) {
                     survived += self.everywhere(fault);
                 }
             }
-            Some(rounds) => {
-                let all = faults(rounds > EVERYDAY);
-                for _ in 0..rounds {
-                    let fault = all[self.below(all.len())];
-                    let of_kind = seen.iter().filter(|step| fault.kinds & kind(step) != 0);
-                    let number = match of_kind.count() {
-                        0 => continue,
-                        count => self.below(count),
-                    };
-                    survived += usize::from(self.round(fault, number).0);
-                }
-            }
+            Share::Everyday => survived += self.some(EVERYDAY, &faults(false), &seen),
+            Share::Rounds(rounds) => survived += self.some(rounds, &faults(true), &seen),
         }
         println!("survived {survived} faults");
+        self.finish();
+    }
+
+    fn finish(mut self) {
         self.bench.restart();
         self.bench.finish();
+    }
+
+    /// So many of these faults, at one of the steps each.
+    fn some(&mut self, rounds: usize, faults: &[Fault], seen: &[String]) -> usize {
+        let mut survived = 0;
+        for _ in 0..rounds {
+            let fault = faults[self.below(faults.len())];
+            let of_kind = seen.iter().filter(|step| fault.kinds & kind(step) != 0);
+            let number = match of_kind.count() {
+                0 => continue,
+                count => self.below(count),
+            };
+            survived += usize::from(self.round(fault, number).0);
+        }
+        survived
     }
 
     /// At one step later each time, until the verb ends undisturbed.
@@ -210,6 +225,10 @@ impl<V: Verb> Driver<V> {
         if qemu_dies {
             bench.writer().expect_the_end();
         }
+        // what a stopped guest does not write cannot be lost when QEMU dies
+        let guest = qemu_dies && bench.machine.attachment().is_vm();
+        self.proxy.stops(guest.then(|| bench.writer().gate()));
+        let connections = bench.connections();
         self.steps.arm(fault.kinds, number, fault.deed, victims);
         let answer = self.verb.act(bench);
         let (fired, seen) = self.steps.disarm();
@@ -220,6 +239,13 @@ impl<V: Verb> Driver<V> {
         println!("{at}");
         if fired {
             self.recover(fault, qemu_dies, &before);
+            let cut = matches!(fault.deed, Deed::CutBefore | Deed::CutAfter);
+            if cut || fault.whom == Whom::Qemu {
+                // qmpfs may not have seen yet that it was gone
+                wait::until_true(&format!("QEMU is there again: {at}"), || {
+                    self.bench.connections() > connections
+                });
+            }
         }
         if !fired {
             assert!(answer.is_ok(), "undisturbed it works: {at}");
