@@ -5,9 +5,14 @@ use super::blocking::blocking;
 use super::nodes::{self, Carried, Role};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
+use crate::model::{Disk, FileId};
+use crate::sys;
 use qmpbridge::command::{BlockdevCreate, BlockdevCreateOptions};
 use qmpbridge::{Bridge, JobId, NodeName};
 use std::path::Path;
+
+/// A new overlay needs its header and first tables; less than this is "full".
+const RESERVE: u64 = 4 << 20;
 
 /// An overlay in QEMU's graph.
 pub(super) struct Overlay {
@@ -20,6 +25,45 @@ pub(super) struct Below<'a> {
     pub(super) path: &'a Path,
     pub(super) format: &'a str,
     pub(super) virtual_size: u64,
+}
+
+/// The node and the file that a new overlay takes the place of.
+pub(super) fn top_of(disk: &Disk) -> Result<(NodeName, FileId), Failure> {
+    if let Some(why) = &disk.no_snapshots {
+        return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
+    }
+    let root = disk.root.clone().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })?;
+    let active = &disk.active_path;
+    let file = sys::file_id(active)
+        .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
+    if disk.active.file != Some(file) {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("{} is not the file that QEMU writes", active.display()),
+        )
+        .next("somebody renamed or replaced it; put the file QEMU has open back under that name"));
+    }
+    Ok((root, file))
+}
+
+/// No overlay is begun that could not be written.
+pub(super) fn refuse_if_full(active: &Path) -> Result<(), Failure> {
+    let directory = active.parent().unwrap_or(Path::new("/"));
+    let free = layer_file::free_bytes(directory)?;
+    if free >= RESERVE {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::ENOSPC,
+        format!(
+            "{} has {free} bytes free, a new layer needs {RESERVE}",
+            directory.display()
+        ),
+    )
+    .next("make room on that filesystem"))
 }
 
 /// Makes the empty file `path` an overlay of what is to be below it, and opens it.

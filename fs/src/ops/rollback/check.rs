@@ -4,17 +4,13 @@ use super::Rollback;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, GuestDebt, RollbackJournal};
 use crate::model::{Disk, Format, Layer, PointRecord};
-use crate::ops::carried;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::lasting_name;
+use crate::ops::{carried, overlay};
 use crate::sys;
 use crate::tree::{Found, PointKey, find_in};
 use qmpbridge::Bridge;
 use qmpbridge::command::QueryStatus;
-use std::path::Path;
-
-/// A new overlay needs its header and first tables; less than this is "full".
-const OVERLAY_RESERVE: u64 = 4 << 20;
 
 /// Looks at the disk, the point and the guest.
 pub(super) async fn check(
@@ -23,25 +19,10 @@ pub(super) async fn check(
     disk: Disk,
     point: &PointKey,
 ) -> Result<Rollback, Failure> {
-    if let Some(why) = &disk.no_snapshots {
-        return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
-    }
-    let root = disk
-        .root
-        .clone()
-        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let (root, file) = overlay::top_of(&disk)?;
     let active = disk.active_path.clone();
-    let file = sys::file_id(&active)
-        .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
-    if disk.active.file != Some(file) {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!("{} is not the file that QEMU writes", active.display()),
-        )
-        .next("somebody renamed or replaced it; put the file QEMU has open back under that name"));
-    }
     let onto = onto(&disk, point)?;
-    refuse_if_full(&active)?;
+    overlay::refuse_if_full(&active)?;
     let debt = debt(engine, bridge, &disk, &onto).await?;
     let (name, time) = name(&disk);
     Ok(Rollback {
@@ -108,22 +89,6 @@ fn onto(disk: &Disk, point: &PointKey) -> Result<Layer, Failure> {
             Err(crate::intent::rollback_to_internal(disk, internal))
         }
     }
-}
-
-fn refuse_if_full(active: &Path) -> Result<(), Failure> {
-    let directory = active.parent().unwrap_or(Path::new("/"));
-    let free = layer_file::free_bytes(directory)?;
-    if free >= OVERLAY_RESERVE {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Errno::ENOSPC,
-        format!(
-            "{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}",
-            directory.display()
-        ),
-    )
-    .next("make room on that filesystem"))
 }
 
 /// What the guest will be owed: nothing where there is none, or where it has not run yet.

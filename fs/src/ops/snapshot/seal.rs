@@ -12,13 +12,9 @@ use crate::ops::nodes::{self, Carried, Role};
 use crate::ops::overlay::{self, Below, Overlay};
 use crate::ops::quiesce::Quiesced;
 use crate::ops::settle;
-use crate::sys;
 use qmpbridge::command::{BlockdevSnapshot, TransactionAction};
 use qmpbridge::{BlockGraph, Bridge, NodeName};
 use std::path::{Path, PathBuf};
-
-/// A new overlay needs its header and first tables; less than this is "full".
-const OVERLAY_RESERVE: u64 = 4 << 20;
 
 pub(super) struct Seal {
     disk: Disk,
@@ -49,25 +45,8 @@ struct Names {
 impl Seal {
     /// Everything that can be refused before anything is done.
     pub(super) fn check(engine: &Engine, disk: Disk, name: &str) -> Result<Seal, Failure> {
-        if let Some(why) = &disk.no_snapshots {
-            return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
-        }
-        let root = disk.root.clone().ok_or_else(|| {
-            Failure::new(Errno::ENOTCONN, "the disk has no node")
-                .next("look again: ls disks; another tool may have changed it in this moment")
-        })?;
+        let (root, file) = overlay::top_of(&disk)?;
         let active = disk.active_path.clone();
-        let file = sys::file_id(&active)
-            .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;
-        if disk.active.file != Some(file) {
-            return Err(Failure::new(
-                Errno::EBUSY,
-                format!("{} is not the file that QEMU writes", active.display()),
-            )
-            .next(
-                "somebody renamed or replaced it; put the file QEMU has open back under that name",
-            ));
-        }
         let sealed = layer_file::sealed_path(&active, name);
         if sealed.symlink_metadata().is_ok() {
             return Err(
@@ -75,19 +54,7 @@ impl Seal {
                     .next("choose another name, or move that file away"),
             );
         }
-        let directory = active.parent().unwrap_or(Path::new("/"));
-        let free = sys::free_bytes(directory)
-            .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
-        if free < OVERLAY_RESERVE {
-            return Err(Failure::new(
-                Errno::ENOSPC,
-                format!(
-                    "{} has {free} bytes free, a new layer needs {OVERLAY_RESERVE}",
-                    directory.display()
-                ),
-            )
-            .next("make room on that filesystem"));
-        }
+        overlay::refuse_if_full(&active)?;
         Ok(Seal {
             root,
             carried: engine.carried(&disk),
