@@ -13,6 +13,7 @@ pub mod intent;
 pub mod layer_file;
 pub mod leases;
 pub mod model;
+pub mod nbd;
 pub mod offline;
 pub mod ops;
 pub mod render;

@@ -8,6 +8,7 @@ mod lock;
 mod mapped;
 mod mount;
 mod process;
+mod socket;
 mod xattr;
 
 pub use daemon::{
@@ -22,6 +23,7 @@ pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};
 pub use process::{die_with_parent, foreign_root, process_directory, raise_file_limit};
+pub use socket::connect_unix;
 pub use xattr::{xattr_get, xattr_remove, xattr_set};
 
 /// Repeats a system call that a signal interrupted.

@@ -1,0 +1,449 @@
+//! Reading a disk that somebody else serves over NBD on this host. A handful of threads with a
+//! connection each do all waiting, so that whoever asks is never held up: answers come to a callback.
+//! It knows bytes, holes and deadlines; it does not know whose disk it is, nor who reads it.
+//! Invariants: what a server does costs the requests to it and nothing else; every request is answered.
+
+mod connection;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use crate::errno::{Errno, Failure};
+use connection::{Connection, REQUEST_DEADLINE};
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use wire::Extent;
+
+/// Requests in flight to one server, each on a connection of its own.
+const READERS: usize = 4;
+/// Requests that may wait; the kernel asks for far fewer at a time.
+const QUEUE_MAX: usize = 4096;
+/// How much is asked about in one question for holes: its answer is kept for the next ones.
+const LOOK: u64 = 1 << 30;
+/// How long a caller waits for an answer at most: its turn may come last before the deadline.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2 * REQUEST_DEADLINE.as_secs());
+
+/// Why a server's disk could not be read.
+#[derive(Debug)]
+enum Error {
+    /// The connection broke.
+    Io(std::io::Error),
+    /// No answer by the deadline.
+    TimedOut,
+    /// It says an error number, as Linux has them, to a request.
+    Refused(u32),
+    /// It has no such export, in its own words.
+    NoExport(String),
+    /// It does not keep to the protocol.
+    Nonsense(&'static str),
+    /// Nobody is asked any more, and why.
+    Broken(String),
+}
+
+impl Error {
+    fn nonsense(what: &'static str) -> Self {
+        Error::Nonsense(what)
+    }
+
+    /// Whether the connection is good for more.
+    fn spares_the_connection(&self) -> bool {
+        match self {
+            Error::Refused(_) | Error::Broken(_) => true,
+            Error::Io(_) | Error::TimedOut | Error::NoExport(_) | Error::Nonsense(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io(error) => write!(f, "the NBD server is gone: {error}"),
+            Error::TimedOut => f.write_str("the NBD server does not answer"),
+            Error::Refused(number) => {
+                let error = std::io::Error::from_raw_os_error(*number as i32);
+                write!(f, "the NBD server cannot read there: {error}")
+            }
+            Error::NoExport(words) => write!(f, "the NBD server has no such export: {words}"),
+            Error::Nonsense(what) => {
+                write!(f, "the NBD server does not keep to the protocol: {what}")
+            }
+            Error::Broken(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (errno, next) = match &error {
+            Error::Io(_) | Error::NoExport(_) => {
+                (Errno::EIO, "see whether the VM runs: cat vm.json")
+            }
+            Error::TimedOut => (Errno::ETIMEDOUT, "look whether QEMU hangs, and read again"),
+            Error::Refused(_) => (Errno::EIO, "see what the host says of its disk: dmesg"),
+            Error::Nonsense(_) => (Errno::EIO, "keep the log and report it"),
+            Error::Broken(_) => (Errno::EIO, "rmdir this instant and make another"),
+        };
+        Failure::new(errno, error.to_string()).next(next)
+    }
+}
+
+/// How an answer finds its way: called exactly once, from another thread.
+type Done<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
+
+/// What is looked for from an offset on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte of data.
+    Data,
+    /// The next byte of a hole; the end of the disk is one.
+    Hole,
+}
+
+enum Task {
+    Read {
+        offset: u64,
+        length: usize,
+        done: Done<Vec<u8>>,
+    },
+    Seek {
+        offset: u64,
+        seek: Seek,
+        done: Done<Option<u64>>,
+    },
+    Allocated {
+        done: Done<u64>,
+    },
+}
+
+/// A disk that is served; open until this is dropped.
+pub struct Disk {
+    shared: Arc<Shared>,
+    size: u64,
+}
+
+struct Shared {
+    socket: PathBuf,
+    export: String,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// What the last question for holes was answered: where it begins, and what lies there.
+    looked: Mutex<Option<(u64, Vec<Extent>)>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    tasks: VecDeque<(Instant, Task)>,
+    closed: bool,
+    broken: Option<String>,
+}
+
+impl Disk {
+    /// Connects to an export of the server that listens at `socket`. Waits for it, seconds at most.
+    pub fn open(socket: &Path, export: &str) -> Result<Disk, Failure> {
+        let first = Connection::open(socket, export).map_err(|error| at(error, socket))?;
+        let size = first.size();
+        let shared = Arc::new(Shared {
+            socket: socket.to_owned(),
+            export: export.to_owned(),
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            looked: Mutex::new(None),
+        });
+        // dropping it ends the readers that there are already
+        let disk = Disk { shared, size };
+        let mut first = Some(first);
+        for _ in 0..READERS {
+            let mut reader = Reader {
+                shared: Arc::clone(&disk.shared),
+                connection: first.take(),
+                size,
+            };
+            std::thread::Builder::new()
+                .name("nbd".into())
+                .spawn(move || reader.run())
+                .map_err(|error| Failure::io("start a thread", &error))?;
+        }
+        Ok(disk)
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads `length` bytes, fewer only at the end of the disk.
+    pub fn read(
+        &self,
+        offset: u64,
+        length: usize,
+        done: impl FnOnce(Result<Vec<u8>, Failure>) + Send + 'static,
+    ) {
+        let rest = self.size.saturating_sub(offset);
+        let length = usize::try_from(rest).unwrap_or(usize::MAX).min(length);
+        let done = Box::new(done);
+        self.hand_over(Task::Read {
+            offset,
+            length,
+            done,
+        });
+    }
+
+    /// Looks for data or a hole from `offset` on; None when there is none to the end.
+    pub fn seek(
+        &self,
+        offset: u64,
+        seek: Seek,
+        done: impl FnOnce(Result<Option<u64>, Failure>) + Send + 'static,
+    ) {
+        let done = Box::new(done);
+        self.hand_over(Task::Seek { offset, seek, done });
+    }
+
+    /// The same, for who can wait.
+    pub fn read_now(&self, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
+        wait_for(|done| self.read(offset, length, done))
+    }
+
+    /// The same, for who can wait.
+    pub fn seek_now(&self, offset: u64, seek: Seek) -> Result<Option<u64>, Failure> {
+        wait_for(|done| self.seek(offset, seek, done))
+    }
+
+    /// Bytes of the disk that are data, for who can wait.
+    pub fn allocated_now(&self) -> Result<u64, Failure> {
+        wait_for(|done| {
+            let done = Box::new(done);
+            self.hand_over(Task::Allocated { done });
+        })
+    }
+
+    /// From now on nothing is read any more: every request fails, and says why.
+    pub fn break_off(&self, why: &str) {
+        let mut queue = self.shared.queue();
+        queue.broken.get_or_insert_with(|| why.to_owned());
+        drop(queue);
+        self.shared.wake.notify_all();
+    }
+
+    fn hand_over(&self, task: Task) {
+        let mut queue = self.shared.queue();
+        if queue.tasks.len() >= QUEUE_MAX {
+            drop(queue);
+            return task
+                .fail(Failure::new(Errno::EBUSY, "too many requests at once").next("read again"));
+        }
+        queue.tasks.push_back((Instant::now(), task));
+        drop(queue);
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+fn at(error: Error, socket: &Path) -> Failure {
+    let failure = Failure::from(error);
+    Failure {
+        message: format!("{}: {}", socket.display(), failure.message),
+        ..failure
+    }
+}
+
+fn wait_for<T: Send + 'static>(ask: impl FnOnce(Done<T>)) -> Result<T, Failure> {
+    let (sender, answer) = std::sync::mpsc::sync_channel(1);
+    ask(Box::new(move |outcome| {
+        // who does not wait any more has had his deadline
+        let _late = sender.send(outcome);
+    }));
+    match answer.recv_timeout(ANSWER_DEADLINE) {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::TimedOut.into()),
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // no change of the queue can panic halfway
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next task, and when it came; None at the end.
+    fn next(&self) -> Option<(Instant, Task)> {
+        let mut queue = self.queue();
+        loop {
+            if let Some(task) = queue.tasks.pop_front() {
+                return Some(task);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self
+                .wake
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn broken(&self) -> Result<(), Error> {
+        match &self.queue().broken {
+            Some(why) => Err(Error::Broken(why.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Task {
+    fn fail(self, failure: Failure) {
+        match self {
+            Task::Read { done, .. } => done(Err(failure)),
+            Task::Seek { done, .. } => done(Err(failure)),
+            Task::Allocated { done } => done(Err(failure)),
+        }
+    }
+}
+
+/// A thread with its connection.
+struct Reader {
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    size: u64,
+}
+
+impl Reader {
+    fn run(&mut self) {
+        while let Some((came, task)) = self.shared.next() {
+            // what waited behind a server that hangs is not made to wait once more
+            let deadline = came + REQUEST_DEADLINE;
+            match task {
+                Task::Read {
+                    offset,
+                    length,
+                    done,
+                } => {
+                    let mut bytes = vec![0; length];
+                    let read = self.ask(deadline, |connection| {
+                        connection.read(offset, &mut bytes, deadline)
+                    });
+                    done(read.map(|()| bytes).map_err(Failure::from));
+                }
+                Task::Seek { offset, seek, done } => {
+                    done(self.seek(offset, seek, deadline).map_err(Failure::from));
+                }
+                Task::Allocated { done } => {
+                    done(self.allocated(deadline).map_err(Failure::from));
+                }
+            }
+        }
+    }
+
+    /// Asks once; on a new connection if the old one was found broken.
+    fn ask<T>(
+        &mut self,
+        deadline: Instant,
+        mut question: impl FnMut(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            self.shared.broken()?;
+            if deadline <= Instant::now() {
+                return Err(Error::TimedOut);
+            }
+            let (mut connection, is_new) = match self.connection.take() {
+                Some(connection) => (connection, false),
+                None => (self.connect()?, true),
+            };
+            let answer = question(&mut connection);
+            // an answer from while it broke is none
+            self.shared.broken()?;
+            match answer {
+                Err(Error::Io(error)) if !is_new => {
+                    tracing::debug!(%error, "connecting again");
+                }
+                answer => {
+                    if answer
+                        .as_ref()
+                        .err()
+                        .is_none_or(Error::spares_the_connection)
+                    {
+                        self.connection = Some(connection);
+                    }
+                    return answer;
+                }
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        let connection = Connection::open(&self.shared.socket, &self.shared.export)?;
+        if connection.size() != self.size {
+            return Err(Error::nonsense("its export has another size than before"));
+        }
+        Ok(connection)
+    }
+
+    /// What lies at `offset`, which is before the end, and how far.
+    fn extent(&mut self, offset: u64, deadline: Instant) -> Result<Extent, Error> {
+        let shared = Arc::clone(&self.shared);
+        let mut looked = shared.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(extent) = looked.as_ref().and_then(|looked| known(looked, offset)) {
+            return Ok(extent);
+        }
+        drop(looked);
+        let found = self.ask(deadline, |connection| {
+            connection.extents(offset, LOOK, deadline)
+        })?;
+        let first = found.first().copied();
+        looked = shared.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        *looked = Some((offset, found));
+        first.ok_or_else(|| Error::nonsense("a status that tells of nothing"))
+    }
+
+    fn seek(&mut self, offset: u64, seek: Seek, deadline: Instant) -> Result<Option<u64>, Error> {
+        let mut at = offset;
+        while at < self.size {
+            let extent = self.extent(at, deadline)?;
+            if extent.data == (seek == Seek::Data) {
+                return Ok(Some(at));
+            }
+            at += extent.length;
+        }
+        Ok((seek == Seek::Hole && offset < self.size).then_some(self.size))
+    }
+
+    fn allocated(&mut self, deadline: Instant) -> Result<u64, Error> {
+        let (mut sum, mut at) = (0, 0);
+        while at < self.size {
+            let extent = self.extent(at, deadline)?;
+            if extent.data {
+                sum += extent.length;
+            }
+            at += extent.length;
+        }
+        Ok(sum)
+    }
+}
+
+/// What was told of `offset`.
+fn known((start, extents): &(u64, Vec<Extent>), offset: u64) -> Option<Extent> {
+    let mut at = *start;
+    if offset < at {
+        return None;
+    }
+    for extent in extents {
+        let end = at + extent.length;
+        if offset < end {
+            return Some(Extent {
+                length: end - offset,
+                data: extent.data,
+            });
+        }
+        at = end;
+    }
+    None
+}
