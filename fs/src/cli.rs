@@ -22,7 +22,7 @@ Options for -o, comma-separated:
   ro                  no verbs; images are read without starting a storage daemon
   no_delete           no verb that removes a point or cancels a job
   live_rollback       a disk of a running VM may be rolled back: the VM is reset for it
-  coexist             beside libvirt: internal snapshots, of which it will not know
+  coexist             beside libvirt: internal snapshots and live/, of which it will not know
   merge=auto|stream|commit
                       how rmdir of an external snapshot merges (auto: what copies less)
   format=raw|qcow2    the format of image files whose name does not say it
@@ -31,6 +31,10 @@ Options for -o, comma-separated:
                       whether the guest agent freezes the guest's filesystems for the instant of
                       a point (try, where an agent is named: if it cannot, the point is as after a
                       power cut; require: then no point is made)
+  scratch_dir=DIR     the same as --scratch-dir
+  scratch_limit=BYTES the most room that one instant of a running disk may need there
+  nbd_server=SOCKET   QEMU has an NBD server already, on this unix socket: live/ is read over it
+                      (whoever may use that one can read what is in live/, too)
   name=NAME           what the VM is called
   log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
   allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount
@@ -70,6 +74,10 @@ enum Command {
         /// with the guest's filesystems frozen
         #[arg(long, value_name = "SOCKET")]
         guest_agent: Option<String>,
+        /// Where the old bytes of disks go that have an instant in live/: room for a whole disk each
+        /// [default: beside the disk]
+        #[arg(long, value_name = "DIR")]
+        scratch_dir: Option<String>,
         /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), or one or more image files
         #[arg(required = true, value_name = "SOURCE")]
         sources: Vec<String>,
@@ -166,12 +174,16 @@ fn action(command: Command) -> Result<Action, Failure> {
             foreground,
             options,
             guest_agent,
+            scratch_dir,
             sources,
             mountpoint,
         } => {
             let mut options = Options::parse(&options)?;
             if let Some(socket) = guest_agent {
                 options.set_guest_agent(&socket)?;
+            }
+            if let Some(directory) = scratch_dir {
+                options.set_scratch_dir(&directory)?;
             }
             options.check_quiesce()?;
             let source = source::classify(&sources, options.format.clone())?;

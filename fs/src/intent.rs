@@ -70,6 +70,22 @@ pub enum Intent {
         /// The point's name.
         name: String,
     },
+    /// `mkdir disks/DISK/live/NAME`
+    TakeLive {
+        /// The disk's name.
+        disk: String,
+        /// The point's name.
+        name: String,
+    },
+    /// `rmdir disks/DISK/live/NAME`
+    DeleteLive {
+        /// The disk's name.
+        disk: String,
+        /// The point's identity.
+        id: String,
+        /// The point's name.
+        name: String,
+    },
     /// `echo NAME > disks/DISK/rollback`
     Rollback {
         /// The disk's name.
@@ -128,6 +144,10 @@ impl Intent {
             Intent::DeleteInternal { disk, name } => {
                 ("rmdir", format!("/disks/{disk}/internal/{name}"))
             }
+            Intent::TakeLive { disk, name } => ("mkdir", format!("/disks/{disk}/live/{name}")),
+            Intent::DeleteLive { disk, name, .. } => {
+                ("rmdir", format!("/disks/{disk}/live/{name}"))
+            }
             Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
             Intent::ControlJob { disk, id, command } => {
                 ("write", format!("/disks/{disk}/jobs/{id}/ctl '{command}'"))
@@ -183,6 +203,13 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
                 taken,
             )
         }
+        Section::Live => (
+            Intent::TakeLive {
+                disk: disk_name,
+                name: point,
+            },
+            disk.live(name).is_some(),
+        ),
         Section::Layers | Section::Jobs => return Err(no_verb("mkdir")),
     };
     allowed(verbs, Effect::Makes)?;
@@ -196,7 +223,9 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         );
     }
     connected(model)?;
-    if let Some(why) = &disk.no_snapshots {
+    if let Some(why) = &disk.no_snapshots
+        && *section != Section::Live
+    {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
             format!("no snapshots of disk '{}': {why}", disk.name),
@@ -226,6 +255,11 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
             Some(Found::Internal { disk, internal, .. }) => Intent::DeleteInternal {
                 disk: disk.name.clone(),
                 name: internal.name.clone(),
+            },
+            Some(Found::Live { disk, live }) => Intent::DeleteLive {
+                disk: disk.name.clone(),
+                id: live.record.id.clone(),
+                name: live.record.name.clone(),
             },
             Some(Found::Branch { disk, branch }) => Intent::DeleteBranch {
                 disk: disk.name.clone(),
@@ -395,7 +429,7 @@ fn connected(model: &Model) -> Result<(), Failure> {
 
 fn no_verb(verb: &str) -> Failure {
     Failure::new(Errno::EPERM, format!("{verb} has no meaning here"))
-        .next("points are made in snapshots, disks/*/snapshots and disks/*/internal")
+        .next("points are made in snapshots, disks/*/snapshots, disks/*/internal and disks/*/live")
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod names;
 mod neighbours;
 mod record;
 
-pub use claim::{Claim, claim, claim_guest};
+pub use claim::{Claim, claim, claim_guest, claim_kept};
 pub use create::create_like;
 pub use foreign::name_foreign;
 pub use links::{fsync_dir, fsync_file, link_new, replace};

@@ -2,6 +2,10 @@
 //! Built by `ops::refresh` from QEMU's graph (or by `offline` from image headers), replaced
 //! whole, never changed in place. It knows no I/O, no FUSE and no QMP command.
 
+mod live;
+
+pub use live::Live;
+
 use qmpbridge::NodeName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -143,6 +147,8 @@ pub struct Disk {
     pub branches: Vec<Branch>,
     /// Internal snapshots of the active layer and of sealed layers.
     pub internals: Vec<Internal>,
+    /// Instants of the running disk, made by this mount.
+    pub lives: Vec<Live>,
     /// Jobs at work on this disk, and failed ones nobody has dismissed.
     pub jobs: Vec<Job>,
     /// Why snapshots cannot be made here ("raw"); None when they can.
@@ -189,6 +195,11 @@ impl Disk {
     /// The point of that name beside the chain.
     pub fn branch(&self, name: &str) -> Option<&Branch> {
         self.branches.iter().find(|branch| branch.name() == name)
+    }
+
+    /// The instant of that name.
+    pub fn live(&self, name: &str) -> Option<&Live> {
+        self.lives.iter().find(|live| live.record.name == name)
     }
 
     /// The internal snapshot of that name.

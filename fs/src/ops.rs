@@ -12,6 +12,7 @@ mod embedded;
 mod engine;
 mod group;
 mod internal;
+mod live;
 pub mod merge;
 mod nodes;
 mod observe;
@@ -23,6 +24,7 @@ mod rollback;
 mod serve;
 mod settle;
 mod snapshot;
+mod socket_directory;
 mod watch;
 
 use crate::errno::{Errno, Failure};
@@ -191,6 +193,17 @@ impl Source {
     }
 }
 
+/// How instants of running disks are kept and read.
+#[derive(Debug, Clone, Default)]
+pub struct LiveSettings {
+    /// Where the old bytes go; without it beside the disk's own file.
+    pub scratch_dir: Option<PathBuf>,
+    /// How much room one instant may take there.
+    pub scratch_limit: Option<u64>,
+    /// The socket of the NBD server that QEMU has already; without it qmpfs has one started.
+    pub nbd_server: Option<PathBuf>,
+}
+
 /// What the engine is started with.
 #[derive(Clone)]
 pub struct EngineConfig {
@@ -206,6 +219,8 @@ pub struct EngineConfig {
     pub guest_agent: Option<Address>,
     /// `quiesce=`
     pub quiesce: Quiesce,
+    /// `scratch_dir=`, `scratch_limit=`, `nbd_server=`
+    pub live: LiveSettings,
     /// `-o name=`
     pub vm_name: Option<String>,
     /// What happened, for the `log` file.

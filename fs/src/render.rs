@@ -110,6 +110,7 @@ pub fn instant(found: &Found<'_>) -> Option<SystemTime> {
         Found::Layer { layer, .. } => layer_instant(layer),
         Found::Branch { branch, .. } => layer_instant(&branch.layer),
         Found::Internal { internal, .. } => Some(internal.time),
+        Found::Live { live, .. } => parse_rfc3339(&live.record.time),
     }
 }
 
@@ -127,6 +128,7 @@ pub fn estimated_sizes(found: &Found<'_>) -> Sizes {
         Found::Layer { layer, .. } => layer.virtual_size,
         Found::Branch { branch, .. } => branch.layer.virtual_size,
         Found::Internal { internal, .. } => internal.virtual_size,
+        Found::Live { live, .. } => live.virtual_size,
     };
     let files = found
         .layers()

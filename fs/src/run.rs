@@ -84,6 +84,7 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
         merge: options.merge,
         guest_agent: options.guest_agent.clone(),
         quiesce: options.quiesce(),
+        live: options.live.clone(),
         vm_name: options.vm_name.clone(),
         log: Arc::clone(&log),
         embedded_disks: Vec::new(),

@@ -16,7 +16,7 @@ pub use daemon::{
     own_ids, xattr_text,
 };
 pub use file::{
-    Stretch, directory_sync, file_id, file_id_of, free_bytes, names_of, open_for_reading,
+    Stretch, directory_sync, file_id, file_id_of, free_bytes, names_of, open_for_reading, reserve,
     stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};

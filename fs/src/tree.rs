@@ -11,7 +11,9 @@ pub use group::{Group, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
-pub use place::{Found, external_key, find_in, find_point, internal_key, layer_key, point_place};
+pub use place::{
+    Found, external_key, find_in, find_point, internal_key, layer_key, live_key, point_place,
+};
 
 /// One entry of the tree, by meaning. Two entries with the same key are the same inode.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -113,15 +115,17 @@ pub enum Section {
     Layers,
     Snapshots,
     Internal,
+    Live,
     Jobs,
 }
 
 impl Section {
     /// All of them, as listed.
-    pub const ALL: [Section; 4] = [
+    pub const ALL: [Section; 5] = [
         Section::Layers,
         Section::Snapshots,
         Section::Internal,
+        Section::Live,
         Section::Jobs,
     ];
 
@@ -131,6 +135,7 @@ impl Section {
             Section::Layers => "layers",
             Section::Snapshots => "snapshots",
             Section::Internal => "internal",
+            Section::Live => "live",
             Section::Jobs => "jobs",
         }
     }
@@ -228,6 +233,7 @@ pub enum PointKind {
     Layer,
     External,
     Internal,
+    Live,
 }
 
 impl NodeKey {
@@ -276,6 +282,7 @@ impl PointKind {
             PointKind::Layer => Section::Layers,
             PointKind::External => Section::Snapshots,
             PointKind::Internal => Section::Internal,
+            PointKind::Live => Section::Live,
         }
     }
 }

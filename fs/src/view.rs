@@ -1,5 +1,6 @@
 //! An open view: the bytes of one point, read from the sealed files of its chain.
-//! It knows layers, locks and the qcow2 reader; it knows no FUSE, no QMP and no verb.
+//! It knows layers, locks and the qcow2 reader, and that a server can have the bytes instead; it knows
+//! no FUSE, no QMP and no verb.
 //! Invariants: a view's chain never changes; of QEMU's lock bytes only 100 is ever held;
 //! no lock of ours is held while a file is read.
 
@@ -20,14 +21,23 @@ pub use lock::written_by_someone;
 
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;
+use crate::nbd::{self, Seek};
 use extents::Extents;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
+/// Where the bytes are.
+enum Content {
+    /// In files, read here.
+    Chain(Arc<OpenChain>),
+    /// Served by somebody else; and what tells the one from another.
+    Served(Arc<nbd::Disk>, String),
+}
+
 /// The disk as it was at one instant. Read by many threads at once.
 pub struct View {
-    opened: Arc<OpenChain>,
+    content: Content,
     /// Bytes that are data, once somebody has asked.
     allocated: OnceLock<u64>,
     _lease: Lease,
@@ -37,9 +47,26 @@ impl View {
     /// A view of an open chain, which keeps its point for as long as it lives.
     pub fn new(opened: Arc<OpenChain>, lease: Lease) -> View {
         View {
-            opened,
+            content: Content::Chain(opened),
             allocated: OnceLock::new(),
             _lease: lease,
+        }
+    }
+
+    /// A view of a disk that somebody serves, told from others by `identity`.
+    pub fn served(disk: Arc<nbd::Disk>, identity: &str, lease: Lease) -> View {
+        View {
+            content: Content::Served(disk, identity.to_owned()),
+            allocated: OnceLock::new(),
+            _lease: lease,
+        }
+    }
+
+    /// The server's disk, if it is one: nobody needs to wait for its answers.
+    pub fn server(&self) -> Option<&Arc<nbd::Disk>> {
+        match &self.content {
+            Content::Chain(_) => None,
+            Content::Served(disk, _) => Some(disk),
         }
     }
 
@@ -55,12 +82,15 @@ impl View {
 
     /// Bytes of the disk.
     pub fn virtual_size(&self) -> u64 {
-        self.opened.chain().virtual_size()
+        match &self.content {
+            Content::Chain(opened) => opened.chain().virtual_size(),
+            Content::Served(disk, _) => disk.size(),
+        }
     }
 
     /// The file whose bytes are the view's, first to last, if there is one.
     pub fn as_file(&self) -> Option<&File> {
-        match self.opened.layers() {
+        match self.opened()?.layers() {
             [only] => only.as_file(self.virtual_size()),
             _ => None,
         }
@@ -68,17 +98,22 @@ impl View {
 
     /// The next offset, from `offset` on, where there is data; None when there is none to the end.
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, Failure> {
-        self.extents()
-            .next(offset, true)
-            .map_err(|error| failure(&error))
+        match &self.content {
+            Content::Chain(opened) => Extents::new(opened)
+                .next(offset, true)
+                .map_err(|error| failure(&error)),
+            Content::Served(disk, _) => disk.seek_now(offset, Seek::Data),
+        }
     }
 
     /// The next offset, from `offset` on, where there is a hole. The end of the disk is one.
     pub fn seek_hole(&self, offset: u64) -> Result<u64, Failure> {
-        let hole = self
-            .extents()
-            .next(offset, false)
-            .map_err(|error| failure(&error))?;
+        let hole = match &self.content {
+            Content::Chain(opened) => Extents::new(opened)
+                .next(offset, false)
+                .map_err(|error| failure(&error))?,
+            Content::Served(disk, _) => disk.seek_now(offset, Seek::Hole)?,
+        };
         Ok(hole.unwrap_or_else(|| self.virtual_size()))
     }
 
@@ -87,29 +122,35 @@ impl View {
         if let Some(known) = self.allocated.get() {
             return Ok(*known);
         }
-        let bytes = self
-            .extents()
-            .data_bytes()
-            .map_err(|error| failure(&error))?;
+        let bytes = match &self.content {
+            Content::Chain(opened) => Extents::new(opened)
+                .data_bytes()
+                .map_err(|error| failure(&error))?,
+            Content::Served(disk, _) => disk.allocated_now()?,
+        };
         Ok(*self.allocated.get_or_init(|| bytes))
     }
 
     /// What the files of the view were when it was opened: the same number, the same bytes.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for layer in self.opened.layers() {
-            layer.stamps().hash(&mut hasher);
+        match &self.content {
+            Content::Chain(opened) => {
+                for layer in opened.layers() {
+                    layer.stamps().hash(&mut hasher);
+                }
+            }
+            Content::Served(_, identity) => identity.hash(&mut hasher),
         }
         hasher.finish()
     }
 
-    /// The layers that are read, base first.
-    pub fn opened(&self) -> &OpenChain {
-        &self.opened
-    }
-
-    fn extents(&self) -> Extents<'_> {
-        Extents::new(&self.opened)
+    /// The layers that are read, base first. None where somebody else reads them.
+    pub fn opened(&self) -> Option<&OpenChain> {
+        match &self.content {
+            Content::Chain(opened) => Some(opened),
+            Content::Served(..) => None,
+        }
     }
 }
 

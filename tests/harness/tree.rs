@@ -25,6 +25,11 @@ impl DiskDir {
         Point(self.0.join("internal").join(name))
     }
 
+    /// An instant of the running disk.
+    pub fn live(&self, name: &str) -> Point {
+        Point(self.0.join("live").join(name))
+    }
+
     /// A sealed layer, by its place in the chain: the base is 0.
     #[track_caller]
     pub fn layer(&self, index: usize) -> Point {

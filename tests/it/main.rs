@@ -34,6 +34,7 @@ mod faults_to_survive;
 mod guest;
 mod harness;
 mod internal;
+mod live;
 mod merge;
 mod model;
 mod others;

@@ -1,10 +1,11 @@
 //! The list after `-o`, named as people know it from other filesystems.
 
+use crate::bytes;
 use crate::errno::{Errno, Failure};
 use crate::fuse::Access;
 use crate::intent::Verbs;
 use crate::model::{Format, Quiesce};
-use crate::ops::MergePolicy;
+use crate::ops::{LiveSettings, MergePolicy};
 use qmpbridge::Address;
 use std::path::PathBuf;
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub guest_agent: Option<Address>,
     /// `quiesce=`; without it a guest agent is tried where one was named.
     pub quiesce: Option<Quiesce>,
+    /// `scratch_dir=`, `scratch_limit=`, `nbd_server=`
+    pub live: LiveSettings,
     /// `format=`
     pub format: Option<Format>,
     /// `name=`
@@ -62,6 +65,7 @@ impl Default for Options {
             merge: MergePolicy::Auto,
             guest_agent: None,
             quiesce: None,
+            live: LiveSettings::default(),
             format: None,
             vm_name: None,
             log_file: None,
@@ -138,6 +142,19 @@ impl Options {
         Ok(())
     }
 
+    /// Where the old bytes of running disks go: a directory that is there.
+    pub(super) fn set_scratch_dir(&mut self, text: &str) -> Result<(), Failure> {
+        let path = absolute("scratch_dir", text)?;
+        if !path.is_dir() {
+            return Err(
+                Failure::new(Errno::ENOENT, format!("{} is no directory", path.display()))
+                    .next("make it, on a filesystem with room for the largest disk"),
+            );
+        }
+        self.live.scratch_dir = Some(path);
+        Ok(())
+    }
+
     /// Whether what was asked of the guest agent can be meant, once all options are known.
     pub(super) fn check_quiesce(&self) -> Result<(), Failure> {
         if self.guest_agent.is_none()
@@ -176,14 +193,22 @@ impl Options {
                     "quiesce=off, quiesce=try or quiesce=require",
                 ));
             }
+            ("scratch_dir", Some(value)) if !value.is_empty() => self.set_scratch_dir(value)?,
+            ("scratch_limit", Some(value)) => {
+                let bytes =
+                    bytes::parse(value).map_err(|_| one_of(option, "scratch_limit=BYTES"))?;
+                self.live.scratch_limit = Some(bytes);
+            }
+            ("nbd_server", Some(value)) if !value.is_empty() => {
+                let path = value.strip_prefix("unix:").unwrap_or(value);
+                self.live.nbd_server = Some(absolute(option, path)?);
+            }
             ("format", Some("raw")) => self.format = Some(Format::Raw),
             ("format", Some("qcow2")) => self.format = Some(Format::Qcow2),
             ("format", _) => return Err(one_of(option, "format=raw or format=qcow2")),
             ("name", Some(value)) if !value.is_empty() => self.vm_name = Some(value.to_owned()),
             ("log", Some(value)) if !value.is_empty() => {
-                let path = std::path::absolute(value)
-                    .map_err(|error| Failure::io(format_args!("use {option}"), &error))?;
-                self.log_file = Some(path);
+                self.log_file = Some(absolute(option, value)?);
             }
             ("allow_other", None) => self.access = Access::Everybody,
             ("allow_root", None) => self.access = Access::OwnerAndRoot,
@@ -213,6 +238,11 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The daemon leaves its directory.
+fn absolute(option: &str, path: &str) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::io(format_args!("use {option}"), &error))
 }
 
 fn one_of(option: &str, expected: &str) -> Failure {
@@ -276,12 +306,35 @@ mod tests {
             "format=vmdk",
             "name=",
             "suid",
+            "scratch_limit=much",
+            "nbd_server=",
         ] {
             let message = parse(bad).expect_err(bad);
             assert!(message.contains(bad), "{message}");
         }
         assert!(parse("auto_unmount").is_err());
         assert!(parse("passthrough").is_err());
+    }
+
+    #[test]
+    fn where_instants_of_running_disks_are_kept() {
+        let live = |list: &str| parse(list).map(|options| options.live);
+        let all =
+            live("scratch_dir=/tmp,scratch_limit=10G,nbd_server=unix:/run/nbd").expect("known");
+        assert_eq!(
+            all.scratch_dir.as_deref(),
+            Some(std::path::Path::new("/tmp"))
+        );
+        assert_eq!(all.scratch_limit, Some(10 << 30));
+        assert_eq!(
+            all.nbd_server.as_deref(),
+            Some(std::path::Path::new("/run/nbd"))
+        );
+        assert!(
+            live("scratch_dir=/nowhere")
+                .expect_err("not there")
+                .contains("no directory")
+        );
     }
 
     #[test]

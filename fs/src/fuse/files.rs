@@ -7,6 +7,7 @@ use super::shared::Shared;
 use super::shared::stream_of;
 use super::{TEXT_FLAGS, caller, failed, message, verbs};
 use crate::errno::{Errno, Failure};
+use crate::nbd::Seek;
 use crate::ops::{Request, WaitScope};
 use crate::sys::Bytes;
 use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile, RootFile};
@@ -167,7 +168,39 @@ pub(super) fn read(
             );
             shared.engine.send(Request::Wait { scope, answer });
         }
-        Handle::View(open) => read_view(shared, open, request, flags, (offset, size), reply),
+        Handle::View(open) => match open.view.server() {
+            None => read_view(shared, open, request, flags, (offset, size), reply),
+            Some(server) => {
+                let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
+                server.read(offset, size as usize, move |read| {
+                    served(&shared, &handle, offset, read, reply);
+                });
+            }
+        },
+    }
+}
+
+/// Answers a read with what a server had, on the thread that got it.
+fn served(
+    shared: &Shared,
+    handle: &Handle,
+    offset: u64,
+    read: Result<Vec<u8>, Failure>,
+    reply: ReplyData,
+) {
+    let Handle::View(open) = handle else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    match read {
+        Ok(bytes) => {
+            open.bytes_read
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            reply.data(&bytes);
+        }
+        Err(failure) => {
+            reply.error(failed(&failure));
+            complain(shared, open, offset, &failure);
+        }
     }
 }
 
@@ -210,6 +243,11 @@ fn read_view(
     if let Some(reply) = reply {
         reply.error(failed(&failure));
     }
+    complain(shared, open, offset, &failure);
+}
+
+/// One line of the log says why a view cannot be read.
+fn complain(shared: &Shared, open: &OpenView, offset: u64, failure: &Failure) {
     if !open.complained.swap(true, Ordering::Relaxed) {
         let model = shared.engine.model();
         let file = NodeKey::PointFile(open.point.clone(), PointFile::DiskRaw);
@@ -241,7 +279,16 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
     let found = match (handle.as_deref(), u64::try_from(offset)) {
         (None, _) => return reply.error(fuser::Errno::EBADF),
         (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
-        (Some(Handle::View(open)), Ok(offset)) => seek_view(&open.view, offset, whence),
+        (Some(Handle::View(open)), Ok(offset)) => match (open.view.server(), seek_of(whence)) {
+            (Some(server), Some(seek)) => {
+                let handle = handle.clone();
+                return server.seek(offset, seek, move |found| {
+                    answer_seek(found, whence, reply);
+                    drop(handle);
+                });
+            }
+            _ => seek_view(&open.view, offset, whence),
+        },
         // A text is all data.
         (Some(Handle::Text(text) | Handle::Control { text, .. }), Ok(offset)) => {
             Ok(seek_text(text.len() as u64, offset, whence))
@@ -254,6 +301,18 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
             Ok(seek_text(0, offset, whence))
         }
     };
+    answer_seek(found, whence, reply);
+}
+
+fn seek_of(whence: i32) -> Option<Seek> {
+    match whence {
+        libc::SEEK_DATA => Some(Seek::Data),
+        libc::SEEK_HOLE => Some(Seek::Hole),
+        _ => None,
+    }
+}
+
+fn answer_seek(found: Result<Option<u64>, Failure>, whence: i32, reply: ReplyLseek) {
     match found.map(|found| found.map(i64::try_from)) {
         Ok(Some(Ok(offset))) => reply.offset(offset),
         Ok(Some(Err(_))) => reply.error(fuser::Errno::EOVERFLOW),

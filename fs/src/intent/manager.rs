@@ -38,6 +38,10 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Beside,
             format!("virsh snapshot-delete {} {name}", model.vm.name),
         ),
+        Intent::TakeLive { .. } | Intent::DeleteLive { .. } => (
+            Reach::Beside,
+            format!("virsh backup-begin {}", model.vm.name),
+        ),
         Intent::Rollback { name, .. } => (
             Reach::Chain,
             format!("virsh snapshot-revert {} {name}", model.vm.name),

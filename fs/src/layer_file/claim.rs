@@ -47,6 +47,15 @@ pub fn claim_guest(pid: i32) -> Result<Claim, Failure> {
     })
 }
 
+/// Claims what a process keeps for as long as it lives, by the random digits in its name; EBUSY while
+/// that process lives.
+pub fn claim_kept(digits: &str) -> Result<Claim, Failure> {
+    bind(format!("qmpfs/kept/{digits}")).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::new(Errno::EBUSY, "another qmpfs has it"),
+        _ => Failure::io(format!("claim {digits}"), &error),
+    })
+}
+
 fn bind(name: String) -> std::io::Result<Claim> {
     let name = SocketAddr::from_abstract_name(name)?;
     UnixDatagram::bind_addr(&name).map(|name| Claim { _name: name })

@@ -88,6 +88,7 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
         active,
         layers,
         internals,
+        lives: Vec::new(),
         jobs: Vec::new(),
         no_snapshots: Some("mounted with -o ro".into()),
         tuning: Tuning::default(),

@@ -5,6 +5,7 @@
 
 use super::nodes::add_chain;
 use super::recover;
+use super::socket_directory::SocketDirectory;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::offline::{self, ResolvedLayer};
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The program.
 const PROGRAM: &str = "qemu-storage-daemon";
+/// Its monitor.
+const SOCKET: &str = "qmp";
 /// How long it may take to open its monitor.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 /// How long it may take to end after `quit`: it flushes its images.
@@ -172,38 +175,11 @@ fn end_now(child: &mut Child) {
     }
 }
 
-/// A directory of ours with a socket in it; both go when this is dropped.
-struct SocketDirectory(PathBuf);
-
-impl SocketDirectory {
-    fn new() -> Result<Self, Failure> {
-        let parent = std::env::var_os("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|path| path.is_dir())
-            .unwrap_or_else(std::env::temp_dir);
-        let path = parent.join(format!("qmpfs-{}", crate::layer_file::random_hex()));
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|error| Failure::io(format!("create {}", path.display()), &error))?;
-        Ok(SocketDirectory(path))
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("qmp")
-    }
-}
-
-impl Drop for SocketDirectory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.socket());
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 fn spawn() -> Result<(Child, SocketDirectory), Failure> {
-    let directory = SocketDirectory::new()?;
+    let directory = SocketDirectory::new(
+        &format!("qmpfs-{}", crate::layer_file::random_hex()),
+        SOCKET,
+    )?;
     let mut command = Command::new(PROGRAM);
     command
         .arg("--chardev")

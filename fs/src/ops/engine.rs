@@ -14,6 +14,7 @@ pub(super) use turns::{DiskGuard, Turn};
 
 use super::EngineConfig;
 use super::carried;
+use super::live;
 use super::nodes::Carried;
 use super::observe;
 use super::quiesce::Agent;
@@ -40,6 +41,7 @@ pub struct Engine {
     pub(super) leases: Arc<Leases>,
     pub(super) log: Arc<Log>,
     agent: Option<Arc<Agent>>,
+    pub(super) lives: live::Book,
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     looked: Cell<Option<Instant>>,
@@ -103,6 +105,7 @@ impl Engine {
                 .clone()
                 .map(|address| Arc::new(Agent::new(address, Arc::clone(&config.log)))),
             config,
+            lives: live::Book::default(),
             model,
             disks: RefCell::default(),
             looked: Cell::new(None),
@@ -163,8 +166,9 @@ impl Engine {
         Ok(disks)
     }
 
-    /// Refuses to change disks that a job of another monitor is at work on.
+    /// Refuses to change disks that have a live instant, or that a job of another monitor is at work on.
     pub(super) async fn free_of_others(&self, wanted: &BTreeSet<String>) -> Result<(), Failure> {
+        self.lives.refuse(wanted)?;
         let Ok(bridge) = self.bridge() else {
             return Ok(());
         };

@@ -2,7 +2,7 @@
 //! is, and what we wrote down about it. Reads names, inodes and extended attributes of the layers'
 //! files; changes nothing.
 
-use super::carried;
+use super::{carried, live};
 use crate::intent::Verbs;
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Manager, Tuning};
@@ -88,15 +88,18 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manage
         "blockdev-create",
         "transaction",
     ];
-    let needs: [(&str, &[&str]); 4] = [
+    let needs: [(&str, &[&str]); 5] = [
         ("snapshots", seal),
         ("all-disks", seal),
         ("internal", &["blockdev-snapshot-internal-sync"]),
+        ("live", &live::NEEDS),
         ("merge", &["block-stream", "block-commit"]),
     ];
     let allowed = |name: &str| match manager {
         None => !verbs.read_only,
-        Some(Manager::Libvirt) => !verbs.read_only && verbs.coexist && name == "internal",
+        Some(Manager::Libvirt) => {
+            !verbs.read_only && verbs.coexist && matches!(name, "internal" | "live")
+        }
     };
     needs
         .iter()
@@ -147,6 +150,9 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
 }
 
 fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
+    if live::is_scratch(&root.node) {
+        return None;
+    }
     let chain = graph.chain(&root.node);
     let top = *chain.first()?;
     let active = layer(graph, top, sight);
@@ -184,6 +190,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         active,
         layers,
         internals,
+        lives: Vec::new(),
         jobs: Vec::new(),
         tuning: Tuning {
             direct: top.cache.direct,

@@ -56,10 +56,13 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
             .next("see which there are: ls the directory again")
     };
     let found = find_point(&model, point).ok_or_else(gone)?;
+    if let Found::Live { live, .. } = found {
+        return super::live::open(engine, live, pid).await;
+    }
     let chain = found.layers();
     let internal = match found {
         Found::Internal { internal, .. } => Some(internal.clone()),
-        Found::Layer { .. } | Found::Branch { .. } => None,
+        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => None,
     };
     if let Found::Branch { .. } = found {
         // QEMU has no part in it: somebody may have started a VM on such a file
@@ -110,7 +113,13 @@ fn at_internal(
     };
     let view = View::open(cache, specs, Some(&at), lease)?;
     // One that somebody made again has the id and the name, but another instant.
-    if view.opened().snapshot_time(&at)? != Some(internal.time) {
+    let opened = view.opened();
+    if opened
+        .map(|opened| opened.snapshot_time(&at))
+        .transpose()?
+        .flatten()
+        != Some(internal.time)
+    {
         return Err(Failure::new(
             Errno::ESTALE,
             format!("'{}' was removed and made again", internal.tag),

@@ -10,7 +10,7 @@ mod strays;
 pub(super) use strays::{Whose, idle_nodes};
 
 use super::engine::{DiskGuard, Engine};
-use super::{merge, quiesce, rollback, settle};
+use super::{live, merge, quiesce, rollback, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
@@ -53,7 +53,12 @@ pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Fai
 /// An unfinished seal, a pivot without its rename, merges whose job has done its work, strays, and a
 /// guest that was left frozen.
 pub(super) async fn files_and_graph(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
-    let repaired = repair(engine, guard).await;
+    // a verb of live/ may have left something
+    let swept = match engine.is_unsettled(guard.name()) {
+        true => live::sweep(engine).await,
+        false => Ok(()),
+    };
+    let repaired = repair(engine, guard).await.and(swept);
     // only now: a guest that was left stopped runs, and the files have the names QEMU knows them by;
     // but it thaws also where something else cannot be repaired
     if !engine.config.verbs.read_only {

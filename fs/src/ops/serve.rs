@@ -4,7 +4,7 @@
 use super::embedded::StorageDaemon;
 use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
-use super::{branch, control, group, internal, merge, open, rollback, snapshot, watch};
+use super::{branch, control, group, internal, live, merge, open, rollback, snapshot, watch};
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
 use crate::model::Model;
@@ -60,6 +60,7 @@ pub(super) async fn serve(
     if let Some(agent) = engine.agent() {
         agent.idle().await;
     }
+    live::end_all(&engine).await;
     if let Some(daemon) = daemon {
         daemon.stop().await;
     }
@@ -164,6 +165,12 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
             logged(held(&engine, &disk, delete).await);
         }
+        Intent::TakeLive { disk, name } => {
+            logged(live_verb(&engine, &disk, LiveVerb::Take(name)).await)
+        }
+        Intent::DeleteLive { disk, id, .. } => {
+            logged(live_verb(&engine, &disk, LiveVerb::Delete(id)).await);
+        }
         Intent::Rollback { disk, point, .. } => {
             let back = async |guard: &DiskGuard| rollback::to(&engine, guard, &point).await;
             logged(held(&engine, &disk, back).await);
@@ -186,6 +193,24 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             logged(control::job(&engine, &disk, &id, command).await);
         }
     }
+}
+
+enum LiveVerb {
+    /// The name.
+    Take(String),
+    /// The identity.
+    Delete(String),
+}
+
+/// Like `held`, of a disk that may have other instants, or a job of another monitor, at the same time.
+async fn live_verb(engine: &Engine, disk: &str, verb: LiveVerb) -> Result<(), Failure> {
+    let guard = engine.hold_to_settle(disk).await?;
+    let outcome = match verb {
+        LiveVerb::Take(name) => live::take(engine, &guard, &name).await,
+        LiveVerb::Delete(id) => live::delete(engine, &id).await,
+    };
+    seen(engine, &[&guard], &outcome).await;
+    outcome
 }
 
 /// Does one thing to a disk while nobody else does anything to it, and looks at what came of it.

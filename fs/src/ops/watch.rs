@@ -2,6 +2,7 @@
 //! be lost; the graph is the truth. A burst of them costs one look.
 
 use super::engine::Engine;
+use super::live;
 use super::quiesce;
 use super::recover;
 use crate::errno::Errno;
@@ -85,7 +86,10 @@ pub(super) async fn report_events(engine: Rc<Engine>) {
     let events = engine.log.events();
     loop {
         match received.recv().await {
-            Ok(event) => events.qemu(&event.name, &event.data, event.seconds, event.microseconds),
+            Ok(event) => {
+                engine.lives.heard(&event);
+                events.qemu(&event.name, &event.data, event.seconds, event.microseconds);
+            }
             Err(RecvError::Lagged(count)) => events.missed(count),
             Err(RecvError::Closed) => return,
         }
@@ -136,10 +140,21 @@ pub(super) fn look_at_agent(engine: &Rc<Engine>) {
 
 /// Finishes or undoes what was left unfinished on every disk, and then shows what there is.
 pub(super) async fn recover_all(engine: &Rc<Engine>) {
+    // first: no layer can be put right below an instant that a killed mount left
+    if let Err(failure) = live::sweep(engine).await {
+        engine.report_once(&format!("live instants are not settled yet: {failure}"));
+    }
     match engine.observe().await {
         Ok(disks) => {
-            for disk in disks.iter().filter(|disk| disk.no_snapshots.is_none()) {
-                recover_one(engine, &disk.name).await;
+            for disk in &disks {
+                match disk.no_snapshots {
+                    None => recover_one(engine, &disk.name).await,
+                    // frozen for a live instant, it may be
+                    Some(_) if !engine.config.verbs.read_only => {
+                        quiesce::thaw_leftover(engine, disk).await;
+                    }
+                    Some(_) => {}
+                }
             }
         }
         Err(failure) => tracing::debug!(%failure, "no look at the disks"),

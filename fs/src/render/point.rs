@@ -1,7 +1,7 @@
 //! point.json.
 
 use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
-use crate::model::{Layer, Model};
+use crate::model::{Layer, Model, PointRecord};
 use crate::tree::{Found, Group, PointKey, PointKind, find_group, point_place};
 use serde::Serialize;
 
@@ -29,6 +29,8 @@ pub(super) struct PointJson {
     frozen_ms: Option<u64>,
     quiesce_error: Option<String>,
     missing: Vec<String>,
+    /// Why it cannot be read any more.
+    error: Option<String>,
 }
 
 pub(super) fn point(
@@ -44,16 +46,18 @@ pub(super) fn point(
             PointKind::Layer => "layer",
             PointKind::External => "external",
             PointKind::Internal => "internal",
+            PointKind::Live => "live",
         },
         name: point_place(model, key)
             .map(|(_, _, name)| name)
             .unwrap_or_default(),
         disk: found.disk().name.clone(),
-        in_chain: !matches!(found, Found::Branch { .. }),
+        in_chain: !matches!(found, Found::Branch { .. } | Found::Live { .. }),
         time: instant(found).map(rfc3339),
         made_by: match found {
             Found::Layer { layer, .. } => Some(made_by(layer)),
             Found::Branch { branch, .. } => Some(made_by(&branch.layer)),
+            Found::Live { .. } => Some("qmpfs"),
             // a snapshot table does not say
             Found::Internal { .. } => None,
         },
@@ -65,6 +69,10 @@ pub(super) fn point(
         frozen_ms: how.frozen_ms,
         quiesce_error: how.quiesce_error.map(str::to_owned),
         missing: missing(model, found),
+        error: match found {
+            Found::Live { live, .. } => live.broken.clone(),
+            Found::Layer { .. } | Found::Branch { .. } | Found::Internal { .. } => None,
+        },
     }
 }
 
@@ -79,7 +87,12 @@ fn files(found: &Found<'_>) -> Vec<String> {
                 true => &disk.active_path,
                 false => &layer.path,
             });
+    let scratch = match found {
+        Found::Live { live, .. } => Some(&live.scratch),
+        Found::Layer { .. } | Found::Branch { .. } | Found::Internal { .. } => None,
+    };
     paths
+        .chain(scratch)
         .map(|path| path.to_string_lossy().into_owned())
         .collect()
 }
@@ -95,6 +108,7 @@ fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
     let (consistency, frozen_ms, quiesce_error) = match found {
         Found::Layer { layer, .. } => recorded(layer),
         Found::Branch { branch, .. } => recorded(&branch.layer),
+        Found::Live { live, .. } => told(&live.record),
         Found::Internal { internal, .. } => match &internal.record {
             Some(record) => (
                 record.consistency.as_str(),
@@ -113,14 +127,18 @@ fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
 
 fn recorded(layer: &Layer) -> (&str, Option<u64>, Option<&str>) {
     match &layer.record {
-        Some(record) => (
-            record.consistency.as_str(),
-            record.frozen_ms,
-            record.quiesce_error.as_deref(),
-        ),
+        Some(record) => told(record),
         // Nobody wrote down how it came to be.
         None => ("unknown", None, None),
     }
+}
+
+fn told(record: &PointRecord) -> (&str, Option<u64>, Option<&str>) {
+    (
+        record.consistency.as_str(),
+        record.frozen_ms,
+        record.quiesce_error.as_deref(),
+    )
 }
 
 fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
@@ -137,7 +155,7 @@ fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
 /// What of the machine at that instant this point does not hold.
 fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
     let ram_saved = match found {
-        Found::Layer { .. } | Found::Branch { .. } => false,
+        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => false,
         Found::Internal { internal, .. } => internal.vm_state_size > 0,
     };
     let mut missing = machine(model);
@@ -164,7 +182,7 @@ fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
     match found {
         Found::Layer { layer, .. } => recorded_group(model, layer),
         Found::Branch { branch, .. } => recorded_group(model, &branch.layer),
-        Found::Internal { .. } => None,
+        Found::Internal { .. } | Found::Live { .. } => None,
     }
 }
 

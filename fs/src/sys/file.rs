@@ -60,6 +60,14 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
 }
 
+/// Gives a file `bytes` of room at least, so that no write below that can find the disk full. What is
+/// new reads as zeros. Filesystems that cannot promise it say EOPNOTSUPP.
+pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    // SAFETY: the descriptor is open as long as `file` is borrowed, and no pointer is passed.
+    retried(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) }).map(drop)
+}
+
 /// A part of a file that is all data or all hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {

@@ -2,7 +2,7 @@
 
 use super::{
     DiskFile, JobFile, NodeKey, PointFile, RootFile, Section, external_key, find_group, find_point,
-    groups, internal_key, layer_dir_name, layer_key, point_place,
+    groups, internal_key, layer_dir_name, layer_key, live_key, point_place,
 };
 use crate::model::{Disk, Model};
 
@@ -159,6 +159,11 @@ fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
         Section::Internal => {
             for internal in &disk.internals {
                 wanted.add(&internal.name, || internal_key(disk, internal));
+            }
+        }
+        Section::Live => {
+            for live in &disk.lives {
+                wanted.add(&live.record.name, || Some(live_key(disk, live)));
             }
         }
         Section::Jobs => {

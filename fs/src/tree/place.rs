@@ -4,7 +4,7 @@
 use super::{
     NodeKey, PointKey, PointKind, Section, internal_identity, layer_dir_name, layer_identity,
 };
-use crate::model::{Branch, Disk, Internal, Layer, Model};
+use crate::model::{Branch, Disk, Internal, Layer, Live, Model};
 
 /// What a point's key means in a model.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,13 @@ pub enum Found<'a> {
         /// The snapshot.
         internal: &'a Internal,
     },
+    /// An instant of the running disk.
+    Live {
+        /// The disk it belongs to.
+        disk: &'a Disk,
+        /// The instant.
+        live: &'a Live,
+    },
 }
 
 impl<'a> Found<'a> {
@@ -42,11 +49,13 @@ impl<'a> Found<'a> {
         match self {
             Found::Layer { disk, .. }
             | Found::Branch { disk, .. }
-            | Found::Internal { disk, .. } => disk,
+            | Found::Internal { disk, .. }
+            | Found::Live { disk, .. } => disk,
         }
     }
 
-    /// The layers whose files it is made of, base first.
+    /// The layers whose files it is made of, base first. Those of an instant of the running disk are
+    /// read by QEMU alone.
     pub fn layers(&self) -> Vec<&'a Layer> {
         match self {
             Found::Layer { disk, index, .. } => disk.layers.iter().take(index + 1).collect(),
@@ -59,6 +68,7 @@ impl<'a> Found<'a> {
                 let below = internal.layer.unwrap_or(disk.layers.len());
                 disk.layers.iter().take(below).chain([*holder]).collect()
             }
+            Found::Live { disk, .. } => disk.layers.iter().chain([&disk.active]).collect(),
         }
     }
 }
@@ -88,6 +98,12 @@ pub fn find_in<'a>(disk: &'a Disk, point: &PointKey) -> Option<Found<'a>> {
                 internal,
             })
         }),
+        PointKind::Live => {
+            let mut lives = disk.lives.iter();
+            lives
+                .find(|live| live.record.id == point.identity)
+                .map(|live| Found::Live { disk, live })
+        }
     }
 }
 
@@ -96,10 +112,13 @@ pub fn point_place(model: &Model, point: &PointKey) -> Option<(String, Section, 
     let name = match find_point(model, point)? {
         Found::Layer { index, layer, .. } => match point.kind {
             PointKind::External => layer.point_name()?.to_owned(),
-            PointKind::Layer | PointKind::Internal => layer_dir_name(index, layer),
+            PointKind::Layer | PointKind::Internal | PointKind::Live => {
+                layer_dir_name(index, layer)
+            }
         },
         Found::Branch { branch, .. } => branch.name().to_owned(),
         Found::Internal { internal, .. } => internal.name.clone(),
+        Found::Live { live, .. } => live.record.name.clone(),
     };
     Some((point.disk.clone(), point.kind.section(), name))
 }
@@ -122,6 +141,11 @@ pub fn internal_key(disk: &Disk, internal: &Internal) -> Option<NodeKey> {
         PointKind::Internal,
         internal_identity(holder(disk, internal)?, internal),
     ))
+}
+
+/// The key of an instant of the running disk.
+pub fn live_key(disk: &Disk, live: &Live) -> NodeKey {
+    key(disk, PointKind::Live, live.record.id.clone())
 }
 
 fn key(disk: &Disk, kind: PointKind, identity: String) -> NodeKey {

@@ -40,6 +40,7 @@ fn disk(name: &str, active: Layer, layers: Vec<Layer>) -> Disk {
         active,
         layers,
         internals: Vec::new(),
+        lives: Vec::new(),
         jobs: Vec::new(),
         no_snapshots: None,
         tuning: Tuning::default(),

@@ -3,7 +3,7 @@
 //! it does not know who is answered.
 
 use super::cache::OpenChain;
-use super::{Cursor, View, failure};
+use super::{Content, Cursor, View, failure};
 use crate::errno::{Errno, Failure};
 use crate::sys::{Bytes, MappedFile};
 use qmpfs_qcow2::{Layer, Mapping, Source};
@@ -39,7 +39,13 @@ impl View {
         buffer: &mut Vec<u8>,
         send: impl FnOnce(&[Bytes<'_>]) -> R,
     ) -> Result<R, Failure> {
-        let opened = &*self.opened;
+        let opened = match &self.content {
+            Content::Chain(opened) => &**opened,
+            Content::Served(disk, _) => {
+                let bytes = disk.read_now(offset, size)?;
+                return Ok(send(&[Bytes::from(&bytes[..])]));
+            }
+        };
         let rest = opened.chain().virtual_size().saturating_sub(offset);
         let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
         let mut found = Found {

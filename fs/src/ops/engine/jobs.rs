@@ -174,6 +174,7 @@ impl Engine {
     /// What is not QEMU's to tell: the jobs, and that points in the queue are gone.
     pub(super) fn dress(&self, disk: &mut Disk) {
         let state = self.state(&disk.name);
+        disk.lives = self.lives.of(&disk.name);
         disk.jobs.retain(Job::by_others);
         let others = std::mem::take(&mut disk.jobs);
         disk.jobs = [state.jobs.borrow().clone(), others].concat();

@@ -335,6 +335,7 @@ mod tests {
             active,
             layers: vec![layer("base", false), layer("one", true), layer("two", true)],
             internals: Vec::new(),
+            lives: Vec::new(),
             jobs: Vec::new(),
             no_snapshots: None,
             tuning: Tuning::default(),

@@ -25,6 +25,7 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
         return crate::ops::branch::plan_text(disk, branch);
     }
     match point.kind {
+        PointKind::Live => "verb:   block-export-del, job-cancel, blockdev-del\ncopies: nothing\nfiles:  its scratch file is removed\n".into(),
         PointKind::Internal => format!(
             "verb:   blockdev-snapshot-delete-internal-sync\ncopies: nothing\nfiles:  its clusters are given back inside {}\n",
             disk.internal(&name)
@@ -55,7 +56,9 @@ fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
             .split_once('-')
             .and_then(|(index, _)| index.parse().ok())
             .filter(|index| *index < disk.layers.len()),
-        Section::Snapshots | Section::Internal | Section::Jobs => index_of(disk, name),
+        Section::Snapshots | Section::Internal | Section::Live | Section::Jobs => {
+            index_of(disk, name)
+        }
     }
 }
 

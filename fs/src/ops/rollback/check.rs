@@ -85,6 +85,11 @@ fn onto(disk: &Disk, point: &PointKey) -> Result<Layer, Failure> {
             crate::ops::open::refuse_if_written(&chain)?;
             Ok(branch.layer.clone())
         }
+        // not among the names that rollback takes
+        Found::Live { live, .. } => Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("'{}' is an instant of the running disk", live.record.name),
+        )),
         Found::Internal { internal, .. } => {
             Err(crate::intent::rollback_to_internal(disk, internal))
         }

@@ -4,9 +4,14 @@ use super::{Images, held, marks, open};
 use crate::errno::Errno;
 use crate::model::Format;
 use crate::sys;
-use crate::view::{LayerCache, LayerSpec, written_by_someone};
+use crate::view::{LayerCache, LayerSpec, OpenLayer, View, written_by_someone};
 use std::fs::File;
 use std::sync::Arc;
+
+/// The files of a view.
+fn layers(view: &View) -> &[Arc<OpenLayer>] {
+    view.opened().expect("a view of files").layers()
+}
 
 #[test]
 fn byte_100_is_held_on_every_layer_and_no_other_ever_201() {
@@ -56,13 +61,10 @@ fn views_share_their_layers() {
     let (_images, chain) = Images::chain();
     let cache = LayerCache::default();
     let (top, middle) = (open(&cache, &chain), open(&cache, &chain[..2]));
-    assert!(Arc::ptr_eq(
-        &top.opened().layers()[0],
-        &middle.opened().layers()[0]
-    ));
+    assert!(Arc::ptr_eq(&layers(&top)[0], &layers(&middle)[0]));
     assert_eq!(marks(&top), [1, 2, 3, 0]);
     assert_eq!(marks(&middle), [1, 2, 0, 0]);
-    let first = Arc::downgrade(&top.opened().layers()[2]);
+    let first = Arc::downgrade(&layers(&top)[2]);
     drop(top);
     assert!(
         first.upgrade().is_none(),
@@ -81,7 +83,7 @@ fn a_file_that_somebody_rewrote_is_read_anew() {
     let new = open(&cache, &chain);
     assert_eq!(marks(&new), [1, 2, 3, 4]);
     assert!(
-        Arc::ptr_eq(&new.opened().layers()[0], &old.opened().layers()[0]),
+        Arc::ptr_eq(&layers(&new)[0], &layers(&old)[0]),
         "the others are shared"
     );
 }
@@ -103,10 +105,7 @@ fn pinned_layers_stay_as_they_were() {
     sys::lock_byte_shared(&busy, 200).unwrap();
     let second = cache.pin(&chain[2..], None).unwrap();
     let during = open(&cache, &chain);
-    assert!(Arc::ptr_eq(
-        &during.opened().layers()[2],
-        &before.opened().layers()[2]
-    ));
+    assert!(Arc::ptr_eq(&layers(&during)[2], &layers(&before)[2]));
     assert_eq!(
         held(&chain[2].path),
         [200],
@@ -117,10 +116,7 @@ fn pinned_layers_stay_as_they_were() {
         ..chain[2].clone()
     };
     let by_name = open(&cache, &[chain[0].clone(), chain[1].clone(), nameless]);
-    assert!(Arc::ptr_eq(
-        &by_name.opened().layers()[2],
-        &before.opened().layers()[2]
-    ));
+    assert!(Arc::ptr_eq(&layers(&by_name)[2], &layers(&before)[2]));
 
     drop(pin);
     assert_eq!(
@@ -134,14 +130,11 @@ fn pinned_layers_stay_as_they_were() {
     let after = open(&cache, &chain);
     assert_eq!(marks(&after), [1, 2, 3, 4]);
     assert_eq!(marks(&before)[..3], [1, 2, 3]);
-    assert!(!Arc::ptr_eq(
-        &after.opened().layers()[2],
-        &before.opened().layers()[2]
-    ));
+    assert!(!Arc::ptr_eq(&layers(&after)[2], &layers(&before)[2]));
     drop(after);
     let again = open(&cache, &chain);
     assert!(
-        !Arc::ptr_eq(&again.opened().layers()[2], &before.opened().layers()[2]),
+        !Arc::ptr_eq(&layers(&again)[2], &layers(&before)[2]),
         "never the old map again"
     );
 }

@@ -1,0 +1,294 @@
+//! `mkdir` and `rmdir` in live/: an instant of the running disk that is copied nowhere. QEMU saves the
+//! old bytes of what the guest writes from then on in a scratch file (`blockdev-backup sync=none`), and
+//! an NBD export of that file's node shows the disk as it was ("fleecing"). Invariants: the scratch has
+//! room for all before the instant; an export goes before its job, which goes before its node.
+
+mod book;
+mod dismantle;
+mod names;
+mod scratch;
+mod server;
+mod sweep;
+
+pub(super) use book::Book;
+pub(super) use sweep::{end_all, sweep};
+
+use super::blocking::blocking;
+use super::engine::{DiskGuard, Engine};
+use super::quiesce::{Quiesced, Quiescing};
+use crate::errno::{Errno, Failure};
+use crate::layer_file::{self, Claim};
+use crate::leases::LeaseKey;
+use crate::model::{Disk, GroupRecord, Live, PointRecord};
+use crate::nbd;
+use crate::render;
+use book::Held;
+use names::Names;
+use qmpbridge::command::{BlockExportAdd, BlockdevBackup, ExportKind, Sync};
+use qmpbridge::{Bridge, NodeName, TransactionAction};
+use scratch::Scratch;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The commands of QEMU without which there is no instant of a running disk.
+pub(super) const NEEDS: [&str; 4] = [
+    "blockdev-backup",
+    "block-export-add",
+    "nbd-server-start",
+    "transaction",
+];
+
+/// Whether a node belongs to an instant of ours, and is no disk.
+pub(super) fn is_scratch(node: &NodeName) -> bool {
+    Names::of(node.as_str()).is_some()
+}
+
+/// One disk on its way.
+struct Part {
+    disk: Disk,
+    root: NodeName,
+    names: Names,
+    claim: Claim,
+    scratch: Option<Scratch>,
+}
+
+/// Makes an instant of one disk.
+pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+    let disk = engine.observe_disk(guard).await?;
+    take_all(engine, vec![disk], name, None).await
+}
+
+/// Makes one instant of several disks, all or none.
+pub(super) async fn take_all(
+    engine: &Engine,
+    disks: Vec<Disk>,
+    name: &str,
+    group: Option<GroupRecord>,
+) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    if let Some(needs) = NEEDS.into_iter().find(|needs| !bridge.supports(needs)) {
+        return Err(qmpbridge::Error::TooOld { needs }.into());
+    }
+    let _turn = engine.lives.turn().await?;
+    let mut parts = disks
+        .into_iter()
+        .map(|disk| part(engine, disk))
+        .collect::<Result<Vec<_>, _>>()?;
+    let outcome = steps(engine, bridge, &mut parts, name, &group).await;
+    let (socket, time, quiesced) = match outcome {
+        Ok(made) => made,
+        Err(failure) => {
+            undo(engine, parts).await;
+            return Err(failure);
+        }
+    };
+    for part in parts {
+        if let Some(held) = held(part, (name, &time), &quiesced, group.as_ref(), &socket) {
+            engine.lives.keep(held);
+        }
+    }
+    Ok(())
+}
+
+fn part(engine: &Engine, disk: Disk) -> Result<Part, Failure> {
+    let root = disk.root.clone().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })?;
+    if disk.active.file.is_none() {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} cannot be seen from here", disk.active.path.display()),
+        )
+        .next(
+            "run qmpfs where QEMU's paths lead to the same files: on its host, in its container",
+        ));
+    }
+    let names = Names::fresh(server::whose(engine));
+    let claim = layer_file::claim_kept(&names.digits)?;
+    Ok(Part {
+        disk,
+        root,
+        names,
+        claim,
+        scratch: None,
+    })
+}
+
+/// Everything up to the exports: where they are served, when the instant was, and how quiet.
+async fn steps(
+    engine: &Engine,
+    bridge: &Bridge,
+    parts: &mut [Part],
+    name: &str,
+    group: &Option<GroupRecord>,
+) -> Result<(PathBuf, String, Quiesced), Failure> {
+    let mut quiescing = Quiescing::begin(engine).await?;
+    for part in parts.iter_mut() {
+        let scratch = scratch::create(engine, &part.disk, &part.names).await?;
+        let scratch = part.scratch.insert(scratch);
+        let of = (&part.disk, &part.root);
+        scratch.open(engine, bridge, of, &part.names).await?;
+    }
+    // only now: with a node of the instant in the graph a server of ours is known for one
+    let socket = server::socket(engine).await?;
+    let files = parts.iter().map(|part| part.disk.active.path.clone());
+    quiescing.freeze(files.collect()).await?;
+    let backups = parts.iter().map(|part| {
+        TransactionAction::BlockdevBackup(BlockdevBackup::new(
+            part.names.job(),
+            part.root.clone(),
+            part.names.node(),
+            Sync::None,
+        ))
+    });
+    let taken = bridge.transaction(backups.collect()).await;
+    let time = render::now();
+    let what = match (group, &*parts) {
+        (None, [part]) => format!("disks/{}/live/{name}", part.disk.name),
+        _ => format!("live/{name}"),
+    };
+    let quiesced = quiescing.thaw(engine, &what).await;
+    taken?;
+    for part in parts.iter() {
+        let export = BlockExportAdd {
+            r#type: ExportKind::Nbd,
+            id: part.names.to_string(),
+            node_name: part.names.node(),
+            name: Some(part.names.to_string()),
+            writable: None,
+            bitmaps: None,
+        };
+        bridge.run(export).await?;
+    }
+    Ok((socket, time, quiesced))
+}
+
+fn held(
+    part: Part,
+    (name, time): (&str, &str),
+    quiesced: &Quiesced,
+    group: Option<&GroupRecord>,
+    socket: &std::path::Path,
+) -> Option<Held> {
+    let scratch = part.scratch?;
+    let mut record = PointRecord {
+        id: part.names.digits.clone(),
+        name: name.to_owned(),
+        time: time.to_owned(),
+        inode: scratch.file.ino,
+        group: group.cloned(),
+        ..PointRecord::default()
+    };
+    quiesced.tell(&mut record);
+    Some(Held {
+        disk: part.disk.name,
+        live: Live {
+            record,
+            virtual_size: part.disk.active.virtual_size,
+            scratch: scratch.path,
+            file: scratch.file,
+            broken: None,
+        },
+        names: part.names,
+        socket: socket.to_owned(),
+        open: std::sync::Weak::new(),
+        _claim: part.claim,
+    })
+}
+
+/// Takes back what was begun. Where QEMU does not say whether it was, the next look finds it.
+async fn undo(engine: &Engine, parts: Vec<Part>) {
+    for part in parts {
+        let scratch = part.scratch.as_ref().map(|it| (it.path.clone(), it.file));
+        let undone = dismantle::dismantle(engine, &part.names, scratch).await;
+        let (disk, claim) = (part.disk.name, part.claim);
+        if let Err(failure) = undone {
+            tracing::warn!(%failure, names = %part.names, "an instant could not be taken back yet");
+            // what nobody claims is left over
+            drop(claim);
+            engine.settle_later(&disk);
+        }
+    }
+}
+
+/// Removes an instant.
+pub(super) async fn delete(engine: &Engine, id: &str) -> Result<(), Failure> {
+    let _turn = engine.lives.turn().await?;
+    let (names, live) = engine.lives.find(id).ok_or_else(gone)?;
+    // nobody opens it between this look and its end
+    let _closed = close(engine, &live)?;
+    end(engine, &names, &live).await
+}
+
+/// Lets nobody in any more, unless somebody is.
+fn close(engine: &Engine, live: &Live) -> Result<crate::leases::Closed, Failure> {
+    let name = &live.record.name;
+    engine.leases.close(key(live)).map_err(|readers| {
+        let pid = readers.first().map_or(0, |reader| reader.pid);
+        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
+            .next(format!("close it (ps -p {pid})"))
+    })
+}
+
+async fn end(engine: &Engine, names: &Names, live: &Live) -> Result<(), Failure> {
+    engine.lives.break_off(names, "its removal was begun");
+    let scratch = Some((live.scratch.clone(), live.file));
+    dismantle::dismantle(engine, names, scratch).await?;
+    engine.lives.forget(names);
+    Ok(())
+}
+
+fn key(live: &Live) -> LeaseKey {
+    LeaseKey {
+        file: live.file,
+        internal: None,
+    }
+}
+
+fn gone() -> Failure {
+    Failure::new(Errno::ESTALE, "this instant is gone")
+        .next("see which there are: ls the directory again")
+}
+
+/// Opens what an instant shows, for `pid`.
+pub(super) async fn open(
+    engine: &Engine,
+    live: &Live,
+    pid: u32,
+) -> Result<Arc<crate::view::View>, Failure> {
+    if let Some(why) = &live.broken {
+        return Err(
+            Failure::new(Errno::EIO, why.clone()).next("rmdir this instant and make another")
+        );
+    }
+    let (names, live) = engine.lives.find(&live.record.id).ok_or_else(gone)?;
+    let lease = engine.leases.hold(key(&live), pid).ok_or_else(gone)?;
+    let (socket, shared) = engine.lives.place(&names).ok_or_else(gone)?;
+    let disk = match shared {
+        Some(disk) => disk,
+        None => {
+            let export = names.to_string();
+            let disk = blocking(move || nbd::Disk::open(&socket, &export)).await?;
+            if disk.size() != live.virtual_size {
+                return Err(Failure::new(
+                    Errno::EIO,
+                    format!(
+                        "the export has {} bytes, and the disk had {}",
+                        disk.size(),
+                        live.virtual_size
+                    ),
+                ));
+            }
+            Arc::new(disk)
+        }
+    };
+    if !engine.lives.opened(&names, &disk) {
+        return Err(gone());
+    }
+    Ok(Arc::new(crate::view::View::served(
+        disk,
+        &live.record.id,
+        lease,
+    )))
+}

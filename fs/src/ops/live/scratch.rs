@@ -1,0 +1,180 @@
+//! The scratch file of an instant: an empty image on the active layer, into which QEMU saves each old
+//! cluster before the guest's write to it is done. A save that fails is an error of the guest's own
+//! write (measured: docs/decisions), so the file has all the room it can ever need from the beginning.
+//! It knows files, room and nodes; when the instant is it does not know.
+
+use super::names::Names;
+use crate::errno::{Errno, Failure};
+use crate::layer_file;
+use crate::model::{Disk, FileId};
+use crate::ops::blocking::blocking;
+use crate::ops::engine::Engine;
+use crate::render::human;
+use crate::sys;
+use qmpbridge::command::{
+    Backing, BlockdevAdd, BlockdevCreate, BlockdevCreateOptions, BlockdevOptions,
+};
+use qmpbridge::{Bridge, NodeName};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The part of the clusters that tables take beside them: 8 bytes of L2 table and 2 of refcounts to
+/// 64 KiB, twice that to be sure.
+const TABLES: u64 = (64 << 10) / 20;
+/// Header, L1 table, refcount table, and the tables that are begun.
+const FIXED: u64 = 4 << 20;
+
+/// A scratch file that is there.
+pub(super) struct Scratch {
+    pub(super) path: PathBuf,
+    pub(super) file: FileId,
+    opened: File,
+}
+
+/// The most bytes that the old content of a whole disk can take.
+fn room_for(virtual_size: u64) -> u64 {
+    let clusters = virtual_size.saturating_add(64 << 10);
+    clusters
+        .saturating_add(clusters / TABLES)
+        .saturating_add(FIXED)
+}
+
+/// Where the scratch files of a disk are.
+pub(super) fn directory(engine: &Engine, disk: &Disk) -> Result<PathBuf, Failure> {
+    if let Some(directory) = &engine.config.live.scratch_dir {
+        return Ok(directory.clone());
+    }
+    let path = &disk.active_path;
+    let beside = path.parent().filter(|_| path.is_file());
+    beside.map(Path::to_owned).ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} is no file that has room beside it", path.display()),
+        )
+        .next("name a directory with room for the whole disk: --scratch-dir DIR")
+    })
+}
+
+/// Makes the file, empty, after seeing that there is room for it.
+pub(super) async fn create(
+    engine: &Engine,
+    disk: &Disk,
+    names: &Names,
+) -> Result<Scratch, Failure> {
+    let directory = directory(engine, disk)?;
+    let room = room_for(disk.active.virtual_size);
+    if let Some(limit) = engine
+        .config
+        .live
+        .scratch_limit
+        .filter(|limit| *limit < room)
+    {
+        return Err(no_room(
+            disk,
+            room,
+            &format!("scratch_limit allows {}", human(limit)),
+        )
+        .next("mount with a larger scratch_limit"));
+    }
+    let free = sys::free_bytes(&directory)
+        .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
+    if free < room {
+        let has = format!("{} has {}", directory.display(), human(free));
+        return Err(no_room(disk, room, &has)
+            .next("make room there, or name a directory that has it: --scratch-dir DIR"));
+    }
+    let (path, like) = (directory.join(names.scratch()), disk.active.path.clone());
+    let made = path.clone();
+    let opened = blocking(move || layer_file::create_like(&made, &like)).await?;
+    let file = sys::file_id_of(&opened)
+        .map_err(|error| Failure::io(format!("look at {}", path.display()), &error))?;
+    Ok(Scratch { path, file, opened })
+}
+
+fn no_room(disk: &Disk, room: u64, but: &str) -> Failure {
+    Failure::new(
+        Errno::ENOSPC,
+        format!(
+            "an instant of disk '{}' may need {}, and {but}",
+            disk.name,
+            human(room)
+        ),
+    )
+}
+
+impl Scratch {
+    /// Formats it, takes all its room, and opens it in QEMU above the active layer.
+    pub(super) async fn open(
+        &self,
+        engine: &Engine,
+        bridge: &Bridge,
+        (disk, root): (&Disk, &NodeName),
+        names: &Names,
+    ) -> Result<(), Failure> {
+        if engine.sight(bridge).resolve(&self.path).is_none() {
+            return Err(Failure::new(
+                Errno::EOPNOTSUPP,
+                format!("QEMU sees another file as {}", self.path.display()),
+            )
+            .next("name a directory that QEMU sees, too: --scratch-dir DIR"));
+        }
+        let file = names.file_node();
+        let options = BlockdevOptions::file(file.clone(), &self.path);
+        bridge.run(BlockdevAdd(options)).await?;
+        self.format(bridge, disk, names).await?;
+        self.reserve(room_for(disk.active.virtual_size)).await?;
+        let mut options = BlockdevOptions::over("qcow2", names.node(), file);
+        options.backing = Backing::Node(root.clone());
+        bridge.run(BlockdevAdd(options)).await?;
+        Ok(())
+    }
+
+    async fn format(&self, bridge: &Bridge, disk: &Disk, names: &Names) -> Result<(), Failure> {
+        let create = BlockdevCreate {
+            job_id: names.job(),
+            options: BlockdevCreateOptions {
+                driver: "qcow2".into(),
+                file: names.file_node(),
+                size: disk.active.virtual_size,
+                // nobody but this QEMU is to read it, and it is told what lies below
+                backing_file: None,
+                backing_fmt: None,
+            },
+        };
+        let mut job = bridge.start_job(names.job(), create).await?;
+        let outcome = job.wait_concluded().await;
+        bridge.dismiss_job(&names.job()).await?;
+        outcome?;
+        Ok(())
+    }
+
+    async fn reserve(&self, room: u64) -> Result<(), Failure> {
+        let (path, opened) = (self.path.clone(), self.opened.try_clone());
+        blocking(move || {
+            let reserved = opened.and_then(|file| sys::reserve(&file, room));
+            reserved.map_err(|error| {
+                Failure::io(format!("take room for {}", path.display()), &error)
+                    .next("name a directory on a filesystem that can promise room (ext4, xfs, btrfs, tmpfs): --scratch-dir DIR")
+            })
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::room_for;
+
+    #[test]
+    fn there_is_room_for_every_cluster_and_its_tables() {
+        for size in [0u64, 1, 512, 64 << 10, 40 << 20, 10 << 30, 8 << 40] {
+            let clusters = size / (64 << 10) + 1;
+            let tables = clusters.div_ceil(8192) * 2 + clusters.div_ceil(32768) * 2;
+            assert!(
+                room_for(size) >= (clusters + tables + 4) * (64 << 10),
+                "{size}"
+            );
+        }
+        assert!(room_for(u64::MAX) > 0);
+    }
+}
