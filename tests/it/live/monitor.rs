@@ -1,5 +1,5 @@
-//! A monitor between qmpfs and QEMU that has an oracle made in the very transaction of an instant: an internal snapshot
-//! of the same node, named `oracle-1`, `oracle-2`, ...
+//! A monitor between qmpfs and QEMU that has an oracle made in the very transaction of an instant: a full backup of the
+//! same node to the node `oracle-1`, `oracle-2`, ... of the test, by a job of that name.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use qmpfs_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
 /// Listens for qmpfs; gives the socket.
-pub fn with_oracles(scratch: &Scratch, upstream: &Path) -> PathBuf {
+pub(super) fn with_oracles(scratch: &Scratch, upstream: &Path) -> PathBuf {
     let socket = scratch.socket("oracle.qmp");
     let listener = UnixListener::bind(&socket).expect("a socket");
     let upstream = upstream.to_path_buf();
@@ -52,14 +52,10 @@ fn with_oracle(line: String, number: &AtomicUsize) -> String {
         .filter(|action| action["type"] == "blockdev-backup")
         .map(|action| action["data"]["device"].clone())
         .collect();
-    for (index, device) in backups.into_iter().enumerate() {
+    for device in backups {
         let name = format!("oracle-{}", number.fetch_add(1, Ordering::SeqCst) + 1);
-        // before the backup, which puts a filter above the node
-        let data = json!({"device": device, "name": name});
-        actions.insert(
-            index,
-            json!({"type": "blockdev-snapshot-internal-sync", "data": data}),
-        );
+        let data = json!({"job-id": name, "device": device, "target": name, "sync": "full"});
+        actions.push(json!({"type": "blockdev-backup", "data": data}));
     }
     message.to_string()
 }
