@@ -51,7 +51,10 @@ pub fn claim_guest(pid: i32) -> Result<Claim, Failure> {
 /// that process lives.
 pub fn claim_kept(digits: &str) -> Result<Claim, Failure> {
     bind(format!("qmpfs/kept/{digits}")).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(Errno::EBUSY, "another qmpfs has it"),
+        std::io::ErrorKind::AddrInUse => Failure::new(
+            Errno::EBUSY,
+            format!("another qmpfs is at work on {digits}"),
+        ),
         _ => Failure::io(format!("claim {digits}"), &error),
     })
 }
