@@ -3,8 +3,9 @@
 //! commit copies is known only then. Nothing was done to a point that waits: a daemon that dies
 //! forgets the queue, and the points are there.
 
+use super::run::one;
 use super::text::{self, Measure, Which};
-use super::{begin, one, plan, refuse_if_read};
+use super::{begin, plan, refuse_if_read};
 use crate::errno::{Errno, Failure};
 use crate::leases::LeaseKey;
 use crate::model::{Disk, FileId, Job};

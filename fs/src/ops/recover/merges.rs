@@ -6,7 +6,7 @@ use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId};
 use crate::ops::engine::{DiskGuard, Engine};
-use crate::ops::merge::{self, plan::Verb, steps};
+use crate::ops::merge::{self, finish, plan::Verb};
 use crate::ops::nodes::Role;
 use crate::ops::settle;
 use crate::sys;
@@ -89,7 +89,7 @@ async fn end(
             .any(|layer| layer.path == journal.upper && layer.file != Some(file));
     let name = &journal.point.name;
     let sealed = layer_file::sealed_path(&disk.active_path, name);
-    if journal.verb == steps::RENAME {
+    if journal.verb == finish::RENAME {
         return end_rename(disk, in_chain, &sealed, file, journal);
     }
     match (Verb::from_word(&journal.verb), in_chain) {
@@ -127,13 +127,13 @@ async fn end(
                 .nodes()
                 .find(|node| node.path.as_deref() == Some(path) && node.driver == "qcow2")
                 .map(|node| node.name.clone());
-            steps::finish_stream(
+            finish::stream(
                 engine,
                 bridge,
                 node.as_ref(),
                 path,
                 file,
-                steps::Upper::of(disk, &upper_file(disk, journal)),
+                finish::Upper::of(disk, &upper_file(disk, journal)),
             )
             .await
         }
@@ -143,7 +143,7 @@ async fn end(
                 disk.name
             ));
             let _alone = engine.alone().await?;
-            let pivoted = steps::Pivoted {
+            let pivoted = finish::Pivoted {
                 active: disk.active_path.clone(),
                 opened_as: disk.active.path.clone(),
                 sealed,
@@ -152,7 +152,7 @@ async fn end(
                 old_node: None,
                 old_alias: old_alias(disk, &journal.upper),
             };
-            steps::finish_pivot(engine, bridge, &pivoted).await
+            finish::pivot(engine, bridge, &pivoted).await
         }
         (Some(Verb::Commit), Some(index)) if !upper_still_there(disk, index, journal) => {
             engine.log.note(&format!(
@@ -163,7 +163,7 @@ async fn end(
             let (Some(root), Some(over_node)) = (disk.root.clone(), over.node.clone()) else {
                 return Err(lost_active(disk));
             };
-            let committed = steps::Committed {
+            let committed = finish::Committed {
                 root,
                 over: over_node,
                 over_role: if index + 1 < disk.layers.len() {
@@ -179,7 +179,7 @@ async fn end(
                 file,
                 journal: journal.clone(),
             };
-            steps::finish_commit(bridge, &committed, &engine.carried(disk)).await
+            finish::commit(bridge, &committed, &engine.carried(disk)).await
         }
         // begun and not ended: [`to_resume`] takes it up again
         (Some(Verb::Commit | Verb::CommitActive), Some(_)) => Ok(()),
@@ -207,7 +207,7 @@ async fn end_release(
     let file = left.and_then(|left| Some((left, sys::file_id(left).ok()?)));
     match file {
         Some((left, file)) if !chain_files(disk).contains(&file) => {
-            steps::finish_release(engine, bridge, &disk.name, left, file, upper).await
+            finish::release(engine, bridge, &disk.name, left, file, upper).await
         }
         Some(_) | None => {
             engine.log.note(&format!(
