@@ -77,6 +77,18 @@ pub enum Intent {
         /// The point's name.
         name: String,
     },
+    /// `mkdir live/NAME`
+    TakeLives {
+        /// The name of all its points.
+        name: String,
+    },
+    /// `rmdir live/NAME`
+    DeleteLives {
+        /// Its identity.
+        id: String,
+        /// Its name in the tree.
+        name: String,
+    },
     /// `rmdir disks/DISK/live/NAME`
     DeleteLive {
         /// The disk's name.
@@ -144,6 +156,8 @@ impl Intent {
             Intent::DeleteInternal { disk, name } => {
                 ("rmdir", format!("/disks/{disk}/internal/{name}"))
             }
+            Intent::TakeLives { name } => ("mkdir", format!("/live/{name}")),
+            Intent::DeleteLives { name, .. } => ("rmdir", format!("/live/{name}")),
             Intent::TakeLive { disk, name } => ("mkdir", format!("/disks/{disk}/live/{name}")),
             Intent::DeleteLive { disk, name, .. } => {
                 ("rmdir", format!("/disks/{disk}/live/{name}"))
@@ -171,8 +185,8 @@ pub struct Verbs {
 
 /// What `mkdir parent/name` means.
 pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Result<Intent, Failure> {
-    if *parent == NodeKey::Snapshots {
-        return group::mkdir(model, verbs, name);
+    if let NodeKey::Groups(kind) = parent {
+        return group::mkdir(model, verbs, *kind, name);
     }
     let NodeKey::Section(disk, section) = parent else {
         return Err(no_verb("mkdir"));
@@ -287,23 +301,14 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 id: id.clone(),
             }
         }
-        NodeKey::Group(id) => {
-            let group = find_group(model, id)
+        NodeKey::Group(key) => {
+            let group = find_group(model, key)
                 .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
-            for (disk, _) in &group.members {
-                unambiguous(disk, &group.point.name)?;
-                if disk.branch(&group.point.name).is_some() {
-                    return Err(beside(disk, &group.point.name));
-                }
-            }
-            Intent::DeleteGroup {
-                id: id.clone(),
-                name: group.name,
-            }
+            group::rmdir(group)?
         }
         NodeKey::Root
         | NodeKey::RootFile(_)
-        | NodeKey::Snapshots
+        | NodeKey::Groups(_)
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
         | NodeKey::Disks
@@ -382,15 +387,6 @@ fn unambiguous(disk: &Disk, name: &str) -> Result<(), Failure> {
         ),
     )
     .next("see their files in disk.json; the name stands in their attribute user.qmpfs.point"))
-}
-
-/// A disk was rolled back past its part of a snapshot of all disks: no merge removes that.
-fn beside(disk: &Disk, name: &str) -> Failure {
-    Failure::new(
-        Errno::EBUSY,
-        format!("disk '{}' was rolled back past '{name}'", disk.name),
-    )
-    .next(format!("rmdir disks/{}/snapshots/{name} first", disk.name))
 }
 
 /// What a verb does to the points that exist.

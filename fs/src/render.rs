@@ -93,7 +93,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         }
         NodeKey::Root
         | NodeKey::RootFile(RootFile::Wait)
-        | NodeKey::Snapshots
+        | NodeKey::Groups(_)
         | NodeKey::Group(_)
         | NodeKey::GroupLink(..)
         | NodeKey::Disks

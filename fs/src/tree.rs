@@ -7,7 +7,7 @@ mod list;
 mod name;
 mod place;
 
-pub use group::{Group, find_group, groups, link_target};
+pub use group::{Group, GroupKey, GroupKind, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
@@ -21,13 +21,13 @@ pub use place::{
 pub enum NodeKey {
     Root,
     RootFile(RootFile),
-    /// The snapshots of all disks.
-    Snapshots,
-    /// One of them, by its identity
-    Group(String),
-    GroupJson(String),
+    /// The points of all disks, of a kind.
+    Groups(GroupKind),
+    /// One of them
+    Group(GroupKey),
+    GroupJson(GroupKey),
     /// group, disk
-    GroupLink(String, String),
+    GroupLink(GroupKey, String),
     Disks,
     Disk(String),
     DiskFile(String, DiskFile),
@@ -241,7 +241,7 @@ impl NodeKey {
     pub fn is_dir(&self) -> bool {
         match self {
             NodeKey::Root
-            | NodeKey::Snapshots
+            | NodeKey::Groups(_)
             | NodeKey::Group(_)
             | NodeKey::Disks
             | NodeKey::Disk(_)

@@ -19,6 +19,7 @@ use qmpfs_tests::writer::Writer;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
 
+mod all;
 mod monitor;
 
 /// The test's own blocks are below, the writer's from here on, and behind them is a hole.

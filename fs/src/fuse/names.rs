@@ -93,7 +93,7 @@ pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
     };
     if !matches!(
         key,
-        NodeKey::Snapshots | NodeKey::Group(_) | NodeKey::Disks | NodeKey::Section(..)
+        NodeKey::Groups(_) | NodeKey::Group(_) | NodeKey::Disks | NodeKey::Section(..)
     ) {
         return opened_directory(shared, &key, reply);
     }

@@ -125,7 +125,7 @@ impl Shared {
                 find_group(model, id).and_then(|group| parse_rfc3339(&group.point.time))
             }
             NodeKey::Root
-            | NodeKey::Snapshots
+            | NodeKey::Groups(_)
             | NodeKey::RootFile(RootFile::VmJson | RootFile::Readme | RootFile::Wait)
             | NodeKey::Disks
             | NodeKey::Disk(_)

@@ -1,14 +1,61 @@
-//! What `mkdir snapshots/NAME` means: a snapshot of all disks that can take part. Pure.
+//! What a mkdir in snapshots/ or live/ and an rmdir there mean: points of all disks that can take part.
+//! Pure.
 
-use super::{Effect, Intent, Verbs, allowed, connected, fit};
+use super::{Effect, Intent, Verbs, allowed, connected, fit, unambiguous};
 use crate::errno::{Errno, Failure};
 use crate::model::{Disk, Model};
+use crate::tree::{Group, GroupKind};
 use std::collections::BTreeMap;
 
-/// What `mkdir snapshots/name` means. Disks that cannot take part do not hinder the others.
-pub(super) fn mkdir(model: &Model, verbs: Verbs, name: &str) -> Result<Intent, Failure> {
+/// What `mkdir snapshots/name` or `mkdir live/name` means. Disks that cannot take part do not hinder the others.
+pub(super) fn mkdir(
+    model: &Model,
+    verbs: Verbs,
+    kind: GroupKind,
+    name: &str,
+) -> Result<Intent, Failure> {
     allowed(verbs, Effect::Makes)?;
     fit(name)?;
+    match kind {
+        GroupKind::Snapshots => snapshots(model, name),
+        GroupKind::Live => {
+            let taken = model.disks.iter().find(|disk| disk.live(name).is_some());
+            if let Some(disk) = taken {
+                return Err(taken_on(disk, name));
+            }
+            connected(model)?;
+            Ok(Intent::TakeLives {
+                name: name.to_owned(),
+            })
+        }
+    }
+}
+
+/// What `rmdir` of points of all disks means.
+pub(super) fn rmdir(group: Group<'_>) -> Result<Intent, Failure> {
+    let (id, name) = (group.record.id.clone(), group.name);
+    if group.kind == GroupKind::Live {
+        return Ok(Intent::DeleteLives { id, name });
+    }
+    for (disk, _) in &group.members {
+        unambiguous(disk, &group.point.name)?;
+        if disk.branch(&group.point.name).is_some() {
+            return Err(beside(disk, &group.point.name));
+        }
+    }
+    Ok(Intent::DeleteGroup { id, name })
+}
+
+/// A disk was rolled back past its part of a snapshot of all disks: no merge removes that.
+fn beside(disk: &Disk, name: &str) -> Failure {
+    Failure::new(
+        Errno::EBUSY,
+        format!("disk '{}' was rolled back past '{name}'", disk.name),
+    )
+    .next(format!("rmdir disks/{}/snapshots/{name} first", disk.name))
+}
+
+fn snapshots(model: &Model, name: &str) -> Result<Intent, Failure> {
     if let Some(disk) = model.disks.iter().find(|disk| disk.has_point_called(name)) {
         return Err(taken_on(disk, name));
     }

@@ -38,7 +38,10 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Beside,
             format!("virsh snapshot-delete {} {name}", model.vm.name),
         ),
-        Intent::TakeLive { .. } | Intent::DeleteLive { .. } => (
+        Intent::TakeLive { .. }
+        | Intent::DeleteLive { .. }
+        | Intent::TakeLives { .. }
+        | Intent::DeleteLives { .. } => (
             Reach::Beside,
             format!("virsh backup-begin {}", model.vm.name),
         ),

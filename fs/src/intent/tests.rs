@@ -3,7 +3,9 @@
 use super::{Intent, JobCommand, Verbs, mkdir, rmdir, write};
 use crate::errno::Errno;
 use crate::model::{ConnectionState, Model};
-use crate::tree::{DiskFile, JobFile, NodeKey, RootFile, Section, lookup, sample};
+use crate::tree::{
+    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, RootFile, Section, lookup, sample,
+};
 
 const ALL: Verbs = Verbs {
     read_only: false,
@@ -11,6 +13,13 @@ const ALL: Verbs = Verbs {
     live_rollback: false,
     coexist: false,
 };
+
+fn group(id: &str) -> GroupKey {
+    GroupKey {
+        kind: GroupKind::Snapshots,
+        id: id.into(),
+    }
+}
 
 fn place(section: Section) -> NodeKey {
     NodeKey::Section("vda".into(), section)
@@ -258,12 +267,19 @@ fn a_line_written_to_ctl_is_a_verb_of_the_job() {
 fn a_snapshot_of_all_disks_wants_a_name_that_is_free_on_each() {
     let mut model = sample::two_disks_at_one_instant();
     let all = |model: &Model, verbs, name: &str| {
-        mkdir(model, verbs, &NodeKey::Snapshots, name).map_err(|failure| failure.errno)
+        mkdir(model, verbs, &NodeKey::Groups(GroupKind::Snapshots), name)
+            .map_err(|failure| failure.errno)
     };
     let name = "new".to_owned();
     assert_eq!(all(&model, ALL, "new"), Ok(Intent::TakeGroup { name }));
     assert_eq!(all(&model, ALL, "all"), Err(Errno::EEXIST));
-    let taken = mkdir(&model, ALL, &NodeKey::Snapshots, "before").expect_err("vda has it");
+    let taken = mkdir(
+        &model,
+        ALL,
+        &NodeKey::Groups(GroupKind::Snapshots),
+        "before",
+    )
+    .expect_err("vda has it");
     assert_eq!(taken.errno, Errno::EEXIST);
     assert!(taken.message.contains("'vda'"), "{taken}");
     assert_eq!(all(&model, ALL, "-x"), Err(Errno::EINVAL));
@@ -272,7 +288,7 @@ fn a_snapshot_of_all_disks_wants_a_name_that_is_free_on_each() {
         ..ALL
     };
     assert_eq!(all(&model, read_only, "new"), Err(Errno::EROFS));
-    let group = NodeKey::Group("group-all".into());
+    let group = NodeKey::Group(group("group-all"));
     assert_eq!(
         mkdir(&model, ALL, &group, "new").map_err(|failure| failure.errno),
         Err(Errno::EPERM)
@@ -280,7 +296,8 @@ fn a_snapshot_of_all_disks_wants_a_name_that_is_free_on_each() {
     for disk in &mut model.disks {
         disk.no_snapshots = Some(format!("{} is no good", disk.name));
     }
-    let none = mkdir(&model, ALL, &NodeKey::Snapshots, "new").expect_err("no disk can");
+    let none =
+        mkdir(&model, ALL, &NodeKey::Groups(GroupKind::Snapshots), "new").expect_err("no disk can");
     assert_eq!(none.errno, Errno::EOPNOTSUPP);
     for disk in &model.disks {
         let reason = format!("{0}: {0} is no good", disk.name);
@@ -293,7 +310,7 @@ fn a_snapshot_of_all_disks_wants_a_name_that_is_free_on_each() {
 #[test]
 fn rmdir_of_a_snapshot_of_all_disks_means_that_very_one() {
     let mut model = sample::two_disks_at_one_instant();
-    let key = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
+    let key = lookup(&model, &NodeKey::Groups(GroupKind::Snapshots), "all").expect("it is listed");
     let wanted = Intent::DeleteGroup {
         id: "group-all".into(),
         name: "all".into(),
@@ -308,8 +325,8 @@ fn rmdir_of_a_snapshot_of_all_disks_means_that_very_one() {
         Err(Errno::EPERM)
     );
     for other in [
-        NodeKey::Snapshots,
-        NodeKey::GroupLink("group-all".into(), "vda".into()),
+        NodeKey::Groups(GroupKind::Snapshots),
+        NodeKey::GroupLink(group("group-all"), "vda".into()),
     ] {
         assert_eq!(
             rmdir(&model, ALL, &other).map_err(|f| f.errno),
@@ -324,7 +341,7 @@ fn rmdir_of_a_snapshot_of_all_disks_means_that_very_one() {
         Err(Errno::EPERM),
         "two of that name"
     );
-    let gone = NodeKey::Group("gone".into());
+    let gone = NodeKey::Group(group("gone"));
     assert_eq!(
         rmdir(&model, ALL, &gone).map_err(|f| f.errno),
         Err(Errno::ENOENT)

@@ -13,7 +13,7 @@ use crate::intent;
 use crate::leases::{Closed, LeaseKey};
 use crate::model::Disk;
 use crate::sys;
-use crate::tree::{find_group, layer_identity};
+use crate::tree::{GroupKey, GroupKind, find_group};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
@@ -93,12 +93,16 @@ struct Looked {
 /// what stands in a queue may have its turn at any moment.
 async fn check(engine: &Engine, id: &str) -> Result<Vec<Looked>, Failure> {
     let model = engine.current();
-    let group = find_group(&model, id)
+    let key = GroupKey {
+        kind: GroupKind::Snapshots,
+        id: id.to_owned(),
+    };
+    let group = find_group(&model, &key)
         .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
     let mut members: Vec<(&str, Which)> = group
         .members
         .iter()
-        .map(|(disk, layer)| (disk.name.as_str(), Which::Layer(layer_identity(layer))))
+        .map(|(disk, point)| (disk.name.as_str(), Which::Layer(point.id.clone())))
         .collect();
     members.sort_by_key(|(disk, _)| (engine.is_merging(disk), *disk));
     let mut looked = Vec::new();

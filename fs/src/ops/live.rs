@@ -3,6 +3,7 @@
 //! an NBD export of that file's node shows the disk as it was ("fleecing"). Invariants: the scratch has
 //! room for all before the instant; an export goes before its job, which goes before its node.
 
+pub(super) mod all;
 mod book;
 mod dismantle;
 mod names;
@@ -17,6 +18,7 @@ use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
 use super::quiesce::{Quiesced, Quiescing};
 use crate::errno::{Errno, Failure};
+use crate::intent;
 use crate::layer_file::{self, Claim};
 use crate::leases::LeaseKey;
 use crate::model::{Disk, GroupRecord, Live, PointRecord};
@@ -27,6 +29,7 @@ use names::Names;
 use qmpbridge::command::{BlockExportAdd, BlockdevBackup, ExportKind, Sync};
 use qmpbridge::{Bridge, NodeName, TransactionAction};
 use scratch::Scratch;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -58,22 +61,35 @@ pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Resu
     take_all(engine, vec![disk], name, None).await
 }
 
-/// Makes one instant of several disks, all or none.
+/// Makes one instant of several disks, all or none. Of all disks that can have one, `missing` are the
+/// others and why.
 pub(super) async fn take_all(
     engine: &Engine,
     disks: Vec<Disk>,
     name: &str,
-    group: Option<GroupRecord>,
+    missing: Option<BTreeMap<String, String>>,
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     if let Some(needs) = NEEDS.into_iter().find(|needs| !bridge.supports(needs)) {
         return Err(qmpbridge::Error::TooOld { needs }.into());
     }
     let _turn = engine.lives.turn().await?;
+    // another mkdir may have been faster
+    if let Some(disk) = disks.iter().find(|disk| engine.lives.has(&disk.name, name)) {
+        return Err(intent::taken_on(disk, name));
+    }
     let mut parts = disks
         .into_iter()
         .map(|disk| part(engine, disk))
         .collect::<Result<Vec<_>, _>>()?;
+    let group = missing.map(|missing| GroupRecord {
+        id: layer_file::random_hex(),
+        members: parts
+            .iter()
+            .map(|part| (part.disk.name.clone(), part.names.digits.clone()))
+            .collect(),
+        missing,
+    });
     let outcome = steps(engine, bridge, &mut parts, name, &group).await;
     let (socket, time, quiesced) = match outcome {
         Ok(made) => made,
@@ -91,10 +107,20 @@ pub(super) async fn take_all(
 }
 
 fn part(engine: &Engine, disk: Disk) -> Result<Part, Failure> {
-    let root = disk.root.clone().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })?;
+    let root = can(&disk)?;
+    let names = Names::fresh(server::whose(engine));
+    let claim = layer_file::claim_kept(&names.digits)?;
+    Ok(Part {
+        disk,
+        root,
+        names,
+        claim,
+        scratch: None,
+    })
+}
+
+/// The node of a disk that can have an instant.
+fn can(disk: &Disk) -> Result<NodeName, Failure> {
     if disk.active.file.is_none() {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
@@ -104,14 +130,9 @@ fn part(engine: &Engine, disk: Disk) -> Result<Part, Failure> {
             "run qmpfs where QEMU's paths lead to the same files: on its host, in its container",
         ));
     }
-    let names = Names::fresh(server::whose(engine));
-    let claim = layer_file::claim_kept(&names.digits)?;
-    Ok(Part {
-        disk,
-        root,
-        names,
-        claim,
-        scratch: None,
+    disk.root.clone().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
     })
 }
 

@@ -165,6 +165,8 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
             logged(held(&engine, &disk, delete).await);
         }
+        Intent::TakeLives { name } => logged(live::all::take(&engine, &name).await),
+        Intent::DeleteLives { id, .. } => logged(live::all::delete(&engine, &id).await),
         Intent::TakeLive { disk, name } => {
             logged(live_verb(&engine, &disk, LiveVerb::Take(name)).await)
         }

@@ -2,7 +2,9 @@
 
 use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
 use crate::model::{Layer, Model, PointRecord};
-use crate::tree::{Found, Group, PointKey, PointKind, find_group, point_place};
+use crate::tree::{
+    Found, Group, GroupKey, GroupKind, PointKey, PointKind, find_group, point_place,
+};
 use serde::Serialize;
 
 /// What an internal snapshot may hold, and no other point.
@@ -177,17 +179,16 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
     missing
 }
 
-/// The snapshot of all disks that it was taken with.
+/// The points of all disks that it was taken with.
 fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
-    match found {
-        Found::Layer { layer, .. } => recorded_group(model, layer),
-        Found::Branch { branch, .. } => recorded_group(model, &branch.layer),
-        Found::Internal { .. } | Found::Live { .. } => None,
-    }
-}
-
-fn recorded_group<'a>(model: &'a Model, layer: &Layer) -> Option<Group<'a>> {
-    find_group(model, &layer.record.as_ref()?.group.as_ref()?.id)
+    let (kind, record) = match found {
+        Found::Layer { layer, .. } => (GroupKind::Snapshots, layer.record.as_ref()?),
+        Found::Branch { branch, .. } => (GroupKind::Snapshots, branch.layer.record.as_ref()?),
+        Found::Live { live, .. } => (GroupKind::Live, &live.record),
+        Found::Internal { .. } => return None,
+    };
+    let id = record.group.as_ref()?.id.clone();
+    find_group(model, &GroupKey { kind, id })
 }
 
 /// What is in no disk. A storage daemon is no machine.

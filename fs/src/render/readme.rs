@@ -82,6 +82,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         &format!("mkdir {dir}/live/NAME"),
         "of the running disk, copied nowhere: read it, copy it out, rmdir it",
     );
+    command(
+        &mut text,
+        &format!("mkdir {mnt}/live/NAME"),
+        "of all running disks, at one instant",
+    );
     text.push_str(match model.vm.quiesce {
         Quiesce::Off => "  The guest is not asked to freeze: points are as after a power cut (see --guest-agent).\n",
         Quiesce::Try => "  The guest agent freezes the guest for the instant; if it cannot, point.json says why.\n",

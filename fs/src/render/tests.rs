@@ -5,7 +5,7 @@ use crate::intent::Verbs;
 use crate::model::{Agent, AgentState, Model, Quiesce};
 use crate::report::Log;
 use crate::tree::{
-    DiskFile, JobFile, NodeKey, PointFile, PointKey, RootFile, Section, lookup, sample,
+    DiskFile, GroupKind, JobFile, NodeKey, PointFile, PointKey, RootFile, Section, lookup, sample,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -317,7 +317,7 @@ fn sizes_for_people() {
 #[test]
 fn points_of_one_instant_say_which_disks_and_which_not() {
     let mut model = sample::two_disks_at_one_instant();
-    let key = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
+    let key = lookup(&model, &NodeKey::Groups(GroupKind::Snapshots), "all").expect("it is listed");
     let json = lookup(&model, &key, "point.json").expect("it has one");
     let group = object(&model, &json);
     assert_eq!(group["kind"], "all-disks");

@@ -1,16 +1,55 @@
-//! Snapshots of all disks: which points belong together, from what stands in their own records.
+//! Points of all disks at one instant: which belong together, from what stands in their own records.
 //! There is no other list of them: a group is there as long as one of its points is. Pure.
 
-use crate::model::{Disk, GroupRecord, Layer, Model, PointRecord};
+use super::Section;
+use crate::model::{Disk, GroupRecord, Model, PointRecord};
 use std::collections::HashMap;
 
-/// A snapshot of all disks, as much of it as is left.
+/// What kind of points are taken of all disks at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupKind {
+    /// External snapshots.
+    Snapshots,
+    /// Instants of the running disks.
+    Live,
+}
+
+impl GroupKind {
+    /// All of them, as listed.
+    pub const ALL: [GroupKind; 2] = [GroupKind::Snapshots, GroupKind::Live];
+
+    /// The section of a disk that lists such a point.
+    pub fn section(self) -> Section {
+        match self {
+            GroupKind::Snapshots => Section::Snapshots,
+            GroupKind::Live => Section::Live,
+        }
+    }
+
+    /// Its directory in the root directory.
+    pub fn name(self) -> &'static str {
+        self.section().name()
+    }
+}
+
+/// Points of all disks, by identity.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupKey {
+    /// Where they are listed.
+    pub kind: GroupKind,
+    /// The id of the group in their records.
+    pub id: String,
+}
+
+/// Points of all disks, as much of them as is left.
 #[derive(Debug, Clone)]
 pub struct Group<'a> {
+    /// Where it is listed.
+    pub kind: GroupKind,
     /// Its directory's name.
     pub name: String,
     /// Its points, by disk.
-    pub members: Vec<(&'a Disk, &'a Layer)>,
+    pub members: Vec<(&'a Disk, &'a PointRecord)>,
     /// What the first of them says of all.
     pub point: &'a PointRecord,
     /// The same, of the group.
@@ -21,11 +60,8 @@ impl Group<'_> {
     /// Members that are not there (any more), as their disks were called.
     pub fn gone(&self) -> Vec<&str> {
         let is_here = |id: &str| {
-            let mut here = self
-                .members
-                .iter()
-                .filter_map(|(_, layer)| layer.record.as_ref());
-            here.any(|record| record.id == id)
+            let mut here = self.members.iter();
+            here.any(|(_, record)| record.id == id)
         };
         let members = self.record.members.iter();
         members
@@ -35,40 +71,58 @@ impl Group<'_> {
     }
 
     /// The member of that disk.
-    pub fn member(&self, disk: &str) -> Option<&Layer> {
+    pub fn member(&self, disk: &str) -> Option<&PointRecord> {
         let mut members = self.members.iter();
         members
             .find(|(of, _)| of.name == disk)
-            .map(|(_, layer)| *layer)
+            .map(|(_, point)| *point)
+    }
+
+    /// Its key.
+    pub fn key(&self) -> GroupKey {
+        GroupKey {
+            kind: self.kind,
+            id: self.record.id.clone(),
+        }
     }
 }
 
-/// Every sealed layer that belongs to a group, and what it says of it.
-fn members(model: &Model) -> impl Iterator<Item = (&Disk, &Layer, &PointRecord, &GroupRecord)> {
-    model.disks.iter().flat_map(|disk| {
-        let beside = disk.branches.iter().map(|branch| &branch.layer);
-        disk.layers
-            .iter()
-            .filter(|layer| layer.shown())
-            .chain(beside)
-            .filter_map(move |layer| {
-                let point = layer.record.as_ref()?;
-                Some((disk, layer, point, point.group.as_ref()?))
-            })
+/// The records of a disk's points of a kind.
+fn records(disk: &Disk, kind: GroupKind) -> Vec<&PointRecord> {
+    match kind {
+        GroupKind::Snapshots => {
+            let beside = disk.branches.iter().map(|branch| &branch.layer);
+            let layers = disk.layers.iter().filter(|layer| layer.shown());
+            let records = layers.chain(beside).map(|layer| layer.record.as_ref());
+            records.flatten().collect()
+        }
+        GroupKind::Live => disk.lives.iter().map(|live| &live.record).collect(),
+    }
+}
+
+/// Every point that belongs to a group, and what it says of it.
+fn members(
+    model: &Model,
+    kind: GroupKind,
+) -> impl Iterator<Item = (&Disk, &PointRecord, &GroupRecord)> {
+    model.disks.iter().flat_map(move |disk| {
+        let records = records(disk, kind).into_iter();
+        records.filter_map(move |point| Some((disk, point, point.group.as_ref()?)))
     })
 }
 
 /// All of them, oldest first on the first disk that has one.
-pub fn groups(model: &Model) -> Vec<Group<'_>> {
+pub fn groups(model: &Model, kind: GroupKind) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
-    for (disk, layer, point, record) in members(model) {
+    for (disk, point, record) in members(model, kind) {
         let index = *known.entry(&record.id).or_insert(groups.len());
         match groups.get_mut(index) {
-            Some(group) => group.members.push((disk, layer)),
+            Some(group) => group.members.push((disk, point)),
             None => groups.push(Group {
+                kind,
                 name: point.name.clone(),
-                members: vec![(disk, layer)],
+                members: vec![(disk, point)],
                 point,
                 record,
             }),
@@ -92,18 +146,20 @@ fn told_apart(point: &PointRecord, record: &GroupRecord) -> String {
 }
 
 /// The group of that identity, without making the others.
-pub fn find_group<'a>(model: &'a Model, id: &str) -> Option<Group<'a>> {
-    let mut own = members(model).filter(|(_, _, _, record)| record.id == id);
-    let (disk, layer, point, record) = own.next()?;
+pub fn find_group<'a>(model: &'a Model, key: &GroupKey) -> Option<Group<'a>> {
+    let kind = key.kind;
+    let mut own = members(model, kind).filter(|(_, _, record)| record.id == key.id);
+    let (disk, point, record) = own.next()?;
     let has_namesake =
-        members(model).any(|(_, _, other, of)| other.name == point.name && of.id != record.id);
+        members(model, kind).any(|(_, other, of)| other.name == point.name && of.id != record.id);
     Some(Group {
+        kind,
         name: match has_namesake {
             false => point.name.clone(),
             true => told_apart(point, record),
         },
-        members: std::iter::once((disk, layer))
-            .chain(own.map(|(disk, layer, _, _)| (disk, layer)))
+        members: std::iter::once((disk, point))
+            .chain(own.map(|(disk, point, _)| (disk, point)))
             .collect(),
         point,
         record,
@@ -111,26 +167,36 @@ pub fn find_group<'a>(model: &'a Model, id: &str) -> Option<Group<'a>> {
 }
 
 /// Where the link to a member leads.
-pub fn link_target(model: &Model, id: &str, disk: &str) -> Option<String> {
-    let group = find_group(model, id)?;
-    let point = group.member(disk)?.record.as_ref()?;
-    Some(format!("../../disks/{disk}/snapshots/{}", point.name))
+pub fn link_target(model: &Model, key: &GroupKey, disk: &str) -> Option<String> {
+    let group = find_group(model, key)?;
+    let point = group.member(disk)?;
+    let section = key.kind.name();
+    Some(format!("../../disks/{disk}/{section}/{}", point.name))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Group, find_group, groups, link_target};
+    use super::{Group, GroupKey, GroupKind, find_group, groups, link_target};
     use crate::model::Model;
     use crate::tree::sample;
 
+    fn key(id: &str) -> GroupKey {
+        GroupKey {
+            kind: GroupKind::Snapshots,
+            id: id.into(),
+        }
+    }
+
     fn group_called<'a>(model: &'a Model, name: &str) -> Option<Group<'a>> {
-        groups(model).into_iter().find(|group| group.name == name)
+        groups(model, GroupKind::Snapshots)
+            .into_iter()
+            .find(|group| group.name == name)
     }
 
     #[test]
     fn points_of_one_instant_are_found_by_their_records() {
         let model = sample::two_disks_at_one_instant();
-        let found = groups(&model);
+        let found = groups(&model, GroupKind::Snapshots);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, "all");
         let disks: Vec<_> = found[0]
@@ -141,29 +207,29 @@ mod tests {
         assert_eq!(disks, ["vda", "vdc"]);
         assert!(found[0].gone().is_empty());
         assert_eq!(
-            link_target(&model, "group-all", "vdc").as_deref(),
+            link_target(&model, &key("group-all"), "vdc").as_deref(),
             Some("../../disks/vdc/snapshots/all")
         );
-        assert_eq!(link_target(&model, "group-all", "vdb"), None);
+        assert_eq!(link_target(&model, &key("group-all"), "vdb"), None);
     }
 
     #[test]
     fn a_member_that_was_removed_is_named() {
         let mut model = sample::two_disks_at_one_instant();
         model.disks[2].layers[0].leaving = true;
-        let group = find_group(&model, "group-all").expect("vda is left");
+        let group = find_group(&model, &key("group-all")).expect("vda is left");
         assert_eq!(group.gone(), ["vdc"]);
         model.disks[0]
             .layers
             .retain(|layer| !layer.path.ends_with("web1.all.qcow2"));
-        assert!(groups(&model).is_empty());
+        assert!(groups(&model, GroupKind::Snapshots).is_empty());
     }
 
     #[test]
     fn a_disk_that_has_another_name_now_is_still_the_member() {
         let mut model = sample::two_disks_at_one_instant();
         model.disks[2].name = "sdb".into();
-        let group = find_group(&model, "group-all").expect("it is there");
+        let group = find_group(&model, &key("group-all")).expect("it is there");
         assert!(group.gone().is_empty());
         assert!(group.member("sdb").is_some());
     }
@@ -173,7 +239,10 @@ mod tests {
         let mut model = sample::two_disks_at_one_instant();
         let record = model.disks[2].layers[0].record.as_mut().expect("a record");
         record.group.as_mut().expect("a group").id = "other".into();
-        let names: Vec<_> = groups(&model).into_iter().map(|group| group.name).collect();
+        let names: Vec<_> = groups(&model, GroupKind::Snapshots)
+            .into_iter()
+            .map(|group| group.name)
+            .collect();
         assert_eq!(names, ["all.group-all", "all.other"]);
         for name in names {
             assert_eq!(

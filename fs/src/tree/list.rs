@@ -1,14 +1,13 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, JobFile, NodeKey, PointFile, RootFile, Section, external_key, find_group, find_point,
-    groups, internal_key, layer_dir_name, layer_key, live_key, point_place,
+    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, external_key,
+    find_group, find_point, groups, internal_key, layer_dir_name, layer_key, live_key, point_place,
 };
 use crate::model::{Disk, Model};
 
-/// The directories of the root directory.
-const ROOT_DIRECTORIES: [(&str, NodeKey); 2] =
-    [("snapshots", NodeKey::Snapshots), ("disks", NodeKey::Disks)];
+/// The directory of the disks.
+const DISKS: &str = "disks";
 
 /// What a group's own object is called; a disk of that name has no link.
 const GROUP_JSON: &str = "point.json";
@@ -65,18 +64,17 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             for file in RootFile::ALL {
                 wanted.add(file.name(), || Some(NodeKey::RootFile(file)));
             }
-            for (name, key) in ROOT_DIRECTORIES {
-                wanted.add(name, || Some(key));
+            for kind in GroupKind::ALL {
+                wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
+            }
+            wanted.add(DISKS, || Some(NodeKey::Disks));
+        }
+        NodeKey::Groups(kind) => {
+            for group in groups(model, *kind) {
+                wanted.add(&group.name, || Some(NodeKey::Group(group.key())));
             }
         }
-        NodeKey::Snapshots => {
-            for group in groups(model) {
-                wanted.add(&group.name, || {
-                    Some(NodeKey::Group(group.record.id.clone()))
-                });
-            }
-        }
-        NodeKey::Group(id) => add_group(model, id, &mut wanted),
+        NodeKey::Group(key) => add_group(model, key, &mut wanted),
         NodeKey::Disks => {
             for disk in &model.disks {
                 wanted.add(&disk.name, || Some(NodeKey::Disk(disk.name.clone())));
@@ -124,16 +122,14 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
     wanted.found
 }
 
-fn add_group(model: &Model, id: &str, wanted: &mut Wanted<'_>) {
-    let Some(group) = find_group(model, id) else {
+fn add_group(model: &Model, key: &GroupKey, wanted: &mut Wanted<'_>) {
+    let Some(group) = find_group(model, key) else {
         return;
     };
-    wanted.add(GROUP_JSON, || Some(NodeKey::GroupJson(id.to_owned())));
+    wanted.add(GROUP_JSON, || Some(NodeKey::GroupJson(key.clone())));
     let disks = group.members.iter().map(|(disk, _)| &disk.name);
     for disk in disks.filter(|disk| *disk != GROUP_JSON) {
-        wanted.add(disk, || {
-            Some(NodeKey::GroupLink(id.to_owned(), disk.clone()))
-        });
+        wanted.add(disk, || Some(NodeKey::GroupLink(key.clone(), disk.clone())));
     }
 }
 
@@ -179,7 +175,7 @@ fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
 /// Whether what `key` means is there in this model.
 pub fn exists(model: &Model, key: &NodeKey) -> bool {
     match key {
-        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Snapshots | NodeKey::Disks => true,
+        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Groups(_) | NodeKey::Disks => true,
         NodeKey::Group(id) | NodeKey::GroupJson(id) => find_group(model, id).is_some(),
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
@@ -197,8 +193,8 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
 /// The directory it stands in; the root is its own.
 pub fn parent(key: &NodeKey) -> NodeKey {
     match key {
-        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Snapshots | NodeKey::Disks => NodeKey::Root,
-        NodeKey::Group(_) => NodeKey::Snapshots,
+        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Groups(_) | NodeKey::Disks => NodeKey::Root,
+        NodeKey::Group(key) => NodeKey::Groups(key.kind),
         NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
         NodeKey::Disk(_) => NodeKey::Disks,
         NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => NodeKey::Disk(disk.clone()),
@@ -215,11 +211,11 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
     let name = match key {
         NodeKey::Root => return "/".to_owned(),
         NodeKey::RootFile(file) => return format!("/{}", file.name()),
-        NodeKey::Snapshots => return "/snapshots".to_owned(),
-        NodeKey::Disks => return "/disks".to_owned(),
+        NodeKey::Groups(kind) => return format!("/{}", kind.name()),
+        NodeKey::Disks => return format!("/{DISKS}"),
         NodeKey::Group(id) => match find_group(model, id) {
             Some(group) => group.name,
-            None => format!("({id})"),
+            None => format!("({})", id.id),
         },
         NodeKey::GroupJson(_) => GROUP_JSON.to_owned(),
         NodeKey::GroupLink(_, disk) => disk.clone(),
@@ -241,7 +237,7 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
 mod tests {
     use super::{children, exists, lookup, parent, path_of};
     use crate::model::Model;
-    use crate::tree::{NodeKey, RootFile, Section, sample};
+    use crate::tree::{GroupKey, GroupKind, NodeKey, RootFile, Section, sample};
 
     fn names(model: &Model, key: &NodeKey) -> Vec<String> {
         children(model, key)
@@ -267,6 +263,7 @@ mod tests {
                 "README.txt",
                 "wait",
                 "snapshots",
+                "live",
                 "disks"
             ]
         );
@@ -292,12 +289,20 @@ mod tests {
     #[test]
     fn a_group_lists_its_members_as_links() {
         let model = sample::two_disks_at_one_instant();
-        assert_eq!(names(&model, &NodeKey::Snapshots), ["all"]);
-        let group = lookup(&model, &NodeKey::Snapshots, "all").expect("it is listed");
-        assert_eq!(group, NodeKey::Group("group-all".into()));
+        assert_eq!(
+            names(&model, &NodeKey::Groups(GroupKind::Snapshots)),
+            ["all"]
+        );
+        let group =
+            lookup(&model, &NodeKey::Groups(GroupKind::Snapshots), "all").expect("it is listed");
+        let key = |id: &str| GroupKey {
+            kind: GroupKind::Snapshots,
+            id: id.into(),
+        };
+        assert_eq!(group, NodeKey::Group(key("group-all")));
         assert_eq!(names(&model, &group), ["point.json", "vda", "vdc"]);
         assert_eq!(lookup(&model, &group, "vdb"), None);
-        assert!(!exists(&model, &NodeKey::Group("gone".into())));
+        assert!(!exists(&model, &NodeKey::Group(key("gone"))));
     }
 
     #[test]

@@ -68,6 +68,16 @@ impl Engine {
         &self,
         disks: &BTreeSet<String>,
     ) -> Result<Vec<DiskGuard>, Failure> {
+        let guards = self.hold_all_to_settle(disks).await?;
+        self.free_of_others(disks).await?;
+        Ok(guards)
+    }
+
+    /// The same, whoever else is at work in QEMU.
+    pub(in crate::ops) async fn hold_all_to_settle(
+        &self,
+        disks: &BTreeSet<String>,
+    ) -> Result<Vec<DiskGuard>, Failure> {
         let deadline = tokio::time::Instant::now() + DISK_DEADLINE;
         // one that is busy for long is told before anybody waits for another
         if let Some(busy) = disks.iter().find(|disk| self.is_merging(disk)) {
@@ -77,7 +87,6 @@ impl Engine {
         for disk in disks {
             guards.push(self.hold_until(disk, deadline).await?);
         }
-        self.free_of_others(disks).await?;
         Ok(guards)
     }
 

@@ -58,6 +58,13 @@ impl Book {
         own.map(|held| held.live.clone()).collect()
     }
 
+    /// Whether a disk has an instant of that name.
+    pub(super) fn has(&self, disk: &str, name: &str) -> bool {
+        let held = self.held.borrow();
+        let mut own = held.iter().filter(|held| held.disk == disk);
+        own.any(|held| held.live.record.name == name)
+    }
+
     /// Refuses to change disks that have an instant: it stands on their active layer.
     pub(in crate::ops) fn refuse(&self, disks: &BTreeSet<String>) -> Result<(), Failure> {
         let held = self.held.borrow();
