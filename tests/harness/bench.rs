@@ -47,8 +47,8 @@ pub struct Bench {
     points: Vec<Captured>,
     /// The point that the active layer stands on.
     top: Option<String>,
-    /// How often the guest had been reset before it was last rolled back.
-    resets: u64,
+    /// How often the guest had been reset before its disk was to be rolled back, if it is reset for that.
+    resets: Option<u64>,
     /// QEMU has died here once: clusters that leaked then stay so.
     has_fallen: bool,
     below: Vec<PathBuf>,
@@ -120,7 +120,7 @@ impl Bench {
             dice: Dice::new(3),
             points: Vec::new(),
             top: None,
-            resets: 0,
+            resets: None,
             has_fallen: false,
             below,
             dir,
@@ -165,6 +165,11 @@ impl Bench {
     #[track_caller]
     pub fn writer(&self) -> &Writer {
         self.writer.as_ref().expect("the writer runs")
+    }
+
+    /// The writer, unless the disk is quiet for a rollback.
+    pub fn load(&self) -> Option<&Writer> {
+        self.writer.as_ref()
     }
 
     /// The bytes that a point must hold, as a raw file.
@@ -336,8 +341,12 @@ impl Bench {
     pub fn boot_after_a_fall(&mut self, at_least: Option<&Model>) {
         self.machine.kill9();
         self.has_fallen = true;
-        let (flushed, sent) = self.writer.take().expect("the writer ran").fallen();
         self.hands = None;
+        self.resets = None;
+        let Some(writer) = self.writer.take() else {
+            return self.boot_at_rest();
+        };
+        let (flushed, sent) = writer.fallen();
         for image in oracle::chain(&self.active()) {
             oracle::check_after_a_fall(&image);
         }

@@ -2,16 +2,18 @@
 //! killed, QEMU is, both are; the operation fails; the command is refused, or the connection ends. Afterwards the verb
 //! was done, or never begun: chain, bytes of every point, names, marks, nodes and jobs, and the path that boots.
 
+use qmpfs_tests::agent::{FakeAgent, Manner};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::steps::Deed;
 
 mod drive;
 mod queue;
+mod rollback;
 mod verbs;
 
 use drive::{Whom, at_step, every_step};
-use verbs::{Internal, Place, Remove, Seal};
+use verbs::{Frozen, Internal, Place, Remove, Seal};
 
 fn removal(name: &str, attachment: Attachment, merge: &str, place: Place) {
     let bench = Bench::with_options(name, attachment, &["-o", merge]);
@@ -32,6 +34,16 @@ over_attachments!(of_a_commit_in_the_middle => |name, attachment| removal(name, 
 over_attachments!(of_a_commit_of_the_active_layer => |name, attachment| removal(name, attachment, "merge=commit", Place::Top));
 over_attachments!(of_three_removals_at_once => |name, attachment| {
     every_step(Bench::with_options(name, attachment, &["-o", "merge=stream"]), queue::Queue::new());
+});
+over_attachments!(of_a_rollback => |name, attachment| {
+    let options = ["-o", "live_rollback,merge=stream"];
+    every_step(Bench::with_options(name, attachment, &options), rollback::Rollback::new());
+});
+over_attachments!(of_a_snapshot_of_a_frozen_guest => |name, attachment| {
+    let agent = FakeAgent::new(name, Manner::Good);
+    let options = ["-o", &format!("{},quiesce=try", agent.option())];
+    let bench = Bench::with_options(name, attachment, &options);
+    every_step(bench, Frozen::new(agent));
 });
 over_attachments!(of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::made()));
 over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::deleted()));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use libc::{EACCES, EBUSY, EEXIST, ENOSPC, EPERM, EROFS};
+use libc::{EACCES, EBUSY, EEXIST, EIO, ENOSPC, EPERM, EROFS};
 use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
@@ -149,6 +149,38 @@ fn a_disk_that_others_work_on_undoes_all() {
 #[test]
 fn a_disk_that_others_work_on_in_a_storage_daemon_undoes_all() {
     worked_on_by_others("several-others-qsd", Attachment::StorageDaemon);
+}
+
+fn refused_by_qemu(name: &str, attachment: Attachment) {
+    let mut several = Several::new(name, attachment);
+    let steps = Steps::new(several.scratch());
+    let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket(), &steps);
+    several.mount.mount_through(proxy.socket());
+    several.wait_for_disks();
+    several.seal("first");
+    steps.arm(COMMANDS, TOO_MANY, Deed::Pass, [0, 0]);
+    several.seal("second");
+    let (_, seen) = steps.disarm();
+    let number = seen.iter().position(|command| command == "transaction");
+    let number = number.unwrap_or_else(|| panic!("no transaction in {seen:?}"));
+    refused(
+        &mut several,
+        &[EIO],
+        "refused by the test",
+        |_| steps.arm(COMMANDS, number, Deed::Fail(0), [0, 0]),
+        |_, ()| assert!(steps.disarm().0, "it came to the transaction"),
+    );
+    several.finish();
+}
+
+#[test]
+fn a_transaction_that_qemu_refuses_undoes_all() {
+    refused_by_qemu("several-refused", Attachment::Blockdev);
+}
+
+#[test]
+fn a_transaction_that_a_storage_daemon_refuses_undoes_all() {
+    refused_by_qemu("several-refused-qsd", Attachment::StorageDaemon);
 }
 
 #[test]

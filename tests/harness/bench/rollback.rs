@@ -40,7 +40,7 @@ impl Bench {
     #[track_caller]
     pub fn begin_rollback(&mut self) -> std::path::PathBuf {
         if self.machine.attachment().is_vm() {
-            self.resets = self.machine.qmp.resets();
+            self.resets = Some(self.machine.qmp.resets());
         }
         self.writer.take().expect("the writer runs").stop();
         let hands = self.hands.as_mut().expect("the disk runs");
@@ -71,8 +71,7 @@ impl Bench {
     /// Waits until the guest was reset. QEMU 10.0.2 forgets clients of an NBD export of the same disk when it is.
     #[track_caller]
     fn wait_for_reset(&mut self) {
-        if self.machine.attachment().is_vm() {
-            let before = self.resets;
+        if let Some(before) = self.resets.take() {
             wait::until_true("the guest is reset", || self.machine.qmp.resets() > before);
         }
     }
@@ -89,6 +88,16 @@ impl Bench {
         self.hands = Some(self.machine.nbd("vda"));
         self.verify();
         self.write(2);
+    }
+
+    /// QEMU has died while the disk was quiet: it boots, and what it boots is told by who knows what was done.
+    #[track_caller]
+    pub(super) fn boot_at_rest(&mut self) {
+        for image in oracle::chain(&self.active()) {
+            oracle::check_after_a_fall(&image);
+        }
+        self.machine.start_again();
+        self.hands = Some(self.machine.nbd("vda"));
     }
 
     /// The load goes on where it was: nothing was rolled back.

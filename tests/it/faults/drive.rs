@@ -10,6 +10,7 @@ use qmpfs_tests::model::{Dice, Model};
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
+use qmpfs_tests::writer::Writer;
 use qmpfs_tests::{tree, wait};
 
 /// Far more steps than any verb has.
@@ -212,8 +213,11 @@ impl<V: Verb> Driver<V> {
         let bench = &mut self.bench;
         self.verb.prepare(bench);
         bench.flush();
-        bench.writer().progress(3);
-        let before = bench.writer().acknowledged();
+        let before = bench.load().map(|writer| {
+            writer.progress(3);
+            writer.acknowledged()
+        });
+        let before = before.unwrap_or_default();
         let (ours, qemu) = (bench.mount.pid(), bench.machine.pid());
         let victims = match fault.whom {
             Whom::Nobody => [0, 0],
@@ -222,12 +226,13 @@ impl<V: Verb> Driver<V> {
             Whom::Host => [qemu, ours],
         };
         let qemu_dies = victims.contains(&qemu);
-        if qemu_dies {
-            bench.writer().expect_the_end();
+        if let Some(writer) = bench.load().filter(|_| qemu_dies) {
+            writer.expect_the_end();
         }
         // what a stopped guest does not write cannot be lost when QEMU dies
         let guest = qemu_dies && bench.machine.attachment().is_vm();
-        self.proxy.stops(guest.then(|| bench.writer().gate()));
+        let writer = bench.load().filter(|_| guest);
+        self.proxy.stops(writer.map(Writer::gate));
         let connections = bench.connections();
         self.steps.arm(fault.kinds, number, fault.deed, victims);
         let answer = self.verb.act(bench);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use qmpfs_tests::agent::FakeAgent;
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::{oracle, wait};
 
@@ -69,6 +70,42 @@ impl Verb for Seal {
 
     fn may_lose_the_last_writes(&self) -> bool {
         self.first
+    }
+}
+
+/// The first snapshot since the VM's start, of a guest whose agent freezes it.
+pub(super) struct Frozen {
+    seal: Seal,
+    agent: FakeAgent,
+}
+
+impl Frozen {
+    pub(super) fn new(agent: FakeAgent) -> Self {
+        Self {
+            seal: Seal::new(true),
+            agent,
+        }
+    }
+}
+
+impl Verb for Frozen {
+    fn prepare(&mut self, bench: &mut Bench) {
+        self.seal.prepare(bench);
+    }
+
+    fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
+        self.seal.act(bench)
+    }
+
+    fn judge(&mut self, bench: &mut Bench, round: &Round) {
+        wait::until_true(&format!("the guest is thawed: {}", round.at), || {
+            !self.agent.frozen()
+        });
+        self.seal.judge(bench, round);
+    }
+
+    fn may_lose_the_last_writes(&self) -> bool {
+        self.seal.may_lose_the_last_writes()
     }
 }
 
