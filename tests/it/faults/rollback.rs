@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use qmpfs_tests::bench::Bench;
+use qmpfs_tests::faults::names;
+use qmpfs_tests::wait;
 
 use super::drive::{Round, Verb};
 
@@ -40,8 +42,18 @@ impl Verb for Rollback {
     }
 
     fn judge(&mut self, bench: &mut Bench, round: &Round) {
-        let listed = bench.disk().list("snapshots");
-        let done = listed.iter().any(|name| name.starts_with("rolled-back-"));
+        let listed = |bench: &Bench| {
+            let points = bench.disk().list("snapshots");
+            points.iter().any(|name| name.starts_with("rolled-back-"))
+        };
+        wait::until_true(&format!("finished or undone: {}", round.at), || {
+            let files = names(bench.dir());
+            let kept = files
+                .iter()
+                .any(|name| name.starts_with("web1.rolled-back-"));
+            kept == listed(bench)
+        });
+        let done = listed(bench);
         assert!(
             done || round.answer.is_err(),
             "answered, and not done: {}",
