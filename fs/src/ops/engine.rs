@@ -31,7 +31,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// See the module.
 pub struct Engine {
@@ -58,6 +58,8 @@ pub struct Engine {
     /// Since when the guest stands still for us.
     stopped: Cell<Option<Instant>>,
     unsettled: RefCell<BTreeSet<String>>,
+    /// Wakes who settles.
+    left_open: Notify,
     /// Lines of the log that were about one disk's trouble are not repeated at every look.
     reported: RefCell<BTreeSet<String>>,
     /// Jobs that were refused, and whose journal could not be taken back: they are not begun again.
@@ -116,6 +118,7 @@ impl Engine {
             manager: Cell::new(None),
             stopped: Cell::new(None),
             unsettled: RefCell::default(),
+            left_open: Notify::new(),
             reported: RefCell::default(),
             refused: RefCell::default(),
         }

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Between two attempts to settle what a lost connection left open.
+/// The first attempt: most of what is left open QEMU or the files can tell at once.
+const SETTLE_FIRST: Duration = Duration::from_millis(50);
+/// Between two later attempts, at most: the pause doubles until then.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 /// After so many attempts a person has to look, and that takes a while.
 const SETTLE_SOON: u32 = 60;
@@ -30,6 +32,7 @@ impl Engine {
             self.log.note(&format!(
                 "disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"
             ));
+            self.left_open.notify_one();
         }
     }
 
@@ -52,9 +55,20 @@ impl Engine {
 /// Tries again and again to settle what was left open, until it is.
 pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
     let mut attempts: HashMap<String, u32> = HashMap::new();
+    let mut pause = SETTLE_EVERY;
     loop {
-        tokio::time::sleep(SETTLE_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(SETTLE_EVERY),
+            () = engine.left_open.notified() => {
+                pause = SETTLE_FIRST;
+                continue;
+            }
+        }
         for disk in engine.unsettled() {
+            if engine.is_merging(&disk) {
+                // it is taken up again, or at its end
+                continue;
+            }
             let tries = attempts.entry(disk.clone()).or_default();
             *tries = tries.saturating_add(1);
             if *tries > SETTLE_SOON && !tries.is_multiple_of(SETTLE_SELDOM) {
