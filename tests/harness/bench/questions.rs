@@ -131,6 +131,16 @@ impl Bench {
         marked
     }
 
+    /// All that is left is the note of a freeze that is over and could not be taken back: the next mount does it.
+    pub fn waits_for_a_mount(&self) -> bool {
+        let marked = self.work_written_down();
+        let noted = |name: &String| {
+            let marks = oracle::marks(&self.dir.join(name));
+            marks.iter().all(|mark| mark == "freeze" || mark == "point")
+        };
+        !marked.is_empty() && marked.iter().all(noted)
+    }
+
     /// A commit has ended, but QEMU was started in between and knows the file by its old name until it is started again.
     pub fn waits_for_a_start(&self) -> bool {
         let marked = self.work_written_down();

@@ -333,8 +333,17 @@ impl<V: Verb> Driver<V> {
             none
         });
         wait::until_true(&format!("no work is written down: {at}"), || {
-            self.bench.work_written_down().is_empty() || self.bench.waits_for_a_start()
+            self.bench.work_written_down().is_empty()
+                || self.bench.waits_for_a_start()
+                || self.bench.waits_for_a_mount()
         });
+        if self.bench.waits_for_a_mount() {
+            self.bench.mount.unmount();
+            self.bench.mount.mount_again();
+            wait::until_true(&format!("the note of the freeze goes: {at}"), || {
+                self.bench.work_written_down().is_empty()
+            });
+        }
         if self.bench.waits_for_a_start() {
             self.bench.start_again();
             wait::until_true(&format!("the old name goes: {at}"), || {
