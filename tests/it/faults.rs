@@ -68,6 +68,13 @@ over_attachments! {
     }
 }
 
+over_attachments! {
+    /// QEMU knows a layer by a name that goes as soon as it is started again: who opens it just then gets it.
+    qemu_killed_between_the_names_of_a_commit => |name, attachment| {
+        commit_at(name, attachment, Place::Bottom, Whom::Qemu, Deed::KillAfter, "rename web1.c");
+    }
+}
+
 /// The guest goes on at once, and is moved a little later.
 #[test]
 fn a_stop_refused_at_the_pivot_is_tried_again() {

@@ -216,7 +216,7 @@ impl Engine {
             self.publish_connection(ConnectionState::Down(reason.clone()));
             return Err(qmpbridge::Error::Disconnected.into());
         }
-        if own.is_empty() && self.generation() != Some(self.settled.get()) {
+        if own.is_empty() && self.is_settling() {
             // in the middle of a merge that QEMU's end cut short a point may be in no chain for a
             // moment: first the repairs, then the look
             return Err(
@@ -312,6 +312,12 @@ impl Engine {
             Connection::Up { generation } => Some(generation),
             Connection::Down { .. } => None,
         }
+    }
+
+    /// Whether QEMU is back, and what it shows is not shown yet: first its disks are settled.
+    pub(super) fn is_settling(&self) -> bool {
+        self.generation()
+            .is_some_and(|generation| generation != self.settled.get())
     }
 
     /// From now on what QEMU shows is shown: its disks are settled.

@@ -30,11 +30,13 @@ pub(super) async fn open(
     let began = Instant::now();
     let mut looks = 0;
     loop {
-        looks += 1;
+        // what is seen while somebody changes the disk may be old, also when he has just ended
+        let changing = engine.is_held(&point.disk) || engine.is_settling();
+        looks += u32::from(!changing);
         match try_open(engine, point, pid).await {
             Err(failure)
                 if matches!(failure.errno, Errno::ENOENT | Errno::ESTALE)
-                    && (looks < LOOKS || engine.is_held(&point.disk))
+                    && (looks < LOOKS || changing)
                     && began.elapsed() < RETRY_DEADLINE =>
             {
                 tokio::time::sleep(PAUSE).await;
