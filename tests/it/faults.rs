@@ -101,3 +101,17 @@ fn a_pivot_refused_is_tried_again() {
         "job-complete",
     );
 }
+
+/// The job runs, and nobody was told: it is followed to its end, and no point shows what it makes of the file.
+#[test]
+fn a_commit_that_is_never_answered_is_not_taken_for_refused() {
+    let name = "of_a_commit_unanswered";
+    commit_at(
+        name,
+        Attachment::Drive,
+        Place::Top,
+        Whom::Nobody,
+        Deed::Mute,
+        "block-commit",
+    );
+}

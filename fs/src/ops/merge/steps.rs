@@ -97,10 +97,14 @@ async fn commit_active(
     match bridge.start_job(merge.job.clone(), command).await {
         Ok(job) => Ok(job),
         Err(error) => {
-            let alias = merge.here().path.clone();
-            move_below_root(engine, bridge, merge, &sealed, carried).await?;
-            settle::remove_name(&alias)?;
-            Err(error.into())
+            let refused = Failure::from(error);
+            // where QEMU did not answer the job may be at work: the nodes stay as it knows them
+            if refused.outcome_known() {
+                let alias = merge.here().path.clone();
+                move_below_root(engine, bridge, merge, &sealed, carried).await?;
+                settle::remove_name(&alias)?;
+            }
+            Err(refused)
         }
     }
 }
