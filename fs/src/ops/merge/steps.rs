@@ -225,7 +225,8 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
 
 /// The pivot does not come now: the guest goes on where it stood, and others may stop it.
 pub(super) async fn go_on_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
-    if merge.journal.resume {
+    // without the right to it another verb may need the guest to stand still
+    if merge.journal.resume && merge.alone.is_some() {
         engine.resume_guest().await?;
         merge.journal.resume = false;
         layer_file::write_merge(&merge.here().path, &merge.journal)?;
