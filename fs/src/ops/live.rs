@@ -93,8 +93,13 @@ pub(super) async fn take_all(
     let outcome = steps(engine, bridge, &mut parts, name, &group).await;
     let (socket, time, quiesced) = match outcome {
         Ok(made) => made,
-        Err(failure) => {
+        Err(failure) if failure.outcome_known() => {
             undo(engine, parts).await;
+            return Err(failure);
+        }
+        Err(failure) => {
+            // a QEMU that has just kept the caller waiting is not asked once more
+            parts.into_iter().for_each(|part| leave(engine, part));
             return Err(failure);
         }
     };
@@ -223,14 +228,17 @@ async fn undo(engine: &Engine, parts: Vec<Part>) {
     for part in parts {
         let scratch = part.scratch.as_ref().map(|it| (it.path.clone(), it.file));
         let undone = dismantle::dismantle(engine, &part.names, scratch).await;
-        let (disk, claim) = (part.disk.name, part.claim);
         if let Err(failure) = undone {
             tracing::warn!(%failure, names = %part.names, "an instant could not be taken back yet");
-            // what nobody claims is left over
-            drop(claim);
-            engine.settle_later(&disk);
+            leave(engine, part);
         }
     }
+}
+
+/// What nobody claims is left over, and is swept as soon as QEMU answers.
+fn leave(engine: &Engine, part: Part) {
+    drop(part.claim);
+    engine.settle_later(&part.disk.name);
 }
 
 /// Removes an instant.
