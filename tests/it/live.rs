@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use libc::{EBUSY, EEXIST, EIO, ENOENT, ENOSPC, ENOTCONN, EOPNOTSUPP};
+use libc::{EBUSY, EEXIST, EIO, ENOENT, ENOSPC, ENOTCONN, EOPNOTSUPP, ETIMEDOUT};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, Model, fill};
 use qmpfs_tests::mounted::Mounted;
@@ -554,4 +554,26 @@ fn images_of_a_vm_that_is_off_have_instants() {
     mount.mount_again();
     assert_eq!(scratch_files(scratch.path()), Vec::<String>::new());
     mount.unmount();
+}
+
+/// The caller's directory is locked while it waits: once, for one command, and what was begun is found later.
+#[test]
+fn a_qemu_that_hangs_holds_mkdir_up_once() {
+    let mut rig = Rig::new("live-hangs", Attachment::Blockdev, "raw", &[]);
+    rig.writer().progress(5);
+    let pid = rig.machine.pid();
+    sh!("kill -STOP {pid}");
+    let began = Instant::now();
+    let made = rig.disk().live("now").make();
+    let waited = began.elapsed();
+    sh!("kill -CONT {pid}");
+    assert_errno(made, &[ETIMEDOUT, ENOTCONN]);
+    assert!(waited < PATIENCE, "{waited:?}");
+    wait::until_true("the mount has settled", || {
+        rig.mount.json("vm.json")["connection"] == "up" && rig.disk().live("again").make().is_ok()
+    });
+    rig.disk().live("again").delete_when_closed();
+    wait::until_true("nothing is left", || scratch_files(&rig.dir).is_empty());
+    rig.assert_no_trace();
+    rig.finish();
 }
