@@ -21,7 +21,8 @@ const OPTIONS_HELP: &str = "\
 Options for -o, comma-separated:
   ro                  no verbs; images are read without starting a storage daemon
   no_delete           no verb that removes a point or cancels a job
-  live_rollback       a disk of a running VM may be rolled back: the VM is reset for it
+  live_rollback       a disk of a running VM may be rolled back: the VM is reset for it;
+                      or all of the VM to a checkpoint, which it goes on from
   coexist             beside libvirt: internal snapshots and live/, of which it will not know
   merge=auto|stream|commit
                       how rmdir of an external snapshot merges (auto: what copies less)

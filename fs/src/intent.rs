@@ -1,11 +1,16 @@
 //! What a mkdir, an rmdir or a line written means: the one table from a place in the tree and a
 //! name or words to an [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
 
+mod checkpoint;
 mod group;
 mod manager;
 mod rollback;
 mod words;
 
+pub(crate) use checkpoint::{
+    complete as checkpoint_complete, free as checkpoint_free, loadable as checkpoint_loadable,
+    removable as checkpoint_removable,
+};
 pub(crate) use group::{none_can, taken_on, unable};
 pub use manager::suits_the_manager;
 pub(crate) use rollback::to_internal as rollback_to_internal;
@@ -14,8 +19,8 @@ pub use words::JobCommand;
 use crate::errno::{Errno, Failure};
 use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{
-    Control, Found, NodeKey, PointKey, Section, exists, find_group, find_point, layer_dir_name,
-    layer_identity, valid_name,
+    Control, Found, NodeKey, PointKey, Section, checkpoint_of, exists, find_group, find_point,
+    layer_dir_name, layer_identity, valid_name,
 };
 
 /// A verb, understood.
@@ -31,6 +36,21 @@ pub enum Intent {
         /// Its identity: of two that have one name, the one that was meant.
         id: String,
         /// Its name in the tree.
+        name: String,
+    },
+    /// `mkdir checkpoints/NAME`
+    TakeCheckpoint {
+        /// The name.
+        name: String,
+    },
+    /// `rmdir checkpoints/NAME`
+    DeleteCheckpoint {
+        /// The name.
+        name: String,
+    },
+    /// `echo NAME > rollback`
+    LoadCheckpoint {
+        /// The name.
         name: String,
     },
     /// `mkdir disks/DISK/snapshots/NAME`
@@ -138,6 +158,9 @@ impl Intent {
         match self {
             Intent::TakeGroup { name } => ("mkdir", format!("/snapshots/{name}")),
             Intent::DeleteGroup { name, .. } => ("rmdir", format!("/snapshots/{name}")),
+            Intent::TakeCheckpoint { name } => ("mkdir", format!("/checkpoints/{name}")),
+            Intent::DeleteCheckpoint { name } => ("rmdir", format!("/checkpoints/{name}")),
+            Intent::LoadCheckpoint { name } => ("write", format!("/rollback '{name}'")),
             Intent::TakeExternal { disk, name } => {
                 ("mkdir", format!("/disks/{disk}/snapshots/{name}"))
             }
@@ -187,6 +210,9 @@ pub struct Verbs {
 pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Result<Intent, Failure> {
     if let NodeKey::Groups(kind) = parent {
         return group::mkdir(model, verbs, *kind, name);
+    }
+    if *parent == NodeKey::Checkpoints {
+        return checkpoint::mkdir(model, verbs, name);
     }
     let NodeKey::Section(disk, section) = parent else {
         return Err(no_verb("mkdir"));
@@ -266,10 +292,15 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 return Err(Failure::new(Errno::ENOENT, "the point is gone")
                     .next("see which there are: ls the directory again"));
             }
-            Some(Found::Internal { disk, internal, .. }) => Intent::DeleteInternal {
-                disk: disk.name.clone(),
-                name: internal.name.clone(),
-            },
+            Some(Found::Internal { disk, internal, .. }) => {
+                if let Some(found) = checkpoint_of(model, &disk.name, internal) {
+                    return Err(checkpoint::part_of(&found));
+                }
+                Intent::DeleteInternal {
+                    disk: disk.name.clone(),
+                    name: internal.name.clone(),
+                }
+            }
             Some(Found::Live { disk, live }) => Intent::DeleteLive {
                 disk: disk.name.clone(),
                 id: live.record.id.clone(),
@@ -306,9 +337,13 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 .ok_or_else(|| Failure::new(Errno::ENOENT, "the snapshot is gone"))?;
             group::rmdir(group)?
         }
+        NodeKey::Checkpoint(name) => checkpoint::rmdir(model, name)?,
         NodeKey::Root
         | NodeKey::RootFile(_)
         | NodeKey::Groups(_)
+        | NodeKey::Checkpoints
+        | NodeKey::CheckpointJson(_)
+        | NodeKey::CheckpointLink(..)
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
         | NodeKey::Disks
@@ -352,7 +387,8 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
             let (disk, id) = (disk.to_owned(), id.to_owned());
             (Intent::ControlJob { disk, id, command }, effect)
         }
-        // nothing is destroyed: what was active stays as a point
+        // nothing is destroyed: what was active stays as a point, or as a checkpoint
+        Control::Checkpoint => (checkpoint::write(model, verbs, line)?, Effect::Makes),
         Control::Rollback { disk } => (rollback::write(model, verbs, disk, line)?, Effect::Makes),
     };
     allowed(verbs, effect)?;
@@ -425,7 +461,9 @@ fn connected(model: &Model) -> Result<(), Failure> {
 
 fn no_verb(verb: &str) -> Failure {
     Failure::new(Errno::EPERM, format!("{verb} has no meaning here"))
-        .next("points are made in snapshots, disks/*/snapshots, disks/*/internal and disks/*/live")
+        .next(
+            "points are made in snapshots, checkpoints, disks/*/snapshots, disks/*/internal and disks/*/live",
+        )
 }
 
 #[cfg(test)]

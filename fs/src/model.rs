@@ -3,8 +3,10 @@
 //! whole, never changed in place. It knows no I/O, no FUSE and no QMP command.
 
 mod live;
+mod state;
 
 pub use live::Live;
+pub use state::{Role, StateJob, StatePart, StateVerb};
 
 use qmpbridge::NodeName;
 use std::collections::BTreeMap;
@@ -52,6 +54,8 @@ pub struct Vm {
     pub agent: Option<Agent>,
     /// Who else believes to know the VM's disks.
     pub manager: Option<Manager>,
+    /// A checkpoint is being made, loaded or removed.
+    pub state_job: Option<StateJob>,
 }
 
 /// `-o quiesce=`: what a point asks of the guest agent.
@@ -157,6 +161,8 @@ pub struct Disk {
     pub tuning: Tuning,
     /// What was assumed where QEMU does not tell (`discard`, `aio`).
     pub assumed: Vec<String>,
+    /// What it is to a checkpoint.
+    pub state_part: StatePart,
 }
 
 /// Options of the active layer that QEMU tells of; layers in its place get the same.

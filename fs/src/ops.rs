@@ -6,6 +6,7 @@
 mod blocking;
 mod branch;
 mod carried;
+mod checkpoint;
 mod control;
 mod durable;
 mod embedded;

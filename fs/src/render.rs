@@ -3,6 +3,7 @@
 
 mod chain;
 mod chain_svg;
+mod checkpoint;
 mod disk;
 mod group;
 mod job;
@@ -61,6 +62,8 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         NodeKey::RootFile(RootFile::Metrics) => Some(metrics::text(model, extra)),
         NodeKey::RootFile(RootFile::Readme) => Some(readme::text(model, extra)),
         NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
+        NodeKey::RootFile(RootFile::Rollback) => Some(checkpoint::rollback(model, extra.verbs)),
+        NodeKey::CheckpointJson(name) => checkpoint::text(model, name),
         NodeKey::DiskFile(disk, file) => {
             let disk = model.disk(disk)?;
             match file {
@@ -96,6 +99,9 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         | NodeKey::Groups(_)
         | NodeKey::Group(_)
         | NodeKey::GroupLink(..)
+        | NodeKey::Checkpoints
+        | NodeKey::Checkpoint(_)
+        | NodeKey::CheckpointLink(..)
         | NodeKey::Disks
         | NodeKey::Disk(_)
         | NodeKey::Section(..)

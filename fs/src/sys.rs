@@ -22,7 +22,9 @@ pub use file::{
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};
-pub use process::{die_with_parent, foreign_root, process_directory, raise_file_limit};
+pub use process::{
+    die_with_parent, foreign_root, process_directory, process_memory, raise_file_limit,
+};
 pub use socket::connect_unix;
 pub use xattr::{xattr_get, xattr_remove, xattr_set};
 

@@ -1,12 +1,14 @@
 //! The tree as the kernel sees it: which names stand where, derived from the [`Model`].
 //! Pure: it looks names up in a model and knows no I/O, no QEMU and no fuser.
 
+mod checkpoint;
 mod group;
 mod ids;
 mod list;
 mod name;
 mod place;
 
+pub use checkpoint::{Checkpoint, checkpoint, checkpoint_link, checkpoint_of, checkpoints, saving};
 pub use group::{Group, GroupKey, GroupKind, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
@@ -28,6 +30,13 @@ pub enum NodeKey {
     GroupJson(GroupKey),
     /// group, disk
     GroupLink(GroupKey, String),
+    /// The disks with the RAM.
+    Checkpoints,
+    /// One of them, by its name
+    Checkpoint(String),
+    CheckpointJson(String),
+    /// checkpoint, disk
+    CheckpointLink(String, String),
     Disks,
     Disk(String),
     DiskFile(String, DiskFile),
@@ -48,17 +57,19 @@ pub enum RootFile {
     Events,
     Metrics,
     Readme,
+    Rollback,
     Wait,
 }
 
 impl RootFile {
     /// All of them, as listed.
-    pub const ALL: [RootFile; 6] = [
+    pub const ALL: [RootFile; 7] = [
         RootFile::VmJson,
         RootFile::Log,
         RootFile::Events,
         RootFile::Metrics,
         RootFile::Readme,
+        RootFile::Rollback,
         RootFile::Wait,
     ];
 
@@ -70,6 +81,7 @@ impl RootFile {
             RootFile::Events => "events",
             RootFile::Metrics => "metrics",
             RootFile::Readme => "README.txt",
+            RootFile::Rollback => "rollback",
             RootFile::Wait => "wait",
         }
     }
@@ -212,6 +224,8 @@ pub struct PointKey {
 /// What takes lines that are verbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control<'a> {
+    /// `rollback`
+    Checkpoint,
     /// `disks/DISK/rollback`
     Rollback {
         /// The disk's name.
@@ -243,6 +257,8 @@ impl NodeKey {
             NodeKey::Root
             | NodeKey::Groups(_)
             | NodeKey::Group(_)
+            | NodeKey::Checkpoints
+            | NodeKey::Checkpoint(_)
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::Section(..)
@@ -251,6 +267,8 @@ impl NodeKey {
             NodeKey::RootFile(_)
             | NodeKey::GroupJson(_)
             | NodeKey::GroupLink(..)
+            | NodeKey::CheckpointJson(_)
+            | NodeKey::CheckpointLink(..)
             | NodeKey::DiskFile(..)
             | NodeKey::PointFile(..)
             | NodeKey::JobFile(..) => false,
@@ -260,6 +278,7 @@ impl NodeKey {
     /// What a line written to it is said to. None for a file that is only read, and for directories.
     pub fn control(&self) -> Option<Control<'_>> {
         match self {
+            NodeKey::RootFile(RootFile::Rollback) => Some(Control::Checkpoint),
             NodeKey::DiskFile(disk, DiskFile::Rollback) => Some(Control::Rollback { disk }),
             NodeKey::JobFile(disk, id, JobFile::Ctl) => Some(Control::Job { disk, id }),
             _ => None,

@@ -9,6 +9,7 @@ use bar::Bar;
 pub use bar::Say;
 pub(crate) use scope::Scope;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,6 +71,9 @@ pub fn follow(
     loop {
         let mut jobs = look(&root, scope.disk())?;
         jobs.retain(|job| scope.covers(&job.disk, &job.id, &job.point));
+        // one that is at work on several disks is one
+        let mut known = HashSet::new();
+        jobs.retain(|job| known.insert(job.id.clone()));
         if jobs.iter().all(Seen::ended) {
             bar.end();
             if let Some(failed) = jobs.iter().find(|job| !job.error.is_empty()) {

@@ -48,6 +48,9 @@ mod query_named_block_nodes;
 mod query_status;
 mod query_uuid;
 mod quit;
+mod snapshot_delete;
+mod snapshot_load;
+mod snapshot_save;
 mod stop;
 mod system_reset;
 mod transaction;
@@ -93,6 +96,9 @@ pub use query_named_block_nodes::{ImageInfo, NodeInfo, QueryNamedBlockNodes};
 pub use query_status::{QueryStatus, Status};
 pub use query_uuid::{QueryUuid, Uuid};
 pub use quit::Quit;
+pub use snapshot_delete::SnapshotDelete;
+pub use snapshot_load::SnapshotLoad;
+pub use snapshot_save::SnapshotSave;
 pub use stop::Stop;
 pub use system_reset::SystemReset;
 pub use transaction::{
@@ -106,6 +112,9 @@ pub use x_debug_query_block_graph::{
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// Commands that drain: they wait for the disk's requests under way, and a slow disk's take long.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Commands that are answered when the RAM was written or read, which takes as long as that takes: a terabyte to a slow disk.
+pub const STATE_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A QMP command: its arguments are what it serializes to.
 pub trait Command: Serialize + Send {

@@ -92,6 +92,23 @@ impl Bench {
         Self::on(scratch, dir, Vec::new(), attachment, options)
     }
 
+    /// A VM whose RAM holds `ram` bytes that are not zero, so that saving it takes a while.
+    #[track_caller]
+    pub fn with_ram(name: &str, attachment: Attachment, ram: usize, options: &[&str]) -> Self {
+        let scratch = Scratch::new(name);
+        let dir = scratch.dir("images");
+        oracle::create(&dir.join("web1.qcow2"), SIZE);
+        let blob = scratch.file("ram");
+        let mut bytes = vec![0; ram];
+        fill(&mut bytes, 0, 1);
+        std::fs::write(&blob, bytes).expect("room for the RAM");
+        let loader = [
+            "-device".to_owned(),
+            format!("loader,file={},addr=0x2000000,force-raw=on", blob.display()),
+        ];
+        Self::on_with(scratch, dir, Vec::new(), attachment, options, &loader)
+    }
+
     /// On a disk that others made: `dir/web1.qcow2`, with the files `below` it, base last.
     #[track_caller]
     pub fn on(
@@ -101,12 +118,20 @@ impl Bench {
         attachment: Attachment,
         options: &[&str],
     ) -> Self {
-        let machine = Machine::start(
-            &scratch,
-            "vm",
-            attachment,
-            &[Disk::qcow2("vda", &dir.join("web1.qcow2"))],
-        );
+        Self::on_with(scratch, dir, below, attachment, options, &[])
+    }
+
+    #[track_caller]
+    fn on_with(
+        scratch: Scratch,
+        dir: PathBuf,
+        below: Vec<PathBuf>,
+        attachment: Attachment,
+        options: &[&str],
+        extra: &[String],
+    ) -> Self {
+        let disks = [Disk::qcow2("vda", &dir.join("web1.qcow2"))];
+        let machine = Machine::start_with(&scratch, "vm", attachment, &disks, extra);
         let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], options);
         let endpoint = machine.endpoint("vda");
         let mut bench = Self {

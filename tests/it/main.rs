@@ -27,6 +27,8 @@ macro_rules! over_attachments {
 
 mod architecture;
 mod bad_input;
+mod checkpoint;
+mod checkpoint_load;
 mod control;
 mod embedded;
 mod faults;

@@ -46,7 +46,10 @@ pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply:
         Ok((None, parent, name)) => (parent, name),
         Err(failure) => return reply.error(failed(&failure)),
     };
-    if !matches!(parent, NodeKey::Disks | NodeKey::Section(..)) {
+    if !matches!(
+        parent,
+        NodeKey::Checkpoints | NodeKey::Disks | NodeKey::Section(..)
+    ) {
         return reply.error(fuser::Errno::ENOENT);
     }
     // What others made since the last look: `blockdev-snapshot` sends no event.
@@ -77,6 +80,9 @@ pub(super) fn readlink(shared: &Shared, ino: INodeNo, reply: ReplyData) {
         Ok(NodeKey::GroupLink(group, disk)) => {
             tree::link_target(&shared.engine.model(), &group, &disk)
         }
+        Ok(NodeKey::CheckpointLink(checkpoint, disk)) => {
+            tree::checkpoint_link(&shared.engine.model(), &checkpoint, &disk)
+        }
         Ok(_) => return reply.error(fuser::Errno::EINVAL),
         Err(failure) => return reply.error(failed(&failure)),
     };
@@ -93,7 +99,12 @@ pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
     };
     if !matches!(
         key,
-        NodeKey::Groups(_) | NodeKey::Group(_) | NodeKey::Disks | NodeKey::Section(..)
+        NodeKey::Groups(_)
+            | NodeKey::Group(_)
+            | NodeKey::Checkpoints
+            | NodeKey::Checkpoint(_)
+            | NodeKey::Disks
+            | NodeKey::Section(..)
     ) {
         return opened_directory(shared, &key, reply);
     }

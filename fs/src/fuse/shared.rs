@@ -15,8 +15,8 @@ use crate::ops::EngineHandle;
 use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
 use crate::report::{Log, Stream};
 use crate::tree::{
-    Ids, NodeKey, PointFile, RootFile, children, exists, find_group, find_point, link_target,
-    parent, path_of,
+    Ids, NodeKey, PointFile, RootFile, checkpoint, checkpoint_link, children, exists, find_group,
+    find_point, link_target, parent, path_of,
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use std::fs::File;
@@ -124,9 +124,15 @@ impl Shared {
             NodeKey::Group(id) | NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => {
                 find_group(model, id).and_then(|group| parse_rfc3339(&group.point.time))
             }
+            NodeKey::Checkpoint(name)
+            | NodeKey::CheckpointJson(name)
+            | NodeKey::CheckpointLink(name, _) => checkpoint(model, name).map(|found| found.time),
             NodeKey::Root
             | NodeKey::Groups(_)
-            | NodeKey::RootFile(RootFile::VmJson | RootFile::Readme | RootFile::Wait)
+            | NodeKey::Checkpoints
+            | NodeKey::RootFile(
+                RootFile::VmJson | RootFile::Readme | RootFile::Rollback | RootFile::Wait,
+            )
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::DiskFile(..)
@@ -142,8 +148,12 @@ impl Shared {
                 .count();
             return Some(self.owner.directory(ino, subdirectories, time));
         }
-        if let NodeKey::GroupLink(group, disk) = key {
-            let target = link_target(model, group, disk)?;
+        let target = match key {
+            NodeKey::GroupLink(group, disk) => Some(link_target(model, group, disk)?),
+            NodeKey::CheckpointLink(name, disk) => Some(checkpoint_link(model, name, disk)?),
+            _ => None,
+        };
+        if let Some(target) = target {
             return Some(self.owner.link(ino, target.len(), time));
         }
         // A `wait` file has no text before it is read.
@@ -162,7 +172,7 @@ impl Shared {
     pub(super) fn entries(&self, model: &Model, directory: &NodeKey) -> Vec<Entry> {
         let entry = |name: String, key: &NodeKey| {
             let kind = match key {
-                NodeKey::GroupLink(..) => FileType::Symlink,
+                NodeKey::GroupLink(..) | NodeKey::CheckpointLink(..) => FileType::Symlink,
                 key if key.is_dir() => FileType::Directory,
                 _ => FileType::RegularFile,
             };

@@ -150,7 +150,7 @@ pub(super) fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, na
     };
     if !matches!(
         directory,
-        NodeKey::Point(_) | NodeKey::Group(_) | NodeKey::Job(..)
+        NodeKey::Point(_) | NodeKey::Group(_) | NodeKey::Checkpoint(_) | NodeKey::Job(..)
     ) {
         return;
     }

@@ -45,6 +45,18 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Beside,
             format!("virsh backup-begin {}", model.vm.name),
         ),
+        Intent::TakeCheckpoint { name } => (
+            Reach::Beside,
+            format!("virsh snapshot-create-as {} {name}", model.vm.name),
+        ),
+        Intent::DeleteCheckpoint { name } => (
+            Reach::Beside,
+            format!("virsh snapshot-delete {} {name}", model.vm.name),
+        ),
+        Intent::LoadCheckpoint { name } => (
+            Reach::Chain,
+            format!("virsh snapshot-revert {} {name}", model.vm.name),
+        ),
         Intent::Rollback { name, .. } => (
             Reach::Chain,
             format!("virsh snapshot-revert {} {name}", model.vm.name),

@@ -3,6 +3,10 @@
 //! It knows these attributes; it does not know how a merge or a seal goes on.
 //! Invariant: what was written for another inode (a copied file) is never believed.
 
+mod load;
+
+pub use load::{LoadJournal, LoadStep, clear_load, read_load, write_load};
+
 use crate::errno::{Errno, Failure};
 use crate::model::{InternalRecord, PointRecord};
 use crate::sys;

@@ -94,6 +94,7 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
         tuning: Tuning::default(),
         branches: Vec::new(),
         assumed: Vec::new(),
+        state_part: crate::model::StatePart::default(),
     };
     disk.branches = branches(&disk);
     Ok(disk)

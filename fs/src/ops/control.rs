@@ -78,7 +78,7 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
             .next("see which there are: ls jobs")
     })?;
     if job.ended() {
-        engine.dismiss(disk, id);
+        engine.dismiss(id);
         return Ok(());
     }
     if engine.is_queued(disk, id) {

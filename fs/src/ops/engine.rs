@@ -5,6 +5,7 @@
 mod jobs;
 mod settling;
 mod standstill;
+mod state;
 mod turns;
 
 pub(super) use jobs::{Held, NextTurn, Queued, Work};
@@ -20,7 +21,7 @@ use super::observe;
 use super::quiesce::Agent;
 use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
-use crate::model::{ConnectionState, Disk, Job, Manager, MergePolicy, Model, Vm};
+use crate::model::{ConnectionState, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use jobs::Pace;
@@ -57,6 +58,8 @@ pub struct Engine {
     manager: Cell<Option<Manager>>,
     /// Since when the guest stands still for us.
     stopped: Cell<Option<Instant>>,
+    /// Set while QEMU answers nobody.
+    state_job: RefCell<Option<StateJob>>,
     unsettled: RefCell<BTreeSet<String>>,
     /// Wakes who settles.
     left_open: Notify,
@@ -117,6 +120,7 @@ impl Engine {
             work: watch::Sender::new(0),
             manager: Cell::new(None),
             stopped: Cell::new(None),
+            state_job: RefCell::default(),
             unsettled: RefCell::default(),
             left_open: Notify::new(),
             reported: RefCell::default(),
@@ -224,6 +228,7 @@ impl Engine {
                     .next("try again in a moment"),
             );
         }
+        self.qemu_is_free()?;
         let _one = self.looking.lock().await;
         let turns = self.turns();
         let mut disks = self.observe().await?;
@@ -282,15 +287,24 @@ impl Engine {
             qemu_version: bridge.version().to_string(),
             source: self.config.source_text.clone(),
             connection: ConnectionState::Up,
-            capabilities: observe::capabilities(bridge, self.config.verbs, self.manager.get()),
+            capabilities: self.capabilities(bridge),
             merge: self.config.merge,
             quiesce: self.config.quiesce,
             agent: self.agent().map(|agent| agent.seen()),
             manager: self.manager.get(),
+            state_job: self.state_job.borrow().clone(),
         };
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });
         Ok(())
+    }
+
+    fn capabilities(&self, bridge: &Bridge) -> Vec<String> {
+        let verbs = self.config.verbs;
+        let mut all = observe::capabilities(bridge, verbs, self.manager.get());
+        let may_go_back = verbs.live_rollback || self.switched_off();
+        all.retain(|one| one != observe::ROLLBACK || may_go_back);
+        all
     }
 
     /// Whether the disks are in our own storage daemon, and nobody's VM is on.

@@ -5,7 +5,7 @@
 use super::{carried, live};
 use crate::intent::Verbs;
 use crate::layer_file;
-use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Manager, Tuning};
+use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Manager, Role, StatePart, Tuning};
 use crate::sys;
 use crate::tree::fit_name;
 use qmpbridge::graph::RootKind;
@@ -18,6 +18,9 @@ use std::time::{Duration, SystemTime};
 const NAME_MAX: usize = 128;
 /// Longest id shown behind a name that was taken: QEMU's are numbers, an image may say anything.
 const SUFFIX_MAX: usize = 32;
+
+/// The devices of `-drive if=pflash` and `-machine pflash0=`.
+const FLASH: &str = "/machine/system.flash";
 
 /// From where QEMU's file names are seen.
 pub(super) struct Sight {
@@ -80,6 +83,9 @@ impl Sight {
     }
 }
 
+/// That a disk may go back, as a capability: not every mount of a running VM may do it.
+pub(super) const ROLLBACK: &str = "rollback";
+
 /// What can be done with this QEMU, beside who else manages it.
 pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manager>) -> Vec<String> {
     let seal: &[&str] = &[
@@ -88,17 +94,20 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manage
         "blockdev-create",
         "transaction",
     ];
-    let needs: [(&str, &[&str]); 5] = [
+    let needs: [(&str, &[&str]); 7] = [
         ("snapshots", seal),
         ("all-disks", seal),
         ("internal", &["blockdev-snapshot-internal-sync"]),
         ("live", &live::NEEDS),
         ("merge", &["block-stream", "block-commit"]),
+        ("checkpoints", &["snapshot-save", "snapshot-delete"]),
+        (ROLLBACK, seal),
     ];
     let allowed = |name: &str| match manager {
         None => !verbs.read_only,
         Some(Manager::Libvirt) => {
-            !verbs.read_only && verbs.coexist && matches!(name, "internal" | "live")
+            let beside = matches!(name, "internal" | "live" | "checkpoints");
+            !verbs.read_only && verbs.coexist && beside
         }
     };
     needs
@@ -116,10 +125,11 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
     let mut roots = graph.roots();
     roots.sort_by_key(|root| root.kind == RootKind::Unused);
     let mut seen: Vec<(RootKind, Disk)> = Vec::new();
-    for root in &roots {
-        let Some(disk) = disk(graph, root, sight) else {
+    for (place, root) in roots.iter().enumerate() {
+        let Some(mut disk) = disk(graph, root, sight) else {
             continue;
         };
+        disk.state_part.place = place;
         // in the middle of a seal, or after a pivot, a node that nobody uses stands beside the
         // disk it was part of
         let twin = seen
@@ -202,6 +212,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         },
         branches: Vec::new(),
         assumed: Vec::new(),
+        state_part: state_part(root, top),
     };
     disk.assumed = carried::for_disk(&disk, sight.pid).1;
     if disk.no_snapshots.is_none() && carried::copies_on_read(&disk, sight.pid) {
@@ -214,6 +225,25 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     }
     disk.branches = crate::offline::branches(&disk);
     Some(disk)
+}
+
+/// What the disk is to a checkpoint; its place is not known here.
+fn state_part(root: &Root, top: &Node) -> StatePart {
+    let of_the_board = |qdev: &str| qdev.starts_with(FLASH);
+    let role = match (
+        root.qdev.as_deref().is_some_and(of_the_board),
+        root.writable,
+    ) {
+        (true, _) => Role::Firmware,
+        (false, false) if top.read_only => Role::ReadOnly,
+        (false, _) => Role::Written,
+    };
+    let named = top.dirty_bitmaps.iter();
+    StatePart {
+        place: 0,
+        role,
+        bitmaps: named.filter_map(|bitmap| bitmap.name.clone()).collect(),
+    }
 }
 
 /// The jobs that other monitors have at work on the disk, by the nodes that lie below its root.

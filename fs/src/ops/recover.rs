@@ -10,13 +10,13 @@ mod strays;
 pub(super) use strays::{Whose, idle_nodes};
 
 use super::engine::{DiskGuard, Engine};
-use super::{live, merge, quiesce, rollback, settle};
+use super::{checkpoint, live, merge, quiesce, rollback, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
 use crate::sys;
 use merges::Resume;
-use qmpbridge::{Bridge, JobInfo, JobStatus};
+use qmpbridge::{Bridge, JobId, JobInfo, JobStatus};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -80,6 +80,7 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     seal::unfinished(engine, bridge, &disk).await?;
     rollback::settle(engine, bridge, &disk).await?;
+    checkpoint::settle(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
     merges::ended(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
@@ -97,8 +98,11 @@ async fn dismiss_ended(bridge: &Bridge, disk: &Disk) -> Result<Vec<JobInfo>, Fai
         of_this_disk.push(super::overlay::create_job(&alias)?.as_str().to_owned());
     }
     let mut ended = bridge.jobs().await?;
+    let of_this_disk = |id: &JobId| of_this_disk.iter().any(|known| id.as_str() == known);
     ended.retain(|job| {
-        job.status == JobStatus::Concluded && of_this_disk.iter().any(|id| job.id.as_str() == id)
+        // whoever has a job on the state of the whole VM at work holds every disk
+        let ours = of_this_disk(&job.id) || checkpoint::is_state_job(&job.id);
+        job.status == JobStatus::Concluded && ours
     });
     for job in &ended {
         // a concluded job still holds its nodes

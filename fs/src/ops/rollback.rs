@@ -8,6 +8,7 @@ mod check;
 mod finish;
 mod names;
 
+pub(super) use check::called_after;
 pub(super) use finish::settle;
 pub(super) use names::settle_names;
 

@@ -4,7 +4,9 @@
 use super::embedded::StorageDaemon;
 use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
-use super::{branch, control, group, internal, live, merge, open, rollback, snapshot, watch};
+use super::{
+    branch, checkpoint, control, group, internal, live, merge, open, rollback, snapshot, watch,
+};
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
 use crate::model::Model;
@@ -145,7 +147,14 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     {
         return logged(Err(failure));
     }
+    // asked now, it would answer when it is done, and the caller's directory would freeze until then
+    if let Err(failure) = engine.qemu_is_free() {
+        return logged(Err(failure));
+    }
     match intent {
+        Intent::TakeCheckpoint { name } => checkpoint::take(engine, &name, logged).await,
+        Intent::LoadCheckpoint { name } => checkpoint::load(engine, &name, logged).await,
+        Intent::DeleteCheckpoint { name } => checkpoint::delete(engine, &name, logged).await,
         Intent::TakeGroup { name } => logged(group::take(&engine, &name).await),
         Intent::DeleteGroup { id, .. } => group::delete(engine, &id, logged).await,
         Intent::TakeExternal { disk, name } => {

@@ -32,6 +32,9 @@ pub(super) fn error(job: &Job) -> String {
 
 /// What can be written to `ctl`.
 pub(super) fn words(job: &Job) -> String {
+    if job.verb.starts_with("snapshot-") {
+        return "none: QEMU answers nobody until it is done\n".into();
+    }
     let cancel = if job.ended() || job.verb != "stream" {
         ""
     } else {

@@ -3,12 +3,13 @@
 use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
 use crate::model::{Layer, Model, PointRecord};
 use crate::tree::{
-    Found, Group, GroupKey, GroupKind, PointKey, PointKind, find_group, point_place,
+    Checkpoint, Found, Group, GroupKey, GroupKind, PointKey, PointKind, checkpoint_of, find_group,
+    point_place,
 };
 use serde::Serialize;
 
 /// What an internal snapshot may hold, and no other point.
-const RAM: &str = "ram";
+pub(super) const RAM: &str = "ram";
 
 /// The object of point.json.
 #[derive(Serialize)]
@@ -28,6 +29,8 @@ pub(super) struct PointJson {
     consistency: String,
     /// The disks whose points show the same instant, this one included.
     same_instant: Vec<String>,
+    /// The state of the whole VM that it is part of.
+    checkpoint: Option<String>,
     frozen_ms: Option<u64>,
     quiesce_error: Option<String>,
     missing: Vec<String>,
@@ -68,6 +71,7 @@ pub(super) fn point(
         files: files(found),
         consistency: how.consistency.to_owned(),
         same_instant: same_instant(model, found),
+        checkpoint: checkpoint(model, found).map(|it| it.name),
         frozen_ms: how.frozen_ms,
         quiesce_error: how.quiesce_error.map(str::to_owned),
         missing: missing(model, found),
@@ -144,6 +148,10 @@ fn told(record: &PointRecord) -> (&str, Option<u64>, Option<&str>) {
 }
 
 fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
+    if let Some(checkpoint) = checkpoint(model, found) {
+        let members = checkpoint.members.iter();
+        return members.map(|(disk, _)| disk.name.clone()).collect();
+    }
     match group(model, found) {
         Some(group) => group
             .members
@@ -160,6 +168,9 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
         Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => false,
         Found::Internal { internal, .. } => internal.vm_state_size > 0,
     };
+    if let Some(checkpoint) = checkpoint(model, found) {
+        return super::checkpoint::missing(model, &checkpoint);
+    }
     let mut missing = machine(model);
     missing.retain(|part| part != RAM || !ram_saved);
     if let Some(group) = group(model, found) {
@@ -177,6 +188,14 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
         missing.push(format!("other disks: {}", others.join(", ")));
     }
     missing
+}
+
+/// The state of the whole VM that it is part of.
+fn checkpoint<'a>(model: &'a Model, found: &Found<'a>) -> Option<Checkpoint<'a>> {
+    match found {
+        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => None,
+        Found::Internal { disk, internal, .. } => checkpoint_of(model, &disk.name, internal),
+    }
 }
 
 /// The points of all disks that it was taken with.

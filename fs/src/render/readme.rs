@@ -87,12 +87,26 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         &format!("mkdir {mnt}/live/NAME"),
         "of all running disks, at one instant",
     );
+    if model.vm.capabilities.iter().any(|can| can == "checkpoints") {
+        command(
+            &mut text,
+            &format!("mkdir {mnt}/checkpoints/NAME"),
+            "of all disks with the RAM; the VM stands still while it is saved",
+        );
+    }
     text.push_str(match model.vm.quiesce {
         Quiesce::Off => "  The guest is not asked to freeze: points are as after a power cut (see --guest-agent).\n",
         Quiesce::Try => "  The guest agent freezes the guest for the instant; if it cannot, point.json says why.\n",
         Quiesce::Require => "  The guest agent freezes the guest for the instant; if it cannot, there is no point.\n",
     });
     text.push_str("\ngo back\n");
+    if model.vm.capabilities.iter().any(|can| can == "checkpoints") {
+        command(
+            &mut text,
+            &format!("cat {mnt}/rollback"),
+            "the checkpoints the whole VM can go back to, disks and RAM",
+        );
+    }
     command(
         &mut text,
         &format!("cat {dir}/rollback"),

@@ -19,6 +19,21 @@ pub fn foreign_root(pid: i32) -> Option<PathBuf> {
     (theirs != ours).then(|| PathBuf::from(format!("/proc/{pid}/root")))
 }
 
+/// Bytes of memory that a process really has, swapped out or not.
+pub fn process_memory(pid: i32) -> io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kilobytes = |field: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or(0)
+    };
+    let all: u64 = ["VmRSS:", "VmSwap:", "HugetlbPages:"]
+        .iter()
+        .map(|field| kilobytes(field))
+        .sum();
+    Ok(all.saturating_mul(1024))
+}
+
 /// Lets the kernel end the child, in order, when the thread that started it ends: so start it
 /// from a thread that lives as long as it is needed.
 pub fn die_with_parent(command: &mut Command) {

@@ -1,15 +1,18 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, external_key,
-    find_group, find_point, groups, internal_key, layer_dir_name, layer_key, live_key, point_place,
+    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, checkpoint,
+    checkpoints, external_key, find_group, find_point, groups, internal_key, layer_dir_name,
+    layer_key, live_key, point_place, saving,
 };
 use crate::model::{Disk, Model};
 
 /// The directory of the disks.
 const DISKS: &str = "disks";
+/// The directory of the checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
 
-/// What a group's own object is called; a disk of that name has no link.
+/// What the object of a group or checkpoint is called; a disk of that name has no link.
 const GROUP_JSON: &str = "point.json";
 
 /// What `name` is in the directory `parent`.
@@ -67,6 +70,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             for kind in GroupKind::ALL {
                 wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
             }
+            wanted.add(CHECKPOINTS, || Some(NodeKey::Checkpoints));
             wanted.add(DISKS, || Some(NodeKey::Disks));
         }
         NodeKey::Groups(kind) => {
@@ -75,6 +79,16 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             }
         }
         NodeKey::Group(key) => add_group(model, key, &mut wanted),
+        NodeKey::Checkpoints => {
+            let known = checkpoints(model);
+            let names = known.iter().map(|known| known.name.as_str());
+            for name in names.chain(saving(model)) {
+                wanted.add(name, || Some(NodeKey::Checkpoint(name.to_owned())));
+            }
+        }
+        NodeKey::Checkpoint(name) if exists(model, parent) => {
+            add_checkpoint(model, name, &mut wanted);
+        }
         NodeKey::Disks => {
             for disk in &model.disks {
                 wanted.add(&disk.name, || Some(NodeKey::Disk(disk.name.clone())));
@@ -110,11 +124,13 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             }
         }
         // gone meanwhile
-        NodeKey::Disk(_) | NodeKey::Point(_) | NodeKey::Job(..) => (),
+        NodeKey::Checkpoint(_) | NodeKey::Disk(_) | NodeKey::Point(_) | NodeKey::Job(..) => (),
         // no directories
         NodeKey::RootFile(_)
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
+        | NodeKey::CheckpointJson(_)
+        | NodeKey::CheckpointLink(..)
         | NodeKey::DiskFile(..)
         | NodeKey::PointFile(..)
         | NodeKey::JobFile(..) => (),
@@ -130,6 +146,21 @@ fn add_group(model: &Model, key: &GroupKey, wanted: &mut Wanted<'_>) {
     let disks = group.members.iter().map(|(disk, _)| &disk.name);
     for disk in disks.filter(|disk| *disk != GROUP_JSON) {
         wanted.add(disk, || Some(NodeKey::GroupLink(key.clone(), disk.clone())));
+    }
+}
+
+fn add_checkpoint(model: &Model, name: &str, wanted: &mut Wanted<'_>) {
+    wanted.add(GROUP_JSON, || {
+        Some(NodeKey::CheckpointJson(name.to_owned()))
+    });
+    let Some(found) = checkpoint(model, name) else {
+        return;
+    };
+    let disks = found.members.iter().map(|(disk, _)| &disk.name);
+    for disk in disks.filter(|disk| *disk != GROUP_JSON) {
+        wanted.add(disk, || {
+            Some(NodeKey::CheckpointLink(name.to_owned(), disk.clone()))
+        });
     }
 }
 
@@ -175,7 +206,17 @@ fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
 /// Whether what `key` means is there in this model.
 pub fn exists(model: &Model, key: &NodeKey) -> bool {
     match key {
-        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Groups(_) | NodeKey::Disks => true,
+        NodeKey::Root
+        | NodeKey::RootFile(_)
+        | NodeKey::Groups(_)
+        | NodeKey::Checkpoints
+        | NodeKey::Disks => true,
+        NodeKey::Checkpoint(name) | NodeKey::CheckpointJson(name) => {
+            saving(model) == Some(name) || checkpoint(model, name).is_some()
+        }
+        NodeKey::CheckpointLink(name, disk) => {
+            checkpoint(model, name).is_some_and(|found| found.member(disk).is_some())
+        }
         NodeKey::Group(id) | NodeKey::GroupJson(id) => find_group(model, id).is_some(),
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
@@ -193,7 +234,15 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
 /// The directory it stands in; the root is its own.
 pub fn parent(key: &NodeKey) -> NodeKey {
     match key {
-        NodeKey::Root | NodeKey::RootFile(_) | NodeKey::Groups(_) | NodeKey::Disks => NodeKey::Root,
+        NodeKey::Root
+        | NodeKey::RootFile(_)
+        | NodeKey::Groups(_)
+        | NodeKey::Checkpoints
+        | NodeKey::Disks => NodeKey::Root,
+        NodeKey::Checkpoint(_) => NodeKey::Checkpoints,
+        NodeKey::CheckpointJson(name) | NodeKey::CheckpointLink(name, _) => {
+            NodeKey::Checkpoint(name.clone())
+        }
         NodeKey::Group(key) => NodeKey::Groups(key.kind),
         NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
         NodeKey::Disk(_) => NodeKey::Disks,
@@ -213,12 +262,14 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         NodeKey::RootFile(file) => return format!("/{}", file.name()),
         NodeKey::Groups(kind) => return format!("/{}", kind.name()),
         NodeKey::Disks => return format!("/{DISKS}"),
+        NodeKey::Checkpoints => return format!("/{CHECKPOINTS}"),
+        NodeKey::Checkpoint(name) => name.clone(),
         NodeKey::Group(id) => match find_group(model, id) {
             Some(group) => group.name,
             None => format!("({})", id.id),
         },
-        NodeKey::GroupJson(_) => GROUP_JSON.to_owned(),
-        NodeKey::GroupLink(_, disk) => disk.clone(),
+        NodeKey::GroupJson(_) | NodeKey::CheckpointJson(_) => GROUP_JSON.to_owned(),
+        NodeKey::GroupLink(_, disk) | NodeKey::CheckpointLink(_, disk) => disk.clone(),
         NodeKey::Disk(disk) => disk.clone(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),
         NodeKey::Section(_, section) => section.name().to_owned(),
@@ -261,9 +312,11 @@ mod tests {
                 "events",
                 "metrics",
                 "README.txt",
+                "rollback",
                 "wait",
                 "snapshots",
                 "live",
+                "checkpoints",
                 "disks"
             ]
         );

@@ -46,6 +46,7 @@ fn disk(name: &str, active: Layer, layers: Vec<Layer>) -> Disk {
         tuning: Tuning::default(),
         branches: Vec::new(),
         assumed: Vec::new(),
+        state_part: crate::model::StatePart::default(),
     }
 }
 
@@ -122,5 +123,24 @@ pub(crate) fn two_disks_at_one_instant() -> Model {
         vec![member("/vm/more.all.qcow2", 0x21, "vdc")],
     );
     model.disks.push(vdc);
+    model
+}
+
+/// The same with a checkpoint, ready: vda has the RAM, vdc a part, vdb is raw and has none.
+pub(crate) fn a_checkpoint() -> Model {
+    let mut model = two_disks_at_one_instant();
+    let time = UNIX_EPOCH + Duration::from_secs(1_750_000_000);
+    for (disk, vm_state_size) in [(0, 90 << 20), (2, 0)] {
+        model.disks[disk].internals.push(Internal {
+            id: "7".into(),
+            name: "ready".into(),
+            tag: "ready".into(),
+            time,
+            virtual_size: 10 * GIB,
+            vm_state_size,
+            layer: None,
+            record: None,
+        });
+    }
     model
 }

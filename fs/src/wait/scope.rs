@@ -15,6 +15,8 @@ pub(crate) enum Scope {
     Job(String, String),
     /// The work on one point: disk and name.
     Point(String, String),
+    /// The work on a checkpoint of the whole VM.
+    Checkpoint(String),
 }
 
 impl Scope {
@@ -36,6 +38,7 @@ impl Scope {
             }
         }
         Ok(match names[..] {
+            ["checkpoints", name, ..] => Scope::Checkpoint(name.into()),
             ["disks", disk, "jobs", id, ..] => Scope::Job(disk.into(), id.into()),
             ["disks", disk, _, name, ..] => Scope::Point(disk.into(), name.into()),
             ["disks", disk, ..] => Scope::Disk(disk.into()),
@@ -46,7 +49,7 @@ impl Scope {
     /// The disk it is about, if it is about one.
     pub(super) fn disk(&self) -> Option<&str> {
         match self {
-            Scope::Mount => None,
+            Scope::Mount | Scope::Checkpoint(_) => None,
             Scope::Disk(disk) | Scope::Job(disk, _) | Scope::Point(disk, _) => Some(disk),
         }
     }
@@ -54,7 +57,7 @@ impl Scope {
     pub(super) fn is_point(&self) -> bool {
         match self {
             Scope::Point(..) => true,
-            Scope::Mount | Scope::Disk(_) | Scope::Job(..) => false,
+            Scope::Mount | Scope::Checkpoint(_) | Scope::Disk(_) | Scope::Job(..) => false,
         }
     }
 
@@ -62,6 +65,7 @@ impl Scope {
     pub(super) fn covers(&self, disk: &str, id: &str, point: &str) -> bool {
         match self {
             Scope::Mount => true,
+            Scope::Checkpoint(name) => id.contains("-checkpoint-") && name == point,
             Scope::Disk(wanted) => wanted == disk,
             Scope::Job(wanted, job) => wanted == disk && job == id,
             Scope::Point(wanted, name) => {

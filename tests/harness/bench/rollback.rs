@@ -80,9 +80,15 @@ impl Bench {
     #[track_caller]
     pub fn go_on_from(&mut self, name: &str) {
         let bytes = self.bytes_of(name).to_path_buf();
-        self.model = Model::found(&bytes, 0..WRITERS);
+        self.go_on_holding(&bytes);
+    }
+
+    /// The same, on a disk that holds these bytes.
+    #[track_caller]
+    pub fn go_on_holding(&mut self, bytes: &std::path::Path) {
+        self.model = Model::found(bytes, 0..WRITERS);
         let region = WRITERS..SIZE;
-        let written = Model::found(&bytes, region.clone());
+        let written = Model::found(bytes, region.clone());
         let endpoint = self.machine.endpoint("vda");
         self.writer = Some(Writer::start(&endpoint, region, written, 13));
         self.hands = Some(self.machine.nbd("vda"));

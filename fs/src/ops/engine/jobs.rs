@@ -93,6 +93,11 @@ impl Engine {
         }
     }
 
+    /// Shows what was announced, where the disk itself stays as it is.
+    pub(in crate::ops) fn publish_announced(&self, disk: &str) {
+        self.publish_jobs(disk);
+    }
+
     /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
     pub(in crate::ops) fn freeze(
         &self,
@@ -220,6 +225,7 @@ impl Engine {
         let looked = self.state(disk).pace.borrow().looked;
         let fresh = looked.is_some_and(|looked| looked.elapsed() < PROGRESS_FRESH);
         let at_work = self.job(disk, id).is_some_and(|job| !job.ended());
+        let at_work = at_work && self.qemu_is_free().is_ok();
         if at_work && !fresh && !self.is_queued(disk, id) {
             self.show_progress(disk, id).await;
         }
@@ -318,13 +324,22 @@ impl Engine {
         self.publish_jobs(disk);
     }
 
-    /// Forgets a job that has failed.
-    pub(in crate::ops) fn dismiss(&self, disk: &str, id: &str) {
-        self.state(disk)
-            .jobs
-            .borrow_mut()
-            .retain(|job| job.id != id);
-        self.publish_jobs(disk);
+    /// Forgets a job that has failed, on every disk it was at work on.
+    pub(in crate::ops) fn dismiss(&self, id: &str) {
+        let states = self.disks.borrow();
+        let with_it: Vec<String> = states
+            .iter()
+            .filter(|(_, state)| state.jobs.borrow().iter().any(|job| job.id == id))
+            .map(|(disk, _)| disk.clone())
+            .collect();
+        drop(states);
+        for disk in with_it {
+            self.state(&disk)
+                .jobs
+                .borrow_mut()
+                .retain(|job| job.id != id);
+            self.publish_jobs(&disk);
+        }
     }
 
     /// Its end, when it comes, is not a failure but what was asked for.

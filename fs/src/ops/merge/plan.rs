@@ -341,6 +341,7 @@ mod tests {
             tuning: Tuning::default(),
             branches: Vec::new(),
             assumed: Vec::new(),
+            state_part: crate::model::StatePart::default(),
         }
     }
 

@@ -7,7 +7,8 @@ use crate::layer_file;
 use crate::model::{Branch, Disk, FileId, Layer, Model};
 use crate::sys;
 use crate::tree::{
-    Found, PointKey, PointKind, Section, find_in, layer_dir_name, layer_identity, point_place,
+    Found, PointKey, PointKind, Section, checkpoint_of, find_in, layer_dir_name, layer_identity,
+    point_place,
 };
 use crate::view::{LayerSpec, layer_allocated};
 use std::fmt::Write;
@@ -23,6 +24,14 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
     };
     if let Some(Found::Branch { disk, branch }) = find_in(disk, point) {
         return crate::ops::branch::plan_text(disk, branch);
+    }
+    if let Some(Found::Internal { disk, internal, .. }) = find_in(disk, point)
+        && let Some(whole) = checkpoint_of(model, &disk.name, internal)
+    {
+        return format!(
+            "verb:   none by itself: it is part of the checkpoint '{0}'\nnext:   rmdir checkpoints/{0}\n",
+            whole.name
+        );
     }
     match point.kind {
         PointKind::Live => "verb:   block-export-del, job-cancel, blockdev-del\ncopies: nothing\nfiles:  its scratch file is removed\n".into(),

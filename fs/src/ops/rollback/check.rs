@@ -146,9 +146,8 @@ fn ends_at_a_reset(line: &[String]) -> bool {
     })
 }
 
-/// What the active layer will be called as a point, and when that was.
-fn name(disk: &Disk) -> (String, String) {
-    let time = crate::render::now();
+/// What something that was left at a time is called.
+pub(in crate::ops) fn called_after(time: &str) -> String {
     let digits: String = time
         .split('.')
         .next()
@@ -156,7 +155,13 @@ fn name(disk: &Disk) -> (String, String) {
         .chars()
         .filter(|letter| letter.is_ascii_alphanumeric())
         .collect();
-    let wanted = format!("rolled-back-{digits}Z");
+    format!("rolled-back-{digits}Z")
+}
+
+/// What the active layer will be called as a point, and when that was.
+fn name(disk: &Disk) -> (String, String) {
+    let time = crate::render::now();
+    let wanted = called_after(&time);
     let free = |name: &String| {
         let path = layer_file::sealed_path(&disk.active_path, name);
         path.symlink_metadata().is_err() && disk.external(name).is_none()

@@ -1,0 +1,307 @@
+//! `echo NAME > rollback`: the VM goes on from a checkpoint. First it stands still, and what it is
+//! becomes a checkpoint, `rolled-back-<time>`. QEMU leaves a VM whose load failed with some disks of
+//! one moment and some of another: so it goes on only when a load has ended well, that of NAME or
+//! that of what was before. Each step is written down on the file that holds the RAM.
+
+use super::job::{StateWork, fresh};
+use super::{at_rest, changed, devices, found, look, room, written};
+use crate::errno::{Errno, Failure};
+use crate::intent;
+use crate::layer_file::{self, LoadJournal, LoadStep};
+use crate::model::{Disk, StateVerb};
+use crate::ops::Answer;
+use crate::ops::blocking::blocking;
+use crate::ops::engine::Engine;
+use crate::ops::rollback::called_after;
+use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};
+use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// All that is needed to go back, and to come back from there.
+struct Load {
+    tag: String,
+    back: String,
+    devices: Vec<NodeName>,
+    /// Where the RAM of the checkpoint lies, and where that of the present goes.
+    state: NodeName,
+    first: NodeName,
+    /// The file that the steps are written down on.
+    file: PathBuf,
+    inode: u64,
+    ran: bool,
+}
+
+/// Takes the VM back. `answer` is called when QEMU is at work on it, or it is refused.
+pub(in crate::ops) async fn load(engine: Rc<Engine>, name: &str, answer: Answer<()>) {
+    let ready = async {
+        let wanted = written(&engine.observe().await?);
+        let guards = engine.hold_all(&wanted).await?;
+        let alone = engine.alone().await?;
+        let model = look(&engine).await?;
+        if written(&model.disks) != wanted {
+            return Err(changed());
+        }
+        intent::checkpoint_complete(&model.disks)?;
+        let found = found(&model, name)?;
+        intent::checkpoint_loadable(&found)?;
+        at_rest(&engine).await?;
+        no_job(&engine).await?;
+        let back = called_after(&crate::render::now());
+        intent::checkpoint_free(&model, &back)?;
+        let mut disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
+        disks.sort_by_key(|disk| disk.state_part.place);
+        let devices = devices(&disks)?;
+        let (Some(first), Some(holder)) = (devices.first(), disks.first()) else {
+            return Err(changed());
+        };
+        room(&engine, holder)?;
+        let file = holder.active.file.ok_or_else(changed)?;
+        let load = Load {
+            tag: found.tag.to_owned(),
+            back,
+            state: found.state.0.root.clone().ok_or_else(changed)?,
+            first: first.clone(),
+            file: holder.active.path.clone(),
+            inode: file.ino,
+            ran: engine.running().await?,
+            devices,
+        };
+        let work = StateWork::new(&engine, guards, StateVerb::Load, name)?;
+        Ok((work, load, alone))
+    };
+    match ready.await {
+        Ok((work, load, _alone)) => {
+            let steps = async |work: &StateWork, waiting: &mut Option<Answer<()>>| {
+                load.run(&engine, work, waiting).await
+            };
+            work.run_all(steps, answer).await;
+        }
+        Err(failure) => answer(Err(failure)),
+    }
+}
+
+/// A load changes the disks behind everybody's back: what a backup copies, or a live instant keeps,
+/// would be of two moments.
+async fn no_job(engine: &Engine) -> Result<(), Failure> {
+    let jobs = engine.bridge()?.jobs().await?;
+    match jobs.iter().find(|job| job.status != JobStatus::Concluded) {
+        None => Ok(()),
+        Some(job) => Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "a {} job, {}, is at work, and a load changes the disks behind its back",
+                job.kind, job.id
+            ),
+        )
+        .next("let it end (cat wait), or remove what it keeps: rmdir disks/*/live/NAME")),
+    }
+}
+
+impl Load {
+    async fn run(
+        &self,
+        engine: &Engine,
+        work: &StateWork,
+        waiting: &mut Option<Answer<()>>,
+    ) -> Result<(), Failure> {
+        let id = work.id().clone();
+        self.note(engine, LoadStep::Save, &id).await?;
+        let saved = async {
+            if self.ran {
+                engine.stop_guest().await?;
+            }
+            let save = SnapshotSave {
+                job_id: id.clone(),
+                tag: self.back.clone(),
+                vmstate: self.first.clone(),
+                devices: self.devices.clone(),
+            };
+            work.follow(&id, save, waiting).await
+        };
+        if let Err(failure) = saved.await {
+            if failure.outcome_known() {
+                // nothing was loaded
+                self.go_on(engine).await?;
+            }
+            return Err(failure);
+        }
+        let Err(failure) = self.load_one(engine, work, waiting, LoadStep::Load).await else {
+            self.go_on(engine).await?;
+            engine.log.note(&format!(
+                "the VM goes on from the checkpoint '{}'; what it was before is the checkpoint '{}'",
+                self.tag, self.back
+            ));
+            return Ok(());
+        };
+        if !failure.outcome_known() {
+            return Err(failure);
+        }
+        match self.load_one(engine, work, waiting, LoadStep::Back).await {
+            Ok(()) => {
+                self.go_on(engine).await?;
+                let message = format!("{}; the VM goes on as it was", failure.message);
+                Err(Failure::new(failure.errno, message).next(
+                    "QEMU's standard error says more; the VM must have the devices it had then",
+                ))
+            }
+            Err(again) if !again.outcome_known() => Err(again),
+            Err(again) => {
+                self.forget().await?;
+                Err(Failure::new(
+                    Errno::EIO,
+                    format!(
+                        "{}; and the way back failed, too: {}",
+                        failure.message, again.message
+                    ),
+                )
+                .next(stays_stopped(&self.back)))
+            }
+        }
+    }
+
+    async fn load_one(
+        &self,
+        engine: &Engine,
+        work: &StateWork,
+        waiting: &mut Option<Answer<()>>,
+        step: LoadStep,
+    ) -> Result<(), Failure> {
+        let id = fresh()?;
+        self.note(engine, step, &id).await?;
+        let (tag, vmstate) = match step {
+            LoadStep::Back => (&self.back, &self.first),
+            LoadStep::Save | LoadStep::Load => (&self.tag, &self.state),
+        };
+        let load = SnapshotLoad {
+            job_id: id.clone(),
+            tag: tag.clone(),
+            vmstate: vmstate.clone(),
+            devices: self.devices.clone(),
+        };
+        work.follow(&id, load, waiting).await
+    }
+
+    /// First the note, then the deed.
+    async fn note(&self, engine: &Engine, step: LoadStep, job: &JobId) -> Result<(), Failure> {
+        let journal = LoadJournal {
+            version: 1,
+            tag: self.tag.clone(),
+            back: self.back.clone(),
+            step,
+            job: job.to_string(),
+            qemu: engine.bridge()?.peer_pid(),
+            resume: self.ran,
+            inode: self.inode,
+        };
+        let file = self.file.clone();
+        blocking(move || layer_file::write_load(&file, &journal)).await
+    }
+
+    /// All disks and the RAM are of one moment: the guest runs, if it ran.
+    async fn go_on(&self, engine: &Engine) -> Result<(), Failure> {
+        if self.ran {
+            engine.resume_guest().await?;
+        }
+        self.forget().await
+    }
+
+    async fn forget(&self) -> Result<(), Failure> {
+        let file = self.file.clone();
+        blocking(move || layer_file::clear_load(&file)).await
+    }
+}
+
+fn stays_stopped(back: &str) -> String {
+    format!(
+        "the VM stays stopped: its disks may be of two moments; end it and start it with -loadvm {back}"
+    )
+}
+
+/// What a killed daemon left of a load: a VM whose disks are of one moment goes on, one whose load
+/// failed gets its own state back first. `ended` are the jobs that have just been dismissed.
+pub(in crate::ops) async fn settle(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    ended: &[JobInfo],
+) -> Result<(), Failure> {
+    let file = disk.active.path.clone();
+    let Some(journal) = layer_file::read_load(&file)? else {
+        return Ok(());
+    };
+    let _alone = engine.alone().await?;
+    let status = match bridge.supports("query-status") {
+        true => bridge.run(QueryStatus).await?.status,
+        false => String::new(),
+    };
+    let (tag, back) = (&journal.tag, &journal.back);
+    let ended = ended.iter().find(|job| job.id.as_str() == journal.job);
+    let well = ended.is_some_and(|job| job.error.is_none());
+    let failed = ended.is_some_and(|job| job.error.is_some());
+    let of_one_moment = match (status.as_str(), journal.step) {
+        _ if journal.qemu.is_some() && journal.qemu != bridge.peer_pid() => {
+            engine.log.note(&format!(
+                "the VM ended on its way back to the checkpoint '{tag}': if its disks are of two moments, end it and start it with -loadvm {back}"
+            ));
+            return layer_file::clear_load(&file);
+        }
+        ("restore-vm", LoadStep::Load) if failed => {
+            load_back(engine, bridge, disk, &journal).await?;
+            true
+        }
+        ("restore-vm", LoadStep::Back) => well,
+        ("restore-vm", LoadStep::Save | LoadStep::Load) => false,
+        // a load that failed leaves another state
+        (_, LoadStep::Save | LoadStep::Load | LoadStep::Back) => true,
+    };
+    if !of_one_moment {
+        engine.log.note(&format!(
+            "going back to the checkpoint '{tag}' failed (next: {})",
+            stays_stopped(back)
+        ));
+        return layer_file::clear_load(&file);
+    }
+    if journal.resume && matches!(status.as_str(), "paused" | "restore-vm") {
+        engine.resume_guest().await?;
+    }
+    engine.log.note(&match journal.step {
+        LoadStep::Load if well => format!(
+            "the VM goes on from the checkpoint '{tag}'; what it was before is the checkpoint '{back}'"
+        ),
+        LoadStep::Save | LoadStep::Load | LoadStep::Back => format!(
+            "qmpfs ended while the VM was on its way back to the checkpoint '{tag}': the VM goes on; if '{back}' is a checkpoint, that is what it was before"
+        ),
+    });
+    layer_file::clear_load(&file)
+}
+
+/// Loads what was before, of all disks that have it.
+async fn load_back(
+    engine: &Engine,
+    bridge: &Bridge,
+    holder: &Disk,
+    journal: &LoadJournal,
+) -> Result<(), Failure> {
+    let model = look(engine).await?;
+    let found = found(&model, &journal.back)?;
+    let disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
+    let id = fresh()?;
+    let journal = LoadJournal {
+        step: LoadStep::Back,
+        job: id.to_string(),
+        ..journal.clone()
+    };
+    let file = holder.active.path.clone();
+    blocking(move || layer_file::write_load(&file, &journal)).await?;
+    let load = SnapshotLoad {
+        job_id: id.clone(),
+        tag: found.tag.to_owned(),
+        vmstate: found.state.0.root.clone().ok_or_else(changed)?,
+        devices: devices(&disks)?,
+    };
+    let mut job = bridge.start_job(id.clone(), load).await?;
+    let ended = job.wait_concluded().await;
+    bridge.dismiss_job(&id).await?;
+    Ok(ended?)
+}

@@ -1,0 +1,308 @@
+//! `echo NAME > rollback` of the whole VM: it goes on from a checkpoint, disks and RAM, and what it was stays as one.
+
+use std::fs;
+use std::path::PathBuf;
+
+use libc::{EIO, ENOENT, EOPNOTSUPP, EPERM};
+use qmpfs_tests::bench::Bench;
+use qmpfs_tests::faults::names;
+use qmpfs_tests::guest::{Guest, fsck_clean};
+use qmpfs_tests::machine::{Attachment, Disk, Machine};
+use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
+use qmpfs_tests::tree::{assert_errno, json, text, write_line};
+use qmpfs_tests::{oracle, wait};
+use serde_json::json;
+
+const LIVE: [&str; 2] = ["-o", "live_rollback"];
+
+fn save(mount: &Mounted, name: &str) {
+    fs::create_dir(mount.path().join("checkpoints").join(name))
+        .unwrap_or_else(|e| panic!("mkdir {name}: {e}\n{}", mount.text("log")));
+    mount.wait_idle();
+}
+
+fn load(mount: &Mounted, name: &str) -> std::io::Result<()> {
+    write_line(
+        &mount.path().join("rollback"),
+        format!("{name}\n").as_bytes(),
+    )
+}
+
+fn kept(mount: &Mounted) -> Vec<String> {
+    let mut kept = names(&mount.path().join("checkpoints"));
+    kept.retain(|name| name.starts_with("rolled-back-"));
+    kept
+}
+
+fn status(machine: &mut Machine) -> String {
+    let status = machine.qmp.run("query-status", json!({}));
+    status["status"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The bytes of a checkpoint's part of the bench's disk, by qemu-img.
+fn bytes(bench: &Bench, name: &str) -> PathBuf {
+    let raw = bench.scratch().file(&format!("{name}.expected"));
+    oracle::convert_internal(&bench.active(), name, &raw);
+    raw
+}
+
+/// There, and back again; nothing of either is lost.
+fn goes_back_and_forth(name: &str, attachment: Attachment) {
+    let mut bench = Bench::with_options(name, attachment, &LIVE);
+    bench.write(20);
+    save(&bench.mount, "one");
+    let one = bytes(&bench, "one");
+    bench.write(20);
+    bench.verify();
+    let rollback = bench.mount.path().join("rollback");
+    assert!(text(&rollback).contains("checkpoints/one\n"));
+    let present = bench.begin_rollback();
+    load(&bench.mount, "checkpoints/one/").expect("rollback");
+    assert_eq!(bench.mount.wait_idle(), "done\n");
+    assert_eq!(status(&mut bench.machine), "running");
+    let log = bench.mount.text("log");
+    let [there] = &kept(&bench.mount)[..] else {
+        panic!("what was is kept, once\n{log}")
+    };
+    oracle::assert_same(&bench.disk().internal(there).disk_raw(), &present);
+    oracle::assert_same(&bench.disk().internal("one").disk_raw(), &one);
+    assert!(bench.disk().list("jobs").is_empty());
+    assert!(!oracle::marks(&bench.active()).contains(&"load".to_owned()));
+    let there = there.clone();
+    let present = bytes(&bench, &there);
+    bench.go_on_holding(&one);
+
+    bench.begin_rollback();
+    load(&bench.mount, &there).expect("rollback");
+    assert_eq!(bench.mount.wait_idle(), "done\n");
+    bench.go_on_holding(&present);
+    bench.restart();
+    bench.finish();
+}
+
+#[test]
+fn the_vm_goes_back_and_forth_on_blockdev() {
+    goes_back_and_forth("load-blockdev", Attachment::Blockdev);
+}
+
+#[test]
+fn the_vm_goes_back_and_forth_on_a_drive() {
+    goes_back_and_forth("load-drive", Attachment::Drive);
+}
+
+#[test]
+fn a_vm_that_stood_still_stands_still_after_it() {
+    let mut bench = Bench::with_options("load-paused", Attachment::Blockdev, &LIVE);
+    save(&bench.mount, "one");
+    let one = bytes(&bench, "one");
+    bench.begin_rollback();
+    bench.machine.qmp.run("stop", json!({}));
+    load(&bench.mount, "one").expect("rollback");
+    assert_eq!(bench.mount.wait_idle(), "done\n");
+    assert_eq!(status(&mut bench.machine), "paused");
+    bench.machine.qmp.run("cont", json!({}));
+    bench.go_on_holding(&one);
+    bench.finish();
+}
+
+#[test]
+fn what_cannot_be_loaded_is_refused_before_anything_is_done() {
+    let mut bench = Bench::with_options("load-refused", Attachment::Blockdev, &LIVE);
+    save(&bench.mount, "one");
+    assert_errno(load(&bench.mount, "none"), &[ENOENT]);
+    let node = bench.disk().json()["node_name"].clone();
+    let bitmap = json!({"node": node, "name": "b0"});
+    bench
+        .machine
+        .qmp
+        .run("block-dirty-bitmap-add", bitmap.clone());
+    assert_errno(load(&bench.mount, "one"), &[EOPNOTSUPP]);
+    assert!(bench.mount.text("log").contains("dirty bitmap 'b0'"));
+    bench.machine.qmp.run("block-dirty-bitmap-remove", bitmap);
+    bench.seal("above");
+    assert_errno(load(&bench.mount, "one"), &[EOPNOTSUPP]);
+    assert!(bench.mount.text("log").contains("sealed layer"));
+    assert!(kept(&bench.mount).is_empty());
+    assert_eq!(status(&mut bench.machine), "running");
+    bench.finish();
+
+    let bench = Bench::new("load-not-allowed", Attachment::Blockdev);
+    save(&bench.mount, "one");
+    assert_errno(load(&bench.mount, "one"), &[EPERM]);
+    let can = bench.mount.json("vm.json")["capabilities"].to_string();
+    assert!(
+        can.contains("checkpoints") && !can.contains("rollback"),
+        "{can}"
+    );
+    bench.finish();
+}
+
+/// QEMU has changed the disks when it finds that it cannot load the RAM.
+#[test]
+fn a_load_that_fails_half_way_leaves_the_vm_as_it_was() {
+    let scratch = Scratch::new("load-fails");
+    let dir = scratch.dir("images");
+    let images = ["a.qcow2", "b.qcow2"].map(|name| dir.join(name));
+    let disks = [
+        Disk::qcow2("vda", &images[0]),
+        Disk::qcow2("vdb", &images[1]),
+    ];
+    images
+        .iter()
+        .for_each(|image| oracle::create(image, 8 << 20));
+    let write = |machine: &Machine, byte: u8| {
+        for disk in ["vda", "vdb"] {
+            let mut hands = machine.nbd(disk);
+            hands.write(0, &[byte; 65536]).expect("a write");
+            hands.flush().expect("a flush");
+        }
+    };
+    let device = ["-device".to_owned(), "virtio-rng-pci".to_owned()];
+    let mut machine = Machine::start_with(&scratch, "with", Attachment::Blockdev, &disks, &device);
+    write(&machine, 1);
+    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
+    save(&mount, "with");
+    mount.unmount();
+    machine.quit();
+
+    let mut machine = Machine::start(&scratch, "without", Attachment::Blockdev, &disks);
+    write(&machine, 2);
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
+    // who was answered before the end finds it in the job, who was not has it as his errno
+    let answered = load(&mount, "with");
+    let told_later = answered.is_ok();
+    match answered {
+        Ok(()) => assert_errno(fs::read(mount.path().join("wait")), &[EIO]),
+        refused => assert_errno(refused, &[EIO]),
+    }
+    wait::until_true("its end is told", || {
+        mount.text("log").contains("the VM goes on as it was")
+    });
+    assert_eq!(status(&mut machine), "running");
+    for disk in ["vda", "vdb"] {
+        let mut found = [0; 65536];
+        let mut hands = machine.nbd(disk);
+        hands.read(0, &mut found).expect("a read");
+        assert!(found == [2; 65536], "{disk} is as it was");
+    }
+    assert_eq!(kept(&mount).len(), 1);
+    for image in &images {
+        assert!(!oracle::marks(image).contains(&"load".to_owned()));
+    }
+    // what failed is dismissed once, on every disk
+    if told_later {
+        let job = mount.disk("vda").only_job();
+        fs::remove_dir(job).expect("dismissed");
+    }
+    assert!(mount.disk("vdb").list("jobs").is_empty());
+    assert_eq!(mount.wait_idle(), "done\n");
+}
+
+/// Killed before and after each command, the VM runs again at the next mount, on disks of one moment.
+#[test]
+fn killed_at_every_command_of_a_load() {
+    let mut bench = Bench::with_options("load-killed", Attachment::Blockdev, &LIVE);
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    save(&bench.mount, "one");
+    let one = bytes(&bench, "one");
+    let mut number = 0;
+    loop {
+        bench.write(5);
+        let present = bench.begin_rollback();
+        // the commands of a load go out and are answered while the caller has his answer already
+        let deed = match number % 2 {
+            0 => Deed::KillBefore,
+            _ => Deed::KillAfter,
+        };
+        steps.arm(COMMANDS, number / 2, deed, [bench.mount.pid(), 0]);
+        let answered = load(&bench.mount, "one");
+        let ended = fs::read(bench.mount.path().join("wait"));
+        let (fired, commands) = steps.disarm();
+        if !fired {
+            assert!(answered.is_ok() && ended.is_ok(), "{commands:?}");
+            bench.go_on_holding(&one);
+            break;
+        }
+        eprintln!("{number}: {commands:?}");
+        bench.mount.kill9();
+        bench.mount.mount_again();
+        bench.wait_for_disk();
+        assert_eq!(
+            status(&mut bench.machine),
+            "running",
+            "{}",
+            bench.mount.text("log")
+        );
+        let jobs = bench.machine.qmp.run("query-jobs", json!({}));
+        assert_eq!(jobs, json!([]));
+        assert!(!oracle::marks(&bench.active()).contains(&"load".to_owned()));
+        let now = bench.scratch().file("now.raw");
+        let mut hands = bench.machine.nbd("vda");
+        hands.flush().expect("the guest can flush");
+        drop(hands);
+        oracle::convert(&bench.active(), &now);
+        let as_it_was = oracle::compare(&now, &present);
+        let as_one = oracle::compare(&now, &one);
+        assert!(
+            as_it_was.is_ok() || as_one.is_ok(),
+            "{as_it_was:?} {as_one:?}"
+        );
+        for kept in kept(&bench.mount) {
+            fs::remove_dir(bench.mount.path().join("checkpoints").join(kept)).expect("rmdir");
+            bench.mount.wait_idle();
+        }
+        bench.go_on_holding(&now);
+        number += 1;
+    }
+    assert!(number >= 8, "stop, save, load and cont: {number}");
+    bench.finish();
+}
+
+/// A real guest: what it counts in its memory goes back with the files on its disk, and both fit.
+#[test]
+fn a_working_guest_goes_back_and_works_on() {
+    let scratch = Scratch::new("load-guest");
+    let dir = scratch.dir("images");
+    let mut guest = Guest::boot(&scratch, &dir, Attachment::Blockdev);
+    let mount = Mounted::new(&scratch, &[guest.machine.qmpfs_socket()], &LIVE);
+    wait::until_true("the disk is in the mount", || mount.disk("vda").0.is_dir());
+    guest.rounds(3);
+    save(&mount, "early");
+    let at = last_round(&guest);
+    guest.rounds(6);
+    let late = last_round(&guest);
+    load(&mount, "early").expect("rollback");
+    assert_eq!(mount.wait_idle(), "done\n");
+    guest.rounds(1);
+    let now = last_round(&guest);
+    assert!(
+        now < late && now + 2 >= at,
+        "it was at {at}, at {late}, and is at {now}"
+    );
+    // every fourth round it reads all its files from the disk and compares
+    guest.rounds(5);
+    let said = json(&mount.path().join("checkpoints/early/point.json"));
+    println!(
+        "{} MiB of RAM",
+        said["vm_state_size"].as_u64().unwrap_or(0) >> 20
+    );
+    println!("{}", mount.text("log"));
+    guest.shut_down();
+    oracle::check(guest.disk());
+    fsck_clean(&scratch, guest.disk());
+}
+
+fn last_round(guest: &Guest) -> u64 {
+    let said = fs::read(guest.console()).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let mut rounds = said.lines().rev();
+    rounds
+        .find_map(|line| line.trim().strip_prefix("ROUND ")?.parse().ok())
+        .expect("it has done a round")
+}
