@@ -47,8 +47,13 @@ pub(in crate::ops) async fn load(engine: Rc<Engine>, name: &str, answer: Answer<
         intent::checkpoint_loadable(&found)?;
         at_rest(&engine).await?;
         no_job(&engine).await?;
-        let back = called_after(&crate::render::now());
-        intent::checkpoint_free(&model, &back)?;
+        let wanted = called_after(&crate::render::now());
+        // twice within a second
+        let numbered = (2u64..).map(|number| format!("{wanted}-{number}"));
+        let back = std::iter::once(wanted.clone())
+            .chain(numbered)
+            .find(|name| intent::checkpoint_free(&model, name).is_ok())
+            .ok_or_else(changed)?;
         let mut disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
         disks.sort_by_key(|disk| disk.state_part.place);
         let devices = devices(&disks)?;
