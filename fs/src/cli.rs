@@ -36,6 +36,9 @@ Options for -o, comma-separated:
   scratch_limit=BYTES the most room that one instant of a running disk may need there
   nbd_server=SOCKET   QEMU has an NBD server already, on this unix socket: live/ is read over it
                       (whoever may use that one can read what is in live/, too)
+  backup_dir=DIR      the same as --backup-dir
+  compress, speed=BYTES, max-workers=N
+                      how backups are made, as of QEMU's blockdev-backup
   name=NAME           what the VM is called
   log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
   allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount
@@ -79,6 +82,9 @@ enum Command {
         /// [default: beside the disk]
         #[arg(long, value_name = "DIR")]
         scratch_dir: Option<String>,
+        /// Where backups go: DIR/VM/DISK/NAME.qcow2. Without it none are made
+        #[arg(long, value_name = "DIR")]
+        backup_dir: Option<String>,
         /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), or one or more image files
         #[arg(required = true, value_name = "SOURCE")]
         sources: Vec<String>,
@@ -176,10 +182,14 @@ fn action(command: Command) -> Result<Action, Failure> {
             options,
             guest_agent,
             scratch_dir,
+            backup_dir,
             sources,
             mountpoint,
         } => {
             let mut options = Options::parse(&options)?;
+            if let Some(directory) = backup_dir {
+                options.set_backup_dir(&directory)?;
+            }
             if let Some(socket) = guest_agent {
                 options.set_guest_agent(&socket)?;
             }

@@ -112,8 +112,10 @@ impl Filesystem for Qmpfs {
         self.run("readlink", |shared| names::readlink(shared, ino, reply));
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", |shared| names::opendir(shared, ino, reply));
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.run("opendir", |shared| {
+            names::opendir(shared, req.pid(), ino, reply)
+        });
     }
 
     fn readdir(
@@ -222,8 +224,7 @@ impl Filesystem for Qmpfs {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("unlink", |shared| {
-            verbs::refused_unlink(shared, req.pid(), parent, name);
-            reply.error(fuser::Errno::EPERM);
+            verbs::unlink(shared, req.pid(), parent, name, reply);
         });
     }
 

@@ -1,12 +1,14 @@
 //! What a mkdir, an rmdir or a line written means: the one table from a place in the tree and a
 //! name or words to an [`Intent`], or a refusal. Pure: it looks at the model, asks nobody and changes nothing.
 
+mod backup;
 mod checkpoint;
 mod group;
 mod manager;
 mod rollback;
 mod words;
 
+pub use backup::unlink;
 pub(crate) use checkpoint::{
     complete as checkpoint_complete, free as checkpoint_free, loadable as checkpoint_loadable,
     removable as checkpoint_removable,
@@ -17,7 +19,7 @@ pub(crate) use rollback::to_internal as rollback_to_internal;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
-use crate::model::{ConnectionState, Disk, Model};
+use crate::model::{BackupKind, ConnectionState, Disk, Model};
 use crate::tree::{
     Control, Found, NodeKey, PointKey, Section, checkpoint_of, exists, find_group, find_point,
     layer_dir_name, layer_identity, valid_name,
@@ -134,6 +136,33 @@ pub enum Intent {
         /// The point's name.
         name: String,
     },
+    /// `mkdir disks/DISK/backups/KIND/NAME`
+    TakeBackup {
+        /// The disk's name.
+        disk: String,
+        /// What is copied.
+        kind: BackupKind,
+        /// The backup's name.
+        name: String,
+    },
+    /// `rmdir disks/DISK/backups/KIND/NAME`
+    DeleteBackup {
+        /// The disk's name.
+        disk: String,
+        /// Where it is listed.
+        kind: BackupKind,
+        /// The backup's name.
+        name: String,
+        /// Its identity.
+        id: String,
+    },
+    /// `rm disks/DISK/bitmaps/NAME`
+    DeleteBitmap {
+        /// The disk's name.
+        disk: String,
+        /// Its name in the tree.
+        name: String,
+    },
     /// `rmdir disks/DISK/jobs/ID`
     CancelJob {
         /// The disk's name.
@@ -185,6 +214,17 @@ impl Intent {
             Intent::DeleteLive { disk, name, .. } => {
                 ("rmdir", format!("/disks/{disk}/live/{name}"))
             }
+            Intent::TakeBackup { disk, kind, name } => (
+                "mkdir",
+                format!("/disks/{disk}/backups/{}/{name}", kind.name()),
+            ),
+            Intent::DeleteBackup {
+                disk, kind, name, ..
+            } => (
+                "rmdir",
+                format!("/disks/{disk}/backups/{}/{name}", kind.name()),
+            ),
+            Intent::DeleteBitmap { disk, name } => ("rm", format!("/disks/{disk}/bitmaps/{name}")),
             Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
             Intent::ControlJob { disk, id, command } => {
                 ("write", format!("/disks/{disk}/jobs/{id}/ctl '{command}'"))
@@ -204,6 +244,8 @@ pub struct Verbs {
     pub live_rollback: bool,
     /// `-o coexist`: also beside libvirt, those that do not mislead it.
     pub coexist: bool,
+    /// `--backup-dir`: there is a place for backups.
+    pub backups: bool,
 }
 
 /// What `mkdir parent/name` means.
@@ -221,6 +263,9 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'"))
             .next("see which there are: ls disks")
     })?;
+    if let Section::Backup(kind) = section {
+        return backup::mkdir(model, verbs, disk, *kind, name);
+    }
     let (disk_name, point) = (disk.name.clone(), name.to_owned());
     let (intent, taken) = match section {
         Section::Snapshots => (
@@ -250,7 +295,9 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
             },
             disk.live(name).is_some(),
         ),
-        Section::Layers | Section::Jobs => return Err(no_verb("mkdir")),
+        Section::Layers | Section::Jobs | Section::Bitmaps | Section::Backup(_) => {
+            return Err(no_verb("mkdir"));
+        }
     };
     allowed(verbs, Effect::Makes)?;
     fit(name)?;
@@ -306,6 +353,12 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 id: live.record.id.clone(),
                 name: live.record.name.clone(),
             },
+            Some(Found::Backup { disk, backup }) => Intent::DeleteBackup {
+                disk: disk.name.clone(),
+                kind: backup.manifest.kind,
+                name: backup.manifest.name.clone(),
+                id: backup.manifest.id.clone(),
+            },
             Some(Found::Branch { disk, branch }) => Intent::DeleteBranch {
                 disk: disk.name.clone(),
                 name: branch.name().to_owned(),
@@ -350,6 +403,8 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::Disk(_)
         | NodeKey::DiskFile(..)
         | NodeKey::Section(..)
+        | NodeKey::Backups(_)
+        | NodeKey::Bitmap(..)
         | NodeKey::PointFile(..)
         | NodeKey::JobFile(..) => return Err(no_verb("rmdir")),
     };
@@ -460,10 +515,9 @@ fn connected(model: &Model) -> Result<(), Failure> {
 }
 
 fn no_verb(verb: &str) -> Failure {
-    Failure::new(Errno::EPERM, format!("{verb} has no meaning here"))
-        .next(
-            "points are made in snapshots, checkpoints, disks/*/snapshots, disks/*/internal and disks/*/live",
-        )
+    Failure::new(Errno::EPERM, format!("{verb} has no meaning here")).next(
+        "points are made in snapshots, checkpoints, disks/*/snapshots, disks/*/internal, disks/*/live and disks/*/backups/*",
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! kernel's requests, [`tree`] and [`intent`] decide without I/O, [`ops`] do what was decided by
 //! asking QEMU, [`view`] reads sealed layers. docs/ARCHITECTURE.md draws the map.
 
+pub mod backups;
 mod bytes;
 pub mod cat;
 pub mod cli;

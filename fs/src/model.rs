@@ -7,6 +7,9 @@ mod state;
 
 pub use live::Live;
 pub use state::{Role, StateJob, StatePart, StateVerb};
+mod backup;
+
+pub use backup::{Backup, BackupKind, BackupStage, Bitmap, Copied, Finished, Manifest, Previous};
 
 use qmpbridge::NodeName;
 use std::collections::BTreeMap;
@@ -153,6 +156,10 @@ pub struct Disk {
     pub internals: Vec<Internal>,
     /// Instants of the running disk, made by this mount.
     pub lives: Vec<Live>,
+    /// What lies in the backup directory, and what is on its way there.
+    pub backups: Vec<Backup>,
+    /// Dirty bitmaps of the active layer.
+    pub bitmaps: Vec<Bitmap>,
     /// Jobs at work on this disk, and failed ones nobody has dismissed.
     pub jobs: Vec<Job>,
     /// Why snapshots cannot be made here ("raw"); None when they can.
@@ -206,6 +213,13 @@ impl Disk {
     /// The instant of that name.
     pub fn live(&self, name: &str) -> Option<&Live> {
         self.lives.iter().find(|live| live.record.name == name)
+    }
+
+    /// The backup of that name, of whatever kind.
+    pub fn backup(&self, name: &str) -> Option<&Backup> {
+        self.backups
+            .iter()
+            .find(|backup| backup.manifest.name == name)
     }
 
     /// The internal snapshot of that name.
@@ -419,9 +433,9 @@ impl Internal {
 pub struct Job {
     /// QEMU's job id, the directory's name.
     pub id: String,
-    /// "stream" or "commit"; of others' jobs whatever QEMU calls it.
+    /// "stream", "commit" or "backup"; of others' jobs whatever QEMU calls it.
     pub verb: String,
-    /// The point it removes; empty for others' jobs.
+    /// The point it makes or removes; empty for others' jobs.
     pub point: String,
     /// QEMU's words: created, running, ready, concluded...; or queued, before QEMU knows of it.
     pub state: String,
@@ -439,6 +453,11 @@ impl Job {
     /// Whether another monitor began it: it is shown, and never touched.
     pub fn by_others(&self) -> bool {
         !qmpbridge::JobId::new(self.id.as_str()).is_ok_and(|id| id.is_ours())
+    }
+
+    /// Whether its end leaves everything as it was. A commit has changed what it writes to.
+    pub fn can_be_cancelled(&self) -> bool {
+        matches!(self.verb.as_str(), "stream" | "backup")
     }
 
     /// Whether work is still to come.

@@ -3,6 +3,7 @@
 //! [`Model`] when QEMU's graph has changed. One verb a file: snapshot, internal, merge; recover
 //! finishes or undoes what a killed daemon left.
 
+mod backup;
 mod blocking;
 mod branch;
 mod carried;
@@ -205,6 +206,19 @@ pub struct LiveSettings {
     pub nbd_server: Option<PathBuf>,
 }
 
+/// Where backups go, and how they are made, in QEMU's own words.
+#[derive(Debug, Clone, Default)]
+pub struct BackupConfig {
+    /// `--backup-dir`
+    pub directory: Option<PathBuf>,
+    /// `compress`: the files are written compressed.
+    pub compress: bool,
+    /// `speed=`: bytes a second.
+    pub speed: Option<u64>,
+    /// `max-workers=`: copies under way at the same time.
+    pub max_workers: Option<u64>,
+}
+
 /// What the engine is started with.
 #[derive(Clone)]
 pub struct EngineConfig {
@@ -224,6 +238,8 @@ pub struct EngineConfig {
     pub live: LiveSettings,
     /// `-o name=`
     pub vm_name: Option<String>,
+    /// `--backup-dir`, and how backups are made.
+    pub backup: BackupConfig,
     /// What happened, for the `log` file.
     pub log: Arc<Log>,
     /// Disks of our own storage daemon: active path and name. Filled in by the engine.

@@ -1,6 +1,7 @@
 //! The text of every file that is not a view: pure functions from the model to what `cat` shows.
 //! It knows the model and the contract's field names; it knows no FUSE and asks no QEMU.
 
+mod bitmap;
 mod chain;
 mod chain_svg;
 mod checkpoint;
@@ -17,7 +18,7 @@ mod vm;
 pub use time::{now, parse_rfc3339, rfc3339};
 
 use crate::intent::Verbs;
-use crate::model::{Layer, Model};
+use crate::model::{Job, Layer, Model};
 use crate::report::Log;
 use crate::tree::{
     DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, RootFile, find_group, find_point,
@@ -82,7 +83,16 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
                     Some(json(&point::point(model, point, &found, extra.sizes)))
                 }
                 PointFile::Plan => Some((extra.plan)(point)),
+                PointFile::State => job_of(&found).map(job::state),
+                PointFile::Progress => job_of(&found).map(|job| json(&job::progress(job))),
+                PointFile::Error => job_of(&found).map(job::error),
+                PointFile::Wait => None,
             }
+        }
+        NodeKey::Bitmap(disk, name) => {
+            let disk = model.disk(disk)?;
+            let bitmap = disk.bitmaps.iter().find(|bitmap| bitmap.name == *name)?;
+            Some(json(&bitmap::bitmap(disk, bitmap)))
         }
         NodeKey::JobFile(disk, id, file) => {
             let job = model.disk(disk)?.jobs.iter().find(|job| job.id == *id)?;
@@ -105,9 +115,19 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         | NodeKey::Disks
         | NodeKey::Disk(_)
         | NodeKey::Section(..)
+        | NodeKey::Backups(_)
         | NodeKey::Point(_)
         | NodeKey::Job(..) => None,
     }
+}
+
+/// The job that makes a point, while there is one.
+fn job_of<'a>(found: &Found<'a>) -> Option<&'a Job> {
+    let Found::Backup { disk, backup } = found else {
+        return None;
+    };
+    let id = backup.job()?;
+    disk.jobs.iter().find(|job| job.id == id)
 }
 
 /// The instant of a point, as well as it is known.
@@ -115,6 +135,7 @@ pub fn instant(found: &Found<'_>) -> Option<SystemTime> {
     match found {
         Found::Layer { layer, .. } => layer_instant(layer),
         Found::Branch { branch, .. } => layer_instant(&branch.layer),
+        Found::Backup { backup, .. } => parse_rfc3339(&backup.manifest.time),
         Found::Internal { internal, .. } => Some(internal.time),
         Found::Live { live, .. } => parse_rfc3339(&live.record.time),
     }
@@ -133,6 +154,7 @@ pub fn estimated_sizes(found: &Found<'_>) -> Sizes {
     let virtual_size = match found {
         Found::Layer { layer, .. } => layer.virtual_size,
         Found::Branch { branch, .. } => branch.layer.virtual_size,
+        Found::Backup { backup, .. } => backup.manifest.virtual_size,
         Found::Internal { internal, .. } => internal.virtual_size,
         Found::Live { live, .. } => live.virtual_size,
     };

@@ -86,6 +86,7 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
         quiesce: options.quiesce(),
         live: options.live.clone(),
         vm_name: options.vm_name.clone(),
+        backup: options.backup.clone(),
         log: Arc::clone(&log),
         embedded_disks: Vec::new(),
     })?;

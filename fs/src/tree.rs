@@ -14,8 +14,11 @@ pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
 pub use place::{
-    Found, external_key, find_in, find_point, internal_key, layer_key, live_key, point_place,
+    Found, backup_key, external_key, find_in, find_point, internal_key, job_of, layer_key,
+    live_key, point_place,
 };
+
+use crate::model::BackupKind;
 
 /// One entry of the tree, by meaning. Two entries with the same key are the same inode.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,6 +44,10 @@ pub enum NodeKey {
     Disk(String),
     DiskFile(String, DiskFile),
     Section(String, Section),
+    /// The directory of a disk's kinds of backups
+    Backups(String),
+    /// disk, name
+    Bitmap(String, String),
     Point(PointKey),
     PointFile(PointKey, PointFile),
     /// disk, job id
@@ -129,17 +136,36 @@ pub enum Section {
     Internal,
     Live,
     Jobs,
+    Bitmaps,
+    /// Not in the disk's directory itself, but in its `backups`.
+    Backup(BackupKind),
 }
 
 impl Section {
     /// All of them, as listed.
-    pub const ALL: [Section; 5] = [
+    pub const ALL: [Section; 8] = [
         Section::Layers,
         Section::Snapshots,
         Section::Internal,
         Section::Live,
         Section::Jobs,
+        Section::Bitmaps,
+        Section::Backup(BackupKind::ALL[0]),
+        Section::Backup(BackupKind::ALL[1]),
     ];
+
+    /// The kind of backups it lists; None for a directory of the disk's own.
+    pub fn backup(self) -> Option<BackupKind> {
+        match self {
+            Section::Backup(kind) => Some(kind),
+            Section::Layers
+            | Section::Snapshots
+            | Section::Internal
+            | Section::Live
+            | Section::Jobs
+            | Section::Bitmaps => None,
+        }
+    }
 
     /// Its name in the disk's directory.
     pub fn name(self) -> &'static str {
@@ -149,6 +175,8 @@ impl Section {
             Section::Internal => "internal",
             Section::Live => "live",
             Section::Jobs => "jobs",
+            Section::Bitmaps => "bitmaps",
+            Section::Backup(kind) => kind.name(),
         }
     }
 }
@@ -160,11 +188,39 @@ pub enum PointFile {
     DiskRaw,
     PointJson,
     Plan,
+    State,
+    Progress,
+    Error,
+    Wait,
 }
 
 impl PointFile {
-    /// All of them, as listed.
-    pub const ALL: [PointFile; 3] = [PointFile::DiskRaw, PointFile::PointJson, PointFile::Plan];
+    /// All of them.
+    pub const ALL: [PointFile; 7] = [
+        PointFile::DiskRaw,
+        PointFile::PointJson,
+        PointFile::Plan,
+        PointFile::State,
+        PointFile::Progress,
+        PointFile::Error,
+        PointFile::Wait,
+    ];
+
+    /// Whether a point has it: one that is still made has the files of its job and no disk.
+    pub fn is_in(self, found: &Found<'_>) -> bool {
+        let (made, readable) = match found {
+            Found::Backup { backup, .. } => (backup.job().is_none(), backup.is_complete()),
+            Found::Layer { .. }
+            | Found::Branch { .. }
+            | Found::Internal { .. }
+            | Found::Live { .. } => (true, true),
+        };
+        match self {
+            PointFile::DiskRaw => readable,
+            PointFile::PointJson | PointFile::Plan => true,
+            PointFile::State | PointFile::Progress | PointFile::Error | PointFile::Wait => !made,
+        }
+    }
 
     /// Its name in the point's directory.
     pub fn name(self) -> &'static str {
@@ -172,6 +228,10 @@ impl PointFile {
             PointFile::DiskRaw => "disk.raw",
             PointFile::PointJson => "point.json",
             PointFile::Plan => "plan",
+            PointFile::State => "state",
+            PointFile::Progress => "progress",
+            PointFile::Error => "error",
+            PointFile::Wait => "wait",
         }
     }
 }
@@ -248,6 +308,7 @@ pub enum PointKind {
     External,
     Internal,
     Live,
+    Backup(BackupKind),
 }
 
 impl NodeKey {
@@ -262,6 +323,7 @@ impl NodeKey {
             | NodeKey::Disks
             | NodeKey::Disk(_)
             | NodeKey::Section(..)
+            | NodeKey::Backups(_)
             | NodeKey::Point(_)
             | NodeKey::Job(..) => true,
             NodeKey::RootFile(_)
@@ -270,6 +332,7 @@ impl NodeKey {
             | NodeKey::CheckpointJson(_)
             | NodeKey::CheckpointLink(..)
             | NodeKey::DiskFile(..)
+            | NodeKey::Bitmap(..)
             | NodeKey::PointFile(..)
             | NodeKey::JobFile(..) => false,
         }
@@ -302,6 +365,7 @@ impl PointKind {
             PointKind::External => Section::Snapshots,
             PointKind::Internal => Section::Internal,
             PointKind::Live => Section::Live,
+            PointKind::Backup(kind) => Section::Backup(kind),
         }
     }
 }

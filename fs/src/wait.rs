@@ -85,16 +85,14 @@ pub fn follow(
                     ),
                 ));
             }
-            if followed && scope.is_point() && path.is_dir() {
-                return Err(Failure::new(
+            let taken_back = scope.taken_back(|| path.is_dir());
+            return match taken_back.filter(|_| followed) {
+                Some(what) => Err(Failure::new(
                     Errno::EIO,
-                    format!(
-                        "{} is there again: its removal was cancelled",
-                        path.display()
-                    ),
-                ));
-            }
-            return Ok(());
+                    format!("{} {what}", path.display()),
+                )),
+                None => Ok(()),
+            };
         }
         followed = true;
         bar.show(&jobs);

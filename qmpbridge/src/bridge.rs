@@ -12,9 +12,10 @@ use tokio::time::timeout;
 
 use crate::address::Address;
 use crate::command::{
-    BlockJobCancel, BlockJobSetSpeed, Command, Job, JobCancel, JobComplete, JobDismiss,
-    JobFinalize, JobPause, JobResume, QueryBlock, QueryBlockExports, QueryBlockJobs, QueryJobs,
-    QueryNamedBlockNodes, Transaction, TransactionAction, XDebugQueryBlockGraph,
+    BlockJobCancel, BlockJobSetSpeed, Command, CompletionMode, Job, JobCancel, JobComplete,
+    JobDismiss, JobFinalize, JobPause, JobResume, QueryBlock, QueryBlockExports, QueryBlockJobs,
+    QueryJobs, QueryNamedBlockNodes, Transaction, TransactionAction, TransactionProperties,
+    XDebugQueryBlockGraph,
 };
 use crate::connection::{self, QemuVersion};
 use crate::error::Error;
@@ -136,6 +137,17 @@ impl Bridge {
         self.run(Transaction {
             actions,
             properties: None,
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The same, and the jobs that it starts end well together or not at all.
+    pub async fn grouped_transaction(&self, actions: Vec<TransactionAction>) -> Result<(), Error> {
+        let completion_mode = CompletionMode::Grouped;
+        self.run(Transaction {
+            actions,
+            properties: Some(TransactionProperties { completion_mode }),
         })
         .await
         .map(drop)

@@ -66,7 +66,7 @@ pub use block_job_cancel::BlockJobCancel;
 pub use block_job_set_speed::BlockJobSetSpeed;
 pub use block_stream::{BlockStream, StreamEnd};
 pub use blockdev_add::{Backing, BlockdevAdd, BlockdevOptions, CacheOptions};
-pub use blockdev_backup::{BitmapMode, BlockdevBackup};
+pub use blockdev_backup::{BackupPerf, BitmapMode, BlockdevBackup};
 pub use blockdev_create::{BlockdevCreate, BlockdevCreateOptions};
 pub use blockdev_del::BlockdevDel;
 pub use blockdev_mirror::BlockdevMirror;

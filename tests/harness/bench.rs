@@ -14,8 +14,11 @@ use crate::tree::{DiskDir, Point};
 use crate::writer::Writer;
 use crate::{oracle, wait};
 
+mod backups;
 mod questions;
 mod rollback;
+
+pub use backups::Shelf;
 
 /// The test itself writes below, the writer from here on.
 pub const WRITERS: u64 = 32 << 20;
@@ -184,6 +187,11 @@ impl Bench {
     /// The test's directory.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// What the test itself has written.
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     /// The writer.

@@ -20,6 +20,11 @@ impl DiskDir {
         Point(self.0.join("snapshots").join(name))
     }
 
+    /// A backup, by its kind and name.
+    pub fn backup(&self, kind: &str, name: &str) -> Point {
+        Point(self.0.join("backups").join(kind).join(name))
+    }
+
     /// An internal snapshot.
     pub fn internal(&self, name: &str) -> Point {
         Point(self.0.join("internal").join(name))

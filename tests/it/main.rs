@@ -26,6 +26,7 @@ macro_rules! over_attachments {
 }
 
 mod architecture;
+mod backup;
 mod bad_input;
 mod checkpoint;
 mod checkpoint_load;

@@ -5,10 +5,12 @@ use crate::errno::{Errno, Failure};
 use crate::fuse::Access;
 use crate::intent::Verbs;
 use crate::model::{Format, Quiesce};
-use crate::ops::{LiveSettings, MergePolicy};
+use crate::ops::{BackupConfig, LiveSettings, MergePolicy};
 use qmpbridge::Address;
 use std::path::PathBuf;
 
+/// QEMU takes what an int holds; each one holds a buffer of a MiB.
+const WORKERS_MAX: u64 = 1024;
 /// Nobody but the owner, unless asked otherwise.
 const DEFAULT_UMASK: u16 = 0o077;
 
@@ -35,6 +37,8 @@ pub struct Options {
     pub format: Option<Format>,
     /// `name=`
     pub vm_name: Option<String>,
+    /// `backup_dir=`, or `--backup-dir`; `compress`, `speed=`, `max-workers=`
+    pub backup: BackupConfig,
     /// `log=`
     pub log_file: Option<PathBuf>,
     /// `allow_other`, `allow_root`
@@ -68,6 +72,7 @@ impl Default for Options {
             live: LiveSettings::default(),
             format: None,
             vm_name: None,
+            backup: BackupConfig::default(),
             log_file: None,
             access: Access::Owner,
             uid: None,
@@ -110,6 +115,7 @@ impl Options {
             no_delete: self.no_delete,
             live_rollback: self.live_rollback,
             coexist: self.coexist,
+            backups: self.backup.directory.is_some(),
         }
     }
 
@@ -120,6 +126,21 @@ impl Options {
             (None, Some(_)) => Quiesce::Try,
             (None, None) => Quiesce::Off,
         }
+    }
+
+    /// Where backups go. The daemon leaves its directory.
+    pub(super) fn set_backup_dir(&mut self, text: &str) -> Result<(), Failure> {
+        let path = std::path::absolute(text)
+            .map_err(|error| Failure::io(format_args!("use {text}"), &error))?;
+        if !path.is_dir() {
+            return Err(Failure::new(
+                Errno::ENOENT,
+                format!("the backup directory {} is not there", path.display()),
+            )
+            .next("make it, or mount what it lies on"));
+        }
+        self.backup.directory = Some(path);
+        Ok(())
     }
 
     /// The guest agent's socket, which need not be there yet: the VM may be off.
@@ -209,6 +230,21 @@ impl Options {
             ("name", Some(value)) if !value.is_empty() => self.vm_name = Some(value.to_owned()),
             ("log", Some(value)) if !value.is_empty() => {
                 self.log_file = Some(absolute(option, value)?);
+            }
+            ("backup_dir", Some(value)) if !value.is_empty() => self.set_backup_dir(value)?,
+            ("compress", None) => self.backup.compress = true,
+            ("speed", Some(value)) => {
+                let speed = bytes::parse(value).ok().filter(|speed| *speed > 0);
+                self.backup.speed =
+                    Some(speed.ok_or_else(|| one_of(option, "speed=BYTES, like speed=50M"))?);
+            }
+            ("max-workers", Some(value)) => {
+                let count = value
+                    .parse()
+                    .ok()
+                    .filter(|count| (1..=WORKERS_MAX).contains(count));
+                self.backup.max_workers =
+                    Some(count.ok_or_else(|| one_of(option, "max-workers=NUMBER"))?);
             }
             ("allow_other", None) => self.access = Access::Everybody,
             ("allow_root", None) => self.access = Access::OwnerAndRoot,

@@ -28,10 +28,14 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     if !tree::exists(&model, &key) {
         return reply.error(fuser::Errno::ESTALE);
     }
+    let job = tree::job_of(&model, &key);
     let scope = match &key {
         NodeKey::RootFile(RootFile::Wait) => Some(WaitScope::Mount),
         NodeKey::DiskFile(disk, DiskFile::Wait) => Some(WaitScope::Disk(disk.clone())),
         NodeKey::JobFile(disk, id, JobFile::Wait) => Some(WaitScope::Job(disk.clone(), id.clone())),
+        NodeKey::PointFile(_, PointFile::Wait) => {
+            job.clone().map(|(disk, id)| WaitScope::Job(disk, id))
+        }
         _ => None,
     };
     if let Some(scope) = scope {
@@ -49,6 +53,11 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     }
     if let NodeKey::JobFile(disk, id, JobFile::State | JobFile::Progress) = &key {
         return open_fresh(shared, disk.clone(), id.clone(), key.clone(), reply);
+    }
+    if let (NodeKey::PointFile(_, PointFile::State | PointFile::Progress), Some((disk, id))) =
+        (&key, job)
+    {
+        return open_fresh(shared, disk, id, key.clone(), reply);
     }
     let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
         return match shared.text(&model, &key) {

@@ -3,7 +3,7 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, utf8};
+use super::{GENERATION, NO_TTL, failed, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::Model;
 use crate::ops::Request;
@@ -92,11 +92,12 @@ pub(super) fn readlink(shared: &Shared, ino: INodeNo, reply: ReplyData) {
     }
 }
 
-pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
+pub(super) fn opendir(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
     let key = match shared.key(ino) {
         Ok(key) => key,
         Err(failure) => return reply.error(failed(&failure)),
     };
+    verbs::listed(shared, pid, &key);
     if !matches!(
         key,
         NodeKey::Groups(_)
@@ -105,6 +106,7 @@ pub(super) fn opendir(shared: &Arc<Shared>, ino: INodeNo, reply: ReplyOpen) {
             | NodeKey::Checkpoint(_)
             | NodeKey::Disks
             | NodeKey::Section(..)
+            | NodeKey::Backups(_)
     ) {
         return opened_directory(shared, &key, reply);
     }

@@ -137,6 +137,8 @@ impl Shared {
             | NodeKey::Disk(_)
             | NodeKey::DiskFile(..)
             | NodeKey::Section(..)
+            | NodeKey::Backups(_)
+            | NodeKey::Bitmap(..)
             | NodeKey::Job(..)
             | NodeKey::JobFile(..) => None,
         };

@@ -8,7 +8,7 @@ use super::{caller, errno, failed, utf8};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::ops::Request;
-use crate::tree::{self, NodeKey};
+use crate::tree::{self, NodeKey, Section};
 use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, ReplyWrite};
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -143,8 +143,61 @@ pub(super) fn write(
     }
 }
 
+/// A directory is read. Whoever lists bitmaps/ and then removes from it by itself sweeps the mount:
+/// a person's `rm` is told the names by a shell.
+pub(super) fn listed(shared: &Shared, pid: u32, key: &NodeKey) {
+    if matches!(key, NodeKey::Section(_, Section::Bitmaps)) {
+        let process = caller::process_of(pid);
+        shared.sweeps.remember(process, key, Instant::now());
+    }
+}
+
+/// `rm`: of a bitmap it is a verb.
+pub(super) fn unlink(
+    shared: &Arc<Shared>,
+    pid: u32,
+    parent: INodeNo,
+    name: &OsStr,
+    reply: ReplyEmpty,
+) {
+    let directory = shared.key(parent);
+    let Ok(directory @ NodeKey::Section(_, Section::Bitmaps)) = directory else {
+        refused_unlink(shared, pid, parent, name);
+        return reply.error(fuser::Errno::EPERM);
+    };
+    let model = shared.engine.model();
+    let process = caller::process_of(pid);
+    let wanted = if shared.sweeps.tried(process, &directory, Instant::now()) {
+        Err(Failure::new(
+            Errno::EPERM,
+            "the same process has listed this directory: taken for a recursive delete",
+        )
+        .next("use rm on the bitmap itself"))
+    } else {
+        let key = utf8(name).and_then(|name| {
+            tree::lookup(&model, &directory, name)
+                .ok_or_else(|| Failure::new(Errno::ENOENT, "no such name"))
+        });
+        key.and_then(|key| intent::unlink(&model, shared.verbs, &key))
+    };
+    match wanted {
+        Ok(intent) => shared.engine.send(Request::Do {
+            intent,
+            pid: process,
+            answer: Box::new(move |done: Result<(), Failure>| match done {
+                Ok(()) => reply.ok(),
+                Err(failure) => reply.error(failed(&failure)),
+            }),
+        }),
+        Err(failure) => {
+            let path = shared.path(&model, &directory, &name.to_string_lossy());
+            reply.error(failed(&shared.refused("rm", &path, pid, failure)));
+        }
+    }
+}
+
 /// A file cannot be removed. Inside a point or a job it is held against a later rmdir.
-pub(super) fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr) {
+fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr) {
     let Ok(directory) = shared.key(parent) else {
         return;
     };

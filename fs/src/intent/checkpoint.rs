@@ -195,6 +195,7 @@ mod tests {
         no_delete: false,
         live_rollback: false,
         coexist: false,
+        backups: false,
     };
 
     fn whole() -> Model {

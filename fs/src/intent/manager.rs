@@ -61,6 +61,11 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Chain,
             format!("virsh snapshot-revert {} {name}", model.vm.name),
         ),
+        Intent::TakeBackup { .. } | Intent::DeleteBackup { .. } | Intent::DeleteBitmap { .. } => (
+            // the filter of a job, and bitmaps, that libvirt does not know stand in its jobs' way
+            Reach::Chain,
+            format!("virsh backup-begin {}", model.vm.name),
+        ),
         // a mirror of ours cannot have begun: it would be of the chain
         Intent::CancelJob { .. } | Intent::ControlJob { .. } => (
             Reach::Beside,

@@ -12,6 +12,7 @@ const ALL: Verbs = Verbs {
     no_delete: false,
     live_rollback: false,
     coexist: false,
+    backups: false,
 };
 
 fn group(id: &str) -> GroupKey {
@@ -82,6 +83,7 @@ fn mkdir_is_refused_with_the_errno_of_the_contract() {
         no_delete: true,
         live_rollback: false,
         coexist: false,
+        backups: false,
         ..ALL
     };
     assert!(made(&model, no_delete, Section::Snapshots, "x").is_ok());
@@ -186,6 +188,7 @@ fn rmdir_is_refused_everywhere_else() {
         no_delete: true,
         live_rollback: false,
         coexist: false,
+        backups: false,
         ..ALL
     };
     assert_eq!(

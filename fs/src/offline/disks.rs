@@ -89,6 +89,8 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
         layers,
         internals,
         lives: Vec::new(),
+        backups: Vec::new(),
+        bitmaps: Vec::new(),
         jobs: Vec::new(),
         no_snapshots: Some("mounted with -o ro".into()),
         tuning: Tuning::default(),

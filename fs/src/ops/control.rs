@@ -85,7 +85,7 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
         engine.drop_queued(disk, id);
         return Ok(());
     }
-    if job.verb != "stream" {
+    if !job.can_be_cancelled() {
         return Err(Failure::new(
             Errno::EPERM,
             "a commit has begun to change the layer below and cannot be taken back",

@@ -2,6 +2,7 @@
 //! Invariant: a disk is changed only by the holder of its [`DiskGuard`]; while it is held, others
 //! see the disk as it was before (or as the holder shows it). Lives on the thread `qmp` alone.
 
+mod backups;
 mod jobs;
 mod settling;
 mod standstill;
@@ -19,13 +20,14 @@ use super::live;
 use super::nodes::Carried;
 use super::observe;
 use super::quiesce::Agent;
+use crate::backups::Listing;
 use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
-use crate::model::{ConnectionState, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm};
+use crate::model::{Backup, ConnectionState, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use jobs::Pace;
-use qmpbridge::command::{QueryName, QueryStatus};
+use qmpbridge::command::QueryStatus;
 use qmpbridge::{Bridge, Connection, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -45,6 +47,8 @@ pub struct Engine {
     pub(super) lives: live::Book,
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
+    /// What lies in the backup directory, by disk.
+    listings: RefCell<HashMap<String, Listing>>,
     looked: Cell<Option<Instant>>,
     /// The connection since whose beginning all disks have been settled.
     settled: Cell<u64>,
@@ -81,6 +85,8 @@ struct DiskState {
     /// Counts who has held the disk: a look that began before is old news.
     turns: Cell<u64>,
     jobs: RefCell<Vec<Job>>,
+    /// Backups that are made, or have failed, each as long as its job is there.
+    making: RefCell<Vec<Backup>>,
     /// Points that were removed while another merge was at work, in their order.
     queue: RefCell<VecDeque<Queued>>,
     frozen: RefCell<Option<Frozen>>,
@@ -113,6 +119,7 @@ impl Engine {
             lives: live::Book::default(),
             model,
             disks: RefCell::default(),
+            listings: RefCell::default(),
             looked: Cell::new(None),
             settled: Cell::new(0),
             looking: Mutex::default(),
@@ -237,16 +244,14 @@ impl Engine {
         } else {
             None
         };
-        let name = match &self.config.vm_name {
-            Some(name) => Some(name.clone()),
-            None if bridge.supports("query-name") => bridge.run(QueryName).await?.name,
-            None => None,
-        };
+        let name = self.vm_name().await?;
+        self.look_at_backups(&name, &disks).await;
         // from here to the end nothing waits: what is published is of one piece
         let old = self.current();
         for disk in &mut disks {
             let state = self.state(&disk.name);
             let others = std::mem::take(&mut disk.jobs);
+            let bitmaps = std::mem::take(&mut disk.bitmaps);
             let mine = own.iter().any(|guard| guard.name() == disk.name);
             if mine {
                 // the new chain and the new maps come into force together
@@ -267,6 +272,7 @@ impl Engine {
                 }
             }
             disk.jobs = others;
+            disk.bitmaps = bitmaps;
         }
         for (name, state) in self.disks.borrow().iter() {
             // a disk that is out of sight in the middle of a merge is not gone
@@ -279,9 +285,7 @@ impl Engine {
         disks.sort_by(|a, b| a.name.cmp(&b.name));
         disks.iter_mut().for_each(|disk| self.dress(disk));
         let vm = Vm {
-            name: name
-                .filter(|name| !name.is_empty())
-                .unwrap_or_else(|| old.vm.name.clone()),
+            name,
             run_state,
             switched_off: self.switched_off(),
             qemu_version: bridge.version().to_string(),

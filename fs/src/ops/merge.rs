@@ -10,6 +10,7 @@ mod run;
 mod steps;
 mod text;
 
+pub(super) use queue::go_on;
 pub(super) use run::run;
 pub(super) use text::Which;
 pub use text::plan_text;

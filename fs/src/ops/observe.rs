@@ -3,9 +3,12 @@
 //! files; changes nothing.
 
 use super::{carried, live};
+use crate::backups;
 use crate::intent::Verbs;
 use crate::layer_file;
-use crate::model::{Disk, FileId, Format, Internal, Job, Layer, Manager, Role, StatePart, Tuning};
+use crate::model::{
+    Bitmap, Disk, FileId, Format, Internal, Job, Layer, Manager, Role, StatePart, Tuning,
+};
 use crate::sys;
 use crate::tree::fit_name;
 use qmpbridge::graph::RootKind;
@@ -21,6 +24,13 @@ const SUFFIX_MAX: usize = 32;
 
 /// The devices of `-drive if=pflash` and `-machine pflash0=`.
 const FLASH: &str = "/machine/system.flash";
+/// What a backup needs of QEMU.
+pub(super) const BACKUP_COMMANDS: [&str; 4] = [
+    "blockdev-backup",
+    "blockdev-create",
+    "block-dirty-bitmap-add",
+    "transaction",
+];
 
 /// From where QEMU's file names are seen.
 pub(super) struct Sight {
@@ -94,7 +104,7 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manage
         "blockdev-create",
         "transaction",
     ];
-    let needs: [(&str, &[&str]); 7] = [
+    let needs: [(&str, &[&str]); 8] = [
         ("snapshots", seal),
         ("all-disks", seal),
         ("internal", &["blockdev-snapshot-internal-sync"]),
@@ -102,6 +112,7 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manage
         ("merge", &["block-stream", "block-commit"]),
         ("checkpoints", &["snapshot-save", "snapshot-delete"]),
         (ROLLBACK, seal),
+        ("backups", &BACKUP_COMMANDS),
     ];
     let allowed = |name: &str| match manager {
         None => !verbs.read_only,
@@ -113,7 +124,9 @@ pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manage
     needs
         .iter()
         .filter(|(name, commands)| {
-            allowed(name) && commands.iter().all(|command| bridge.supports(command))
+            allowed(name)
+                && (verbs.backups || *name != "backups")
+                && commands.iter().all(|command| bridge.supports(command))
         })
         .map(|(name, _)| (*name).to_owned())
         .collect()
@@ -201,6 +214,8 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         layers,
         internals,
         lives: Vec::new(),
+        backups: Vec::new(),
+        bitmaps: bitmaps(top),
         jobs: Vec::new(),
         tuning: Tuning {
             direct: top.cache.direct,
@@ -344,6 +359,7 @@ fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<St
                 Some((_, name)) => Some(name.clone()),
                 None if !sight.embedded.is_empty() || root.node.is_generated() => None,
                 None if root.node.is_ours() && top.read_only => None,
+                None if backups::is_unfinished(active) => None,
                 None => stem().map(|stem| fit_name(&stem)),
             };
         }
@@ -462,6 +478,36 @@ fn internal(
         layer,
         record: None,
     }
+}
+
+/// The dirty bitmaps of a node; a job's own have no name.
+fn bitmaps(node: &Node) -> Vec<Bitmap> {
+    let mut found: Vec<Bitmap> = Vec::new();
+    for bitmap in &node.dirty_bitmaps {
+        let Some(tag) = bitmap.name.clone().filter(|tag| !tag.is_empty()) else {
+            continue;
+        };
+        let taken = |name: &str| found.iter().any(|other| other.name == name);
+        let fit = fit_name(&tag);
+        let numbered = (2u64..).map(|number| suffixed(&fit, &number.to_string()));
+        let Some(name) = std::iter::once(fit.clone())
+            .chain(numbered)
+            .find(|name| !taken(name))
+        else {
+            continue;
+        };
+        found.push(Bitmap {
+            name,
+            tag,
+            granularity: bitmap.granularity,
+            count: bitmap.count,
+            recording: bitmap.recording,
+            persistent: bitmap.persistent,
+            busy: bitmap.busy,
+            inconsistent: bitmap.inconsistent,
+        });
+    }
+    found
 }
 
 /// Snapshots whose names look the same as directory entries are told apart by their id, and by a

@@ -64,9 +64,11 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     let chain = found.layers();
     let internal = match found {
         Found::Internal { internal, .. } => Some(internal.clone()),
-        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => None,
+        Found::Layer { .. } | Found::Branch { .. } | Found::Backup { .. } | Found::Live { .. } => {
+            None
+        }
     };
-    if let Found::Branch { .. } = found {
+    if let Found::Branch { .. } | Found::Backup { .. } = found {
         // QEMU has no part in it: somebody may have started a VM on such a file
         refuse_if_written(&chain)?;
     }

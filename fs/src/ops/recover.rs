@@ -10,7 +10,7 @@ mod strays;
 pub(super) use strays::{Whose, idle_nodes};
 
 use super::engine::{DiskGuard, Engine};
-use super::{checkpoint, live, merge, quiesce, rollback, settle};
+use super::{backup, checkpoint, live, merge, quiesce, rollback, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
@@ -29,7 +29,7 @@ pub(super) async fn disk(engine: Rc<Engine>, guard: DiskGuard) -> Result<(), Fai
     for _ in 0..ROUNDS {
         files_and_graph(&engine, &guard).await?;
         match merges::to_resume(&engine, &guard).await? {
-            Resume::Nothing => return Ok(()),
+            Resume::Nothing => return backup::settle(&engine, guard).await,
             Resume::LookAgain => {}
             Resume::Merge(merge) => {
                 engine.log.note(&format!(

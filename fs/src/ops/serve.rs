@@ -5,7 +5,8 @@ use super::embedded::StorageDaemon;
 use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
-    branch, checkpoint, control, group, internal, live, merge, open, rollback, snapshot, watch,
+    backup, branch, checkpoint, control, group, internal, live, merge, open, rollback, snapshot,
+    watch,
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
@@ -188,6 +189,17 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         }
         Intent::DeleteBranch { disk, name } => {
             let delete = async |guard: &DiskGuard| branch::delete(&engine, guard, &name).await;
+            logged(held(&engine, &disk, delete).await);
+        }
+        Intent::TakeBackup { disk, kind, name } => {
+            backup::take(engine, &disk, kind, &name, logged).await;
+        }
+        Intent::DeleteBackup { disk, id, .. } => {
+            logged(backup::delete(&engine, &disk, &id).await);
+        }
+        Intent::DeleteBitmap { disk, name } => {
+            let delete =
+                async |guard: &DiskGuard| backup::delete_bitmap(&engine, guard, &name).await;
             logged(held(&engine, &disk, delete).await);
         }
         Intent::DeleteExternal { disk, name } => {

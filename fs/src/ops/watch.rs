@@ -146,14 +146,15 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
     }
     match engine.observe().await {
         Ok(disks) => {
+            let backups = engine.config.backup.directory.is_some();
             for disk in &disks {
                 match disk.no_snapshots {
                     None => recover_one(engine, &disk.name).await,
+                    Some(_) if engine.config.verbs.read_only => {}
+                    // a backup half made, it may have
+                    Some(_) if backups => recover_one(engine, &disk.name).await,
                     // frozen for a live instant, it may be
-                    Some(_) if !engine.config.verbs.read_only => {
-                        quiesce::thaw_leftover(engine, disk).await;
-                    }
-                    Some(_) => {}
+                    Some(_) => quiesce::thaw_leftover(engine, disk).await,
                 }
             }
         }

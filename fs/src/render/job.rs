@@ -35,7 +35,7 @@ pub(super) fn words(job: &Job) -> String {
     if job.verb.starts_with("snapshot-") {
         return "none: QEMU answers nobody until it is done\n".into();
     }
-    let cancel = if job.ended() || job.verb != "stream" {
+    let cancel = if job.ended() || !job.can_be_cancelled() {
         ""
     } else {
         " cancel"

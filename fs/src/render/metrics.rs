@@ -161,8 +161,8 @@ fn disks(page: &mut Page<'_>, model: &Model) {
         for section in Section::ALL {
             let key = NodeKey::Section(disk.name.clone(), section);
             let listed = children(model, &key);
-            // jobs/ lists no points
-            if section != Section::Jobs {
+            // these list no points
+            if !matches!(section, Section::Jobs | Section::Bitmaps) {
                 let labels = [("disk", disk.name.as_str()), ("kind", section.name())];
                 page.sample(name, &labels, listed.len());
             }

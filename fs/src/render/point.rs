@@ -1,7 +1,7 @@
 //! point.json.
 
 use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
-use crate::model::{Layer, Model, PointRecord};
+use crate::model::{BackupStage, Copied, Layer, Manifest, Model, PointRecord};
 use crate::tree::{
     Checkpoint, Found, Group, GroupKey, GroupKind, PointKey, PointKind, checkpoint_of, find_group,
     point_place,
@@ -36,6 +36,53 @@ pub(super) struct PointJson {
     missing: Vec<String>,
     /// Why it cannot be read any more.
     error: Option<String>,
+    /// What only a backup has.
+    #[serde(flatten)]
+    backup: Option<BackupJson>,
+}
+
+/// The part of a backup.
+#[derive(Serialize)]
+struct BackupJson {
+    /// `full` or `changes`: what is in its own file.
+    copied: Copied,
+    /// Why an incremental one holds the whole disk.
+    why_full: Option<String>,
+    /// The backup it stands on.
+    previous: Option<String>,
+    /// The dirty bitmap that marks what was written since.
+    bitmap: Option<String>,
+    /// Why no further one may stand on it.
+    doubt: Option<String>,
+    vm: String,
+    qemu_version: String,
+    qmpfs_version: String,
+}
+
+fn backup(found: &Found<'_>) -> Option<BackupJson> {
+    let Found::Backup { backup, .. } = found else {
+        return None;
+    };
+    let Manifest {
+        copied,
+        why_full,
+        previous,
+        bitmap,
+        vm,
+        qemu_version,
+        qmpfs_version,
+        ..
+    } = backup.manifest.clone();
+    Some(BackupJson {
+        copied,
+        why_full,
+        previous: previous.map(|previous| previous.name),
+        bitmap,
+        doubt: backup.doubt.clone(),
+        vm,
+        qemu_version,
+        qmpfs_version,
+    })
 }
 
 pub(super) fn point(
@@ -52,17 +99,22 @@ pub(super) fn point(
             PointKind::External => "external",
             PointKind::Internal => "internal",
             PointKind::Live => "live",
+            PointKind::Backup(kind) => kind.name(),
         },
         name: point_place(model, key)
             .map(|(_, _, name)| name)
             .unwrap_or_default(),
         disk: found.disk().name.clone(),
-        in_chain: !matches!(found, Found::Branch { .. } | Found::Live { .. }),
+        in_chain: match found {
+            Found::Layer { .. } | Found::Internal { .. } => true,
+            Found::Branch { .. } | Found::Backup { .. } | Found::Live { .. } => false,
+        },
         time: instant(found).map(rfc3339),
         made_by: match found {
             Found::Layer { layer, .. } => Some(made_by(layer)),
             Found::Branch { branch, .. } => Some(made_by(&branch.layer)),
             Found::Live { .. } => Some("qmpfs"),
+            Found::Backup { .. } => Some("qmpfs"),
             // a snapshot table does not say
             Found::Internal { .. } => None,
         },
@@ -77,8 +129,13 @@ pub(super) fn point(
         missing: missing(model, found),
         error: match found {
             Found::Live { live, .. } => live.broken.clone(),
+            Found::Backup { backup, .. } => match &backup.stage {
+                BackupStage::Broken(why) => Some(why.clone()),
+                BackupStage::Job(_) | BackupStage::Complete => None,
+            },
             Found::Layer { .. } | Found::Branch { .. } | Found::Internal { .. } => None,
         },
+        backup: backup(found),
     }
 }
 
@@ -95,7 +152,10 @@ fn files(found: &Found<'_>) -> Vec<String> {
             });
     let scratch = match found {
         Found::Live { live, .. } => Some(&live.scratch),
-        Found::Layer { .. } | Found::Branch { .. } | Found::Internal { .. } => None,
+        Found::Layer { .. }
+        | Found::Branch { .. }
+        | Found::Backup { .. }
+        | Found::Internal { .. } => None,
     };
     paths
         .chain(scratch)
@@ -115,6 +175,11 @@ fn instant_kind<'a>(found: &'a Found<'_>) -> InstantKind<'a> {
         Found::Layer { layer, .. } => recorded(layer),
         Found::Branch { branch, .. } => recorded(&branch.layer),
         Found::Live { live, .. } => told(&live.record),
+        Found::Backup { backup, .. } => (
+            backup.manifest.consistency.as_str(),
+            backup.manifest.frozen_ms,
+            backup.manifest.quiesce_error.as_deref(),
+        ),
         Found::Internal { internal, .. } => match &internal.record {
             Some(record) => (
                 record.consistency.as_str(),
@@ -165,7 +230,9 @@ fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
 /// What of the machine at that instant this point does not hold.
 fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
     let ram_saved = match found {
-        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => false,
+        Found::Layer { .. } | Found::Branch { .. } | Found::Backup { .. } | Found::Live { .. } => {
+            false
+        }
         Found::Internal { internal, .. } => internal.vm_state_size > 0,
     };
     if let Some(checkpoint) = checkpoint(model, found) {
@@ -193,7 +260,9 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
 /// The state of the whole VM that it is part of.
 fn checkpoint<'a>(model: &'a Model, found: &Found<'a>) -> Option<Checkpoint<'a>> {
     match found {
-        Found::Layer { .. } | Found::Branch { .. } | Found::Live { .. } => None,
+        Found::Layer { .. } | Found::Branch { .. } | Found::Backup { .. } | Found::Live { .. } => {
+            None
+        }
         Found::Internal { disk, internal, .. } => checkpoint_of(model, &disk.name, internal),
     }
 }
@@ -204,7 +273,7 @@ fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
         Found::Layer { layer, .. } => (GroupKind::Snapshots, layer.record.as_ref()?),
         Found::Branch { branch, .. } => (GroupKind::Snapshots, branch.layer.record.as_ref()?),
         Found::Live { live, .. } => (GroupKind::Live, &live.record),
-        Found::Internal { .. } => return None,
+        Found::Backup { .. } | Found::Internal { .. } => return None,
     };
     let id = record.group.as_ref()?.id.clone();
     find_group(model, &GroupKey { kind, id })

@@ -94,6 +94,22 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
             "of all disks with the RAM; the VM stands still while it is saved",
         );
     }
+    if extra.verbs.backups {
+        command(
+            &mut text,
+            &format!("mkdir {dir}/backups/full/NAME"),
+            "of one disk: a copy of its own in the backup directory; it returns while that is made",
+        );
+        command(
+            &mut text,
+            &format!("mkdir {dir}/backups/incremental/NAME"),
+            "what was written since the one before (or all, and point.json says why)",
+        );
+    } else {
+        text.push_str(
+            "  Backups are made where the mount was given a place for them (--backup-dir DIR).\n",
+        );
+    }
     text.push_str(match model.vm.quiesce {
         Quiesce::Off => "  The guest is not asked to freeze: points are as after a power cut (see --guest-agent).\n",
         Quiesce::Try => "  The guest agent freezes the guest for the instant; if it cannot, point.json says why.\n",

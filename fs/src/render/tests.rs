@@ -15,6 +15,7 @@ const VERBS: Verbs = Verbs {
     no_delete: false,
     live_rollback: false,
     coexist: false,
+    backups: false,
 };
 
 /// The text with verbs `verbs` and measured sizes `sizes`.
@@ -299,6 +300,7 @@ fn the_readme_uses_the_mounts_own_names() {
             no_delete: false,
             live_rollback: false,
             coexist: false,
+            backups: false,
         },
         None,
     );

@@ -73,8 +73,8 @@ pub(super) fn changes<'a>(old: &'a Model, new: &'a Model) -> Vec<Own<'a>> {
 /// A layer is there whenever a snapshot is, and has another number after each merge below it.
 fn lists_points(section: Section) -> bool {
     match section {
-        Section::Snapshots | Section::Internal | Section::Live => true,
-        Section::Layers | Section::Jobs => false,
+        Section::Snapshots | Section::Internal | Section::Live | Section::Backup(_) => true,
+        Section::Layers | Section::Jobs | Section::Bitmaps => false,
     }
 }
 

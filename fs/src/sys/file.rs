@@ -68,6 +68,35 @@ pub fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     retried(|| unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) }).map(drop)
 }
 
+/// Takes room for the first `bytes` of a file from the filesystem. Its length stays what it is.
+pub fn reserve_beyond(file: &File, bytes: u64) -> io::Result<()> {
+    let Ok(bytes) = libc::off_t::try_from(bytes) else {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    };
+    // SAFETY: the descriptor is open as long as `file` is borrowed; no memory is passed.
+    retried(|| unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, bytes) })
+        .map(drop)
+}
+
+/// Gives a file another name, which must be free; the old one goes.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (
+        CString::new(from.as_os_str().as_bytes())?,
+        CString::new(to.as_os_str().as_bytes())?,
+    );
+    // SAFETY: both paths end with NUL and live across the call.
+    retried(|| unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::RENAME_NOREPLACE,
+        )
+    })
+    .map(drop)
+}
+
 /// A part of a file that is all data or all hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {
@@ -166,6 +195,35 @@ mod tests {
                 data: false
             }
         );
+    }
+
+    #[test]
+    fn reserved_room_is_not_length_and_goes_with_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create_new(dir.path().join("reserved")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 65_536], 0).unwrap();
+        reserve_beyond(&file, 8 << 20).unwrap();
+        let taken = file.metadata().unwrap();
+        assert_eq!(taken.len(), 65_536);
+        assert!(taken.blocks() * 512 >= 8 << 20, "{}", taken.blocks());
+        file.set_len(65_536).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
+        let error = reserve_beyond(&file, u64::MAX).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, b"new").unwrap();
+        std::fs::write(&b, b"old").unwrap();
+        let error = rename_new(&a, &b).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&b).unwrap(), b"old");
+        std::fs::remove_file(&b).unwrap();
+        rename_new(&a, &b).unwrap();
+        assert!(!a.exists() && b.exists());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, checkpoint,
-    checkpoints, external_key, find_group, find_point, groups, internal_key, layer_dir_name,
-    layer_key, live_key, point_place, saving,
+    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, backup_key,
+    checkpoint, checkpoints, external_key, find_group, find_point, groups, internal_key,
+    layer_dir_name, layer_key, live_key, point_place, saving,
 };
 use crate::model::{Disk, Model};
 
@@ -11,6 +11,9 @@ use crate::model::{Disk, Model};
 const DISKS: &str = "disks";
 /// The directory of the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+
+/// The directory of a disk's kinds of backups.
+const BACKUPS: &str = "backups";
 
 /// What the object of a group or checkpoint is called; a disk of that name has no link.
 const GROUP_JSON: &str = "point.json";
@@ -98,22 +101,25 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             for file in DiskFile::ALL {
                 wanted.add(file.name(), || Some(NodeKey::DiskFile(disk.clone(), file)));
             }
-            for section in Section::ALL {
-                wanted.add(section.name(), || {
-                    Some(NodeKey::Section(disk.clone(), section))
-                });
-            }
+            let own = |section: &Section| section.backup().is_none();
+            add_sections(disk, own, &mut wanted);
+            wanted.add(BACKUPS, || Some(NodeKey::Backups(disk.clone())));
+        }
+        NodeKey::Backups(disk) if model.disk(disk).is_some() => {
+            add_sections(disk, |section| section.backup().is_some(), &mut wanted);
         }
         NodeKey::Section(disk, section) => {
             if let Some(disk) = model.disk(disk) {
                 add_section(disk, *section, &mut wanted);
             }
         }
-        NodeKey::Point(point) if find_point(model, point).is_some() => {
-            for file in PointFile::ALL {
-                wanted.add(file.name(), || {
-                    Some(NodeKey::PointFile(point.clone(), file))
-                });
+        NodeKey::Point(point) => {
+            if let Some(found) = find_point(model, point) {
+                for file in PointFile::ALL.into_iter().filter(|file| file.is_in(&found)) {
+                    wanted.add(file.name(), || {
+                        Some(NodeKey::PointFile(point.clone(), file))
+                    });
+                }
             }
         }
         NodeKey::Job(disk, id) if exists(model, parent) => {
@@ -124,7 +130,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             }
         }
         // gone meanwhile
-        NodeKey::Checkpoint(_) | NodeKey::Disk(_) | NodeKey::Point(_) | NodeKey::Job(..) => (),
+        NodeKey::Checkpoint(_) | NodeKey::Disk(_) | NodeKey::Backups(_) | NodeKey::Job(..) => (),
         // no directories
         NodeKey::RootFile(_)
         | NodeKey::GroupJson(_)
@@ -132,10 +138,20 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
         | NodeKey::CheckpointJson(_)
         | NodeKey::CheckpointLink(..)
         | NodeKey::DiskFile(..)
+        | NodeKey::Bitmap(..)
         | NodeKey::PointFile(..)
         | NodeKey::JobFile(..) => (),
     }
     wanted.found
+}
+
+/// Those directories of a disk.
+fn add_sections(disk: &str, which: impl Fn(&Section) -> bool, wanted: &mut Wanted<'_>) {
+    for section in Section::ALL.into_iter().filter(which) {
+        wanted.add(section.name(), || {
+            Some(NodeKey::Section(disk.to_owned(), section))
+        });
+    }
 }
 
 fn add_group(model: &Model, key: &GroupKey, wanted: &mut Wanted<'_>) {
@@ -193,6 +209,19 @@ fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
                 wanted.add(&live.record.name, || Some(live_key(disk, live)));
             }
         }
+        Section::Bitmaps => {
+            for bitmap in &disk.bitmaps {
+                wanted.add(&bitmap.name, || {
+                    Some(NodeKey::Bitmap(disk.name.clone(), bitmap.name.clone()))
+                });
+            }
+        }
+        Section::Backup(kind) => {
+            let backups = disk.backups.iter();
+            for backup in backups.filter(|backup| backup.manifest.kind == kind) {
+                wanted.add(&backup.manifest.name, || Some(backup_key(disk, backup)));
+            }
+        }
         Section::Jobs => {
             for job in &disk.jobs {
                 wanted.add(&job.id, || {
@@ -221,10 +250,17 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
         }
-        NodeKey::Disk(disk) | NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => {
-            model.disk(disk).is_some()
+        NodeKey::Disk(disk)
+        | NodeKey::DiskFile(disk, _)
+        | NodeKey::Section(disk, _)
+        | NodeKey::Backups(disk) => model.disk(disk).is_some(),
+        NodeKey::Bitmap(disk, name) => model
+            .disk(disk)
+            .is_some_and(|disk| disk.bitmaps.iter().any(|bitmap| bitmap.name == *name)),
+        NodeKey::Point(point) => find_point(model, point).is_some(),
+        NodeKey::PointFile(point, file) => {
+            find_point(model, point).is_some_and(|found| file.is_in(&found))
         }
-        NodeKey::Point(point) | NodeKey::PointFile(point, _) => find_point(model, point).is_some(),
         NodeKey::Job(disk, id) | NodeKey::JobFile(disk, id, _) => model
             .disk(disk)
             .is_some_and(|disk| disk.jobs.iter().any(|job| job.id == *id)),
@@ -246,7 +282,11 @@ pub fn parent(key: &NodeKey) -> NodeKey {
         NodeKey::Group(key) => NodeKey::Groups(key.kind),
         NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
         NodeKey::Disk(_) => NodeKey::Disks,
-        NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) => NodeKey::Disk(disk.clone()),
+        NodeKey::Section(disk, Section::Backup(_)) => NodeKey::Backups(disk.clone()),
+        NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) | NodeKey::Backups(disk) => {
+            NodeKey::Disk(disk.clone())
+        }
+        NodeKey::Bitmap(disk, _) => NodeKey::Section(disk.clone(), Section::Bitmaps),
         NodeKey::Point(point) => NodeKey::Section(point.disk.clone(), point.kind.section()),
         NodeKey::PointFile(point, _) => NodeKey::Point(point.clone()),
         NodeKey::Job(disk, _) => NodeKey::Section(disk.clone(), Section::Jobs),
@@ -273,6 +313,8 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         NodeKey::Disk(disk) => disk.clone(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),
         NodeKey::Section(_, section) => section.name().to_owned(),
+        NodeKey::Backups(_) => BACKUPS.to_owned(),
+        NodeKey::Bitmap(_, name) => name.clone(),
         NodeKey::Point(point) => match point_place(model, point) {
             Some((_, _, name)) => name,
             None => format!("({})", point.identity),

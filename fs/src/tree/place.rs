@@ -4,7 +4,7 @@
 use super::{
     NodeKey, PointKey, PointKind, Section, internal_identity, layer_dir_name, layer_identity,
 };
-use crate::model::{Branch, Disk, Internal, Layer, Live, Model};
+use crate::model::{Backup, Branch, Disk, Internal, Layer, Live, Model};
 
 /// What a point's key means in a model.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,13 @@ pub enum Found<'a> {
         disk: &'a Disk,
         /// The layer and what it stands on.
         branch: &'a Branch,
+    },
+    /// A backup, complete or not.
+    Backup {
+        /// The disk it is of.
+        disk: &'a Disk,
+        /// The backup.
+        backup: &'a Backup,
     },
     /// An internal snapshot.
     Internal {
@@ -49,6 +56,7 @@ impl<'a> Found<'a> {
         match self {
             Found::Layer { disk, .. }
             | Found::Branch { disk, .. }
+            | Found::Backup { disk, .. }
             | Found::Internal { disk, .. }
             | Found::Live { disk, .. } => disk,
         }
@@ -59,6 +67,7 @@ impl<'a> Found<'a> {
     pub fn layers(&self) -> Vec<&'a Layer> {
         match self {
             Found::Layer { disk, index, .. } => disk.layers.iter().take(index + 1).collect(),
+            Found::Backup { backup, .. } => backup.layers.iter().collect(),
             Found::Branch { branch, .. } => branch.below.iter().chain([&branch.layer]).collect(),
             Found::Internal {
                 disk,
@@ -90,6 +99,12 @@ pub fn find_in<'a>(disk: &'a Disk, point: &PointKey) -> Option<Found<'a>> {
                 .find(|branch| sealed_as(&branch.layer))
                 .map(|branch| Found::Branch { disk, branch })
         }),
+        PointKind::Backup(kind) => {
+            let mut backups = disk.backups.iter();
+            backups
+                .find(|backup| backup.manifest.kind == kind && backup.manifest.id == point.identity)
+                .map(|backup| Found::Backup { disk, backup })
+        }
         PointKind::Internal => disk.internals.iter().find_map(|internal| {
             let holder = holder(disk, internal)?;
             (internal_identity(holder, internal) == point.identity).then_some(Found::Internal {
@@ -112,11 +127,12 @@ pub fn point_place(model: &Model, point: &PointKey) -> Option<(String, Section, 
     let name = match find_point(model, point)? {
         Found::Layer { index, layer, .. } => match point.kind {
             PointKind::External => layer.point_name()?.to_owned(),
-            PointKind::Layer | PointKind::Internal | PointKind::Live => {
+            PointKind::Layer | PointKind::Internal | PointKind::Live | PointKind::Backup(_) => {
                 layer_dir_name(index, layer)
             }
         },
         Found::Branch { branch, .. } => branch.name().to_owned(),
+        Found::Backup { backup, .. } => backup.manifest.name.clone(),
         Found::Internal { internal, .. } => internal.name.clone(),
         Found::Live { live, .. } => live.record.name.clone(),
     };
@@ -146,6 +162,23 @@ pub fn internal_key(disk: &Disk, internal: &Internal) -> Option<NodeKey> {
 /// The key of an instant of the running disk.
 pub fn live_key(disk: &Disk, live: &Live) -> NodeKey {
     key(disk, PointKind::Live, live.record.id.clone())
+}
+
+/// The key of a backup.
+pub fn backup_key(disk: &Disk, backup: &Backup) -> NodeKey {
+    let kind = PointKind::Backup(backup.manifest.kind);
+    key(disk, kind, backup.manifest.id.clone())
+}
+
+/// The job, and its disk, that makes the point a file belongs to.
+pub fn job_of(model: &Model, key: &NodeKey) -> Option<(String, String)> {
+    match find_point(model, key.point()?)? {
+        Found::Backup { disk, backup } => Some((disk.name.clone(), backup.job()?.to_owned())),
+        Found::Layer { .. }
+        | Found::Branch { .. }
+        | Found::Internal { .. }
+        | Found::Live { .. } => None,
+    }
 }
 
 fn key(disk: &Disk, kind: PointKind, identity: String) -> NodeKey {

@@ -41,6 +41,8 @@ fn disk(name: &str, active: Layer, layers: Vec<Layer>) -> Disk {
         layers,
         internals: Vec::new(),
         lives: Vec::new(),
+        backups: Vec::new(),
+        bitmaps: Vec::new(),
         jobs: Vec::new(),
         no_snapshots: None,
         tuning: Tuning::default(),

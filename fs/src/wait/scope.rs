@@ -13,10 +13,12 @@ pub(crate) enum Scope {
     Disk(String),
     /// One job: disk and id.
     Job(String, String),
-    /// The work on one point: disk and name.
+    /// The removal of one point: disk and name.
     Point(String, String),
     /// The work on a checkpoint of the whole VM.
     Checkpoint(String),
+    /// The making of a backup: disk and name.
+    Backup(String, String),
 }
 
 impl Scope {
@@ -40,6 +42,8 @@ impl Scope {
         Ok(match names[..] {
             ["checkpoints", name, ..] => Scope::Checkpoint(name.into()),
             ["disks", disk, "jobs", id, ..] => Scope::Job(disk.into(), id.into()),
+            ["disks", disk, "backups", _, name, ..] => Scope::Backup(disk.into(), name.into()),
+            ["disks", disk, "backups", ..] => Scope::Disk(disk.into()),
             ["disks", disk, _, name, ..] => Scope::Point(disk.into(), name.into()),
             ["disks", disk, ..] => Scope::Disk(disk.into()),
             _ => Scope::Mount,
@@ -50,14 +54,20 @@ impl Scope {
     pub(super) fn disk(&self) -> Option<&str> {
         match self {
             Scope::Mount | Scope::Checkpoint(_) => None,
-            Scope::Disk(disk) | Scope::Job(disk, _) | Scope::Point(disk, _) => Some(disk),
+            Scope::Disk(disk)
+            | Scope::Job(disk, _)
+            | Scope::Point(disk, _)
+            | Scope::Backup(disk, _) => Some(disk),
         }
     }
 
-    pub(super) fn is_point(&self) -> bool {
+    /// What it means that the path is there, or is not, once the work has ended; None where all is
+    /// as it should be.
+    pub(super) fn taken_back(&self, is_there: impl FnOnce() -> bool) -> Option<&'static str> {
         match self {
-            Scope::Point(..) => true,
-            Scope::Mount | Scope::Checkpoint(_) | Scope::Disk(_) | Scope::Job(..) => false,
+            Scope::Point(..) => is_there().then_some("is there again: its removal was cancelled"),
+            Scope::Backup(..) => (!is_there()).then_some("was cancelled"),
+            Scope::Mount | Scope::Checkpoint(_) | Scope::Disk(_) | Scope::Job(..) => None,
         }
     }
 
@@ -68,6 +78,7 @@ impl Scope {
             Scope::Checkpoint(name) => id.contains("-checkpoint-") && name == point,
             Scope::Disk(wanted) => wanted == disk,
             Scope::Job(wanted, job) => wanted == disk && job == id,
+            Scope::Backup(wanted, name) => wanted == disk && name == point,
             Scope::Point(wanted, name) => {
                 wanted == disk && !point.is_empty() && (name == point || is_layer_of(name, point))
             }
@@ -132,6 +143,9 @@ mod tests {
         let point = Scope::Point("vda".into(), "before".into());
         assert_eq!(of("disks/vda/snapshots/before"), point);
         assert_eq!(of("disks/vda/snapshots/before/disk.raw"), point);
+        let backup = Scope::Backup("vda".into(), "before".into());
+        assert_eq!(of("disks/vda/backups/full/before"), backup);
+        assert_eq!(of("disks/vda/backups/full"), Scope::Disk("vda".into()));
         assert!(Scope::of(Path::new("../etc")).is_err());
     }
 
@@ -159,5 +173,7 @@ mod tests {
         assert!(of("disks/vda/layers/12-web1.x").covers("vda", "j1", "x"));
         assert!(!of("disks/vda/layers/12-web1.ax").covers("vda", "j1", "x"));
         assert!(!of("disks/vda/layers/web1.x").covers("vda", "j1", "x"));
+        assert!(of("disks/vda/backups/full/x").covers("vda", "j1", "x"));
+        assert!(!of("disks/vda/backups/full/y").covers("vda", "j1", "x"));
     }
 }

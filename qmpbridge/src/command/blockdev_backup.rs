@@ -35,11 +35,22 @@ pub struct BlockdevBackup {
     /// `Report` when not given; never `Ignore`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_target_error: Option<OnError>,
+    /// How it is done, beyond what it does.
+    #[serde(rename = "x-perf", skip_serializing_if = "Option::is_none")]
+    pub perf: Option<BackupPerf>,
     /// Stays `pending` at its end when false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_finalize: Option<bool>,
     /// False, or its end may go unseen.
     pub auto_dismiss: bool,
+}
+
+/// How a backup is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BackupPerf {
+    /// Copies under way at the same time; QEMU has 64 when nothing is said.
+    pub max_workers: u64,
 }
 
 /// What a backup does with its bitmap.
@@ -68,6 +79,7 @@ impl BlockdevBackup {
             speed: None,
             on_source_error: None,
             on_target_error: None,
+            perf: None,
             auto_finalize: None,
             auto_dismiss: false,
         }

@@ -36,6 +36,17 @@ pub struct BlockdevCreateOptions {
 }
 
 impl BlockdevCreateOptions {
+    /// An empty qcow2 image that stands on nothing.
+    pub fn qcow2(file: NodeName, size: u64) -> Self {
+        BlockdevCreateOptions {
+            driver: "qcow2".into(),
+            file,
+            size,
+            backing_file: None,
+            backing_fmt: None,
+        }
+    }
+
     /// An empty qcow2 overlay.
     pub fn qcow2_overlay(file: NodeName, size: u64, backing: &Path, backing_format: &str) -> Self {
         BlockdevCreateOptions {

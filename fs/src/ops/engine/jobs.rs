@@ -183,10 +183,20 @@ impl Engine {
         disk.jobs.retain(Job::by_others);
         let others = std::mem::take(&mut disk.jobs);
         disk.jobs = [state.jobs.borrow().clone(), others].concat();
+        disk.backups = self.shown_backups(&disk.name);
         let queue = state.queue.borrow();
         for layer in &mut disk.layers {
             let identity = layer_identity(layer);
             layer.leaving |= queue.iter().any(|queued| queued.identity == identity);
+        }
+    }
+
+    /// Says in a running job's `error` why it does not go on.
+    pub(in crate::ops) fn explain_job(&self, disk: &str, id: &str, why: Option<&str>) {
+        let state = self.state(disk);
+        let mut jobs = state.jobs.borrow_mut();
+        if let Some(job) = jobs.iter_mut().find(|job| job.id == id && !job.ended()) {
+            job.error = why.map(str::to_owned);
         }
     }
 
@@ -345,6 +355,11 @@ impl Engine {
     /// Its end, when it comes, is not a failure but what was asked for.
     pub(in crate::ops) fn set_cancelled(&self, disk: &str, cancelled: bool) {
         self.state(disk).cancelled.set(cancelled);
+    }
+
+    /// Whether its end was asked for.
+    pub(in crate::ops) fn is_cancelled(&self, disk: &str) -> bool {
+        self.state(disk).cancelled.get()
     }
 
     /// From now on the disk's job is not paused; false if it is. Who wants to pause it looks at

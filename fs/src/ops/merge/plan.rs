@@ -336,6 +336,8 @@ mod tests {
             layers: vec![layer("base", false), layer("one", true), layer("two", true)],
             internals: Vec::new(),
             lives: Vec::new(),
+            backups: Vec::new(),
+            bitmaps: Vec::new(),
             jobs: Vec::new(),
             no_snapshots: None,
             tuning: Tuning::default(),

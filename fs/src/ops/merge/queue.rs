@@ -110,7 +110,7 @@ fn shown(engine: &Engine, disk: &str) -> Result<(Disk, Vec<FileId>), Failure> {
 }
 
 /// One after the other, until nothing waits any more. The disk is held all the time.
-pub(super) async fn go_on(engine: &Rc<Engine>, guard: &DiskGuard) {
+pub(in crate::ops) async fn go_on(engine: &Rc<Engine>, guard: &DiskGuard) {
     let disk = guard.name();
     let mut any = false;
     loop {

@@ -22,8 +22,14 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
     let Some(disk) = model.disk(&disk) else {
         return "this disk is gone\n".into();
     };
-    if let Some(Found::Branch { disk, branch }) = find_in(disk, point) {
-        return crate::ops::branch::plan_text(disk, branch);
+    match find_in(disk, point) {
+        Some(Found::Branch { disk, branch }) => {
+            return crate::ops::branch::plan_text(disk, branch);
+        }
+        Some(Found::Backup { disk, backup }) => {
+            return crate::ops::backup::plan_text(disk, backup);
+        }
+        Some(Found::Layer { .. } | Found::Internal { .. } | Found::Live { .. }) | None => {}
     }
     if let Some(Found::Internal { disk, internal, .. }) = find_in(disk, point)
         && let Some(whole) = checkpoint_of(model, &disk.name, internal)
@@ -42,7 +48,7 @@ pub fn plan_text(model: &Model, point: &PointKey) -> String {
                 .map_or(&disk.active_path, |layer| &disk.layers[layer].path)
                 .display()
         ),
-        PointKind::Layer | PointKind::External => {
+        PointKind::Layer | PointKind::External | PointKind::Backup(_) => {
             let Some(index) = layer_index(disk, &name, section) else {
                 return "this point is gone\n".into();
             };
@@ -65,9 +71,12 @@ fn layer_index(disk: &Disk, name: &str, section: Section) -> Option<usize> {
             .split_once('-')
             .and_then(|(index, _)| index.parse().ok())
             .filter(|index| *index < disk.layers.len()),
-        Section::Snapshots | Section::Internal | Section::Live | Section::Jobs => {
-            index_of(disk, name)
-        }
+        Section::Snapshots
+        | Section::Internal
+        | Section::Live
+        | Section::Jobs
+        | Section::Bitmaps
+        | Section::Backup(_) => index_of(disk, name),
     }
 }
 

@@ -90,6 +90,11 @@ fn onto(disk: &Disk, point: &PointKey) -> Result<Layer, Failure> {
             Errno::EOPNOTSUPP,
             format!("'{}' is an instant of the running disk", live.record.name),
         )),
+        Found::Backup { .. } => Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            "a disk does not stand on a backup",
+        )
+        .next("copy its disk.raw back, with the VM off")),
         Found::Internal { internal, .. } => {
             Err(crate::intent::rollback_to_internal(disk, internal))
         }

@@ -1,0 +1,13 @@
+//! The backup directory on the host's disk: `DIR/VM/DISK/NAME.qcow2`, a manifest `NAME.json` beside
+//! each, and while one is made a hidden file and a hidden journal. It knows names, manifests and
+//! which file stands on which; it does not know QMP, jobs or the tree.
+//! Invariants: a final name is given to complete files alone and never taken from another; a
+//! hidden file is removed only where a journal names it.
+
+mod journal;
+mod list;
+mod place;
+
+pub use journal::{Journal, Stage};
+pub use list::{Listing, Stamp, list, stamp};
+pub use place::{Place, is_unfinished};

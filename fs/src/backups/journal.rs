@@ -1,0 +1,179 @@
+//! What is written down of a backup while it is made or removed, so that whoever comes after a
+//! killed daemon finishes it or takes it back.
+
+use super::place::{MANIFEST_MAX, Place, remove, write_json};
+use crate::errno::{Errno, Failure};
+use crate::model::{Finished, Manifest};
+use crate::sys;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The layout. A newer one is left alone, because it may mean what we do not know.
+const VERSION: u32 = 1;
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// A job copies, or is about to.
+    Running,
+    /// The job has ended well: the file is complete.
+    Copied,
+    /// The file is about to go.
+    Removing,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// The layout; always 1.
+    pub version: u32,
+    /// How far it is.
+    pub stage: Stage,
+    /// QEMU's job id.
+    pub job: String,
+    /// What the manifest is to say.
+    pub manifest: Manifest,
+}
+
+impl Journal {
+    /// Of a backup that is about to be made.
+    pub fn new(job: &str, manifest: Manifest) -> Self {
+        Journal {
+            version: VERSION,
+            stage: Stage::Running,
+            job: job.to_owned(),
+            manifest,
+        }
+    }
+
+    /// Writes it down.
+    pub fn write(&self, place: &Place) -> Result<(), Failure> {
+        write_json(&place.journal(&self.manifest.name), self)
+    }
+
+    /// Forgets it.
+    pub fn remove(&self, place: &Place) -> Result<(), Failure> {
+        remove(&place.journal(&self.manifest.name))
+    }
+
+    /// All of them in a disk's directory. What cannot be understood is left alone, with its name.
+    pub fn all(place: &Place) -> Result<(Vec<Journal>, Vec<String>), Failure> {
+        let io = |error: &std::io::Error| {
+            Failure::io(format!("list {}", place.directory().display()), error)
+        };
+        let entries = match std::fs::read_dir(place.directory()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok((Vec::new(), Vec::new()));
+            }
+            Err(error) => return Err(io(&error)),
+        };
+        let (mut journals, mut strange) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let name = entry.map_err(|error| io(&error))?.file_name();
+            let name = name.to_string_lossy();
+            let Some(stem) = name
+                .strip_prefix('.')
+                .and_then(|it| it.strip_suffix(".json"))
+            else {
+                continue;
+            };
+            match read_json::<Journal>(&place.journal(stem)) {
+                Ok(journal) if journal.version == VERSION && journal.manifest.name == stem => {
+                    journals.push(journal);
+                }
+                Ok(_) | Err(_) => strange.push(name.into_owned()),
+            }
+        }
+        Ok((journals, strange))
+    }
+
+    /// The copy is complete: the room that was reserved beyond it is given back, the file made
+    /// durable and named, and then its manifest. Each step may have been done already.
+    pub fn finish(&mut self, place: &Place) -> Result<(), Failure> {
+        let name = self.manifest.name.clone();
+        let unfinished = place.unfinished(&name, &self.manifest.id);
+        let path = if unfinished.exists() {
+            unfinished
+        } else {
+            place.file(&name)
+        };
+        self.manifest.file = Some(settle_length(&path)?);
+        place.complete(&name, &self.manifest.id)?;
+        write_json(&place.manifest(&name), &self.manifest)?;
+        self.remove(place)
+    }
+
+    /// The copy failed, or was taken back: nothing is left.
+    pub fn undo(&self, place: &Place) -> Result<(), Failure> {
+        remove(&place.unfinished(&self.manifest.name, &self.manifest.id))?;
+        self.remove(place)
+    }
+
+    /// Removes a complete backup: its name goes first, the journal that says so last.
+    pub fn remove_backup(mut self, place: &Place) -> Result<(), Failure> {
+        self.stage = Stage::Removing;
+        self.write(place)?;
+        remove(&place.manifest(&self.manifest.name))?;
+        remove(&place.file(&self.manifest.name))?;
+        self.remove(place)
+    }
+}
+
+fn settle_length(path: &Path) -> Result<Finished, Failure> {
+    let io = |error: &std::io::Error| Failure::io(format!("complete {}", path.display()), error);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| io(&error))?;
+    let length = file.metadata().map_err(|error| io(&error))?.len();
+    file.set_len(length)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| io(&error))?;
+    finished(path).ok_or_else(|| {
+        Failure::new(
+            Errno::EIO,
+            format!("{} cannot be looked at", path.display()),
+        )
+    })
+}
+
+/// A file as it is now.
+pub(super) fn finished(path: &Path) -> Option<Finished> {
+    let metadata = path.metadata().ok()?;
+    Some(Finished {
+        length: metadata.len(),
+        modified: nanoseconds(metadata.modified().ok()?),
+    })
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An object of ours; None of it is believed when it is too long or no regular file.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let doing = || format!("read {}", path.display());
+    let io = |error: &std::io::Error| Failure::io(doing(), error);
+    let file = sys::open_for_reading(path).map_err(|error| io(&error))?;
+    let metadata = file.metadata().map_err(|error| io(&error))?;
+    if !metadata.is_file() || metadata.size() > MANIFEST_MAX {
+        return Err(Failure::new(
+            Errno::EINVAL,
+            format!("{} is no manifest of a backup", path.display()),
+        ));
+    }
+    let mut text = Vec::new();
+    file.take(MANIFEST_MAX)
+        .read_to_end(&mut text)
+        .map_err(|error| io(&error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(Errno::EINVAL, format!("cannot {}: {error}", doing())))
+}

@@ -1,0 +1,192 @@
+//! Which backups lie in a disk's directory, and what each stands on. It reads manifests and
+//! headers of backups; the names in those lead nowhere but to another backup of the directory.
+
+use super::journal::{finished, read_json};
+use super::place::Place;
+use crate::model::{Backup, BackupStage, FileId, Format, Layer, Manifest};
+use crate::sys;
+use crate::tree::valid_name;
+use qmpfs_qcow2::Header;
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// Manifests of one disk that are read; a directory with more is somebody's mistake.
+const BACKUPS_MAX: usize = 4096;
+/// Longest chain that is followed, as for the disks' own.
+const CHAIN_MAX: usize = 1024;
+/// st_blocks counts in these, whatever the filesystem's blocks are.
+const STAT_BLOCK: u64 = 512;
+
+/// A directory as it was when it was listed: it changes when a name in it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    file: FileId,
+    modified: SystemTime,
+}
+
+/// The backups of a disk, as of a moment.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// Of the directory; None where there is none.
+    pub stamp: Option<Stamp>,
+    /// Oldest first.
+    pub backups: Vec<Backup>,
+}
+
+/// The directory's stamp now.
+pub fn stamp(place: &Place) -> Option<Stamp> {
+    let metadata = place.directory().metadata().ok()?;
+    Some(Stamp {
+        file: FileId {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        },
+        modified: metadata.modified().ok()?,
+    })
+}
+
+/// Lists a disk's backups.
+pub fn list(place: &Place) -> Listing {
+    let stamp = stamp(place);
+    let mut manifests: Vec<Manifest> = match std::fs::read_dir(place.directory()) {
+        Ok(entries) => entries
+            .filter_map(Result::ok)
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let name = name.strip_suffix(".json")?.to_owned();
+                valid_name(&name).then_some(name)
+            })
+            .take(BACKUPS_MAX)
+            .filter_map(|name| {
+                let manifest: Manifest = read_json(&place.manifest(&name)).ok()?;
+                (manifest.version == 1 && manifest.name == name).then_some(manifest)
+            })
+            .collect(),
+        Err(error) => {
+            tracing::debug!(%error, directory = %place.directory().display(), "no backups");
+            Vec::new()
+        }
+    };
+    manifests.sort_by(|a, b| (&a.time, &a.name).cmp(&(&b.time, &b.name)));
+    let by_id: HashMap<&str, &Manifest> = manifests
+        .iter()
+        .map(|manifest| (manifest.id.as_str(), manifest))
+        .collect();
+    let layers: HashMap<&str, Result<Layer, String>> = manifests
+        .iter()
+        .map(|manifest| (manifest.id.as_str(), layer(place, manifest)))
+        .collect();
+    let backups = manifests
+        .iter()
+        .map(|manifest| backup(place, manifest, &by_id, &layers))
+        .collect();
+    Listing { stamp, backups }
+}
+
+fn backup(
+    place: &Place,
+    manifest: &Manifest,
+    by_id: &HashMap<&str, &Manifest>,
+    layers: &HashMap<&str, Result<Layer, String>>,
+) -> Backup {
+    let mut chain = Vec::new();
+    let mut doubt = None;
+    let mut next = Some(manifest);
+    let mut broken = None;
+    while let Some(one) = next {
+        match layers.get(one.id.as_str()) {
+            Some(Ok(layer)) => chain.push(layer.clone()),
+            Some(Err(why)) => broken = Some(why.clone()),
+            None => broken = Some(format!("{} is gone", one.name)),
+        }
+        doubt = doubt.or_else(|| changed(place, one));
+        next = match &one.previous {
+            None => None,
+            Some(previous) => match by_id.get(previous.id.as_str()) {
+                Some(below) if chain.len() < CHAIN_MAX => Some(below),
+                Some(_) => {
+                    broken = Some("it stands on itself".to_owned());
+                    None
+                }
+                None => {
+                    broken = broken.or_else(|| {
+                        Some(format!(
+                            "the backup '{}', on which it stands, is gone",
+                            previous.name
+                        ))
+                    });
+                    None
+                }
+            },
+        };
+        if broken.is_some() {
+            break;
+        }
+    }
+    chain.reverse();
+    let (stage, layers) = match broken {
+        None => (BackupStage::Complete, chain),
+        Some(why) => (BackupStage::Broken(why), Vec::new()),
+    };
+    Backup {
+        manifest: manifest.clone(),
+        stage,
+        layers,
+        doubt,
+    }
+}
+
+/// Whether somebody has written to a backup's file, or put another one in its place.
+fn changed(place: &Place, manifest: &Manifest) -> Option<String> {
+    let path = place.file(&manifest.name);
+    (finished(&path) != manifest.file).then(|| {
+        format!(
+            "{} is not as it was when the backup was complete",
+            path.display()
+        )
+    })
+}
+
+/// The file of one backup, which must stand on what its manifest says.
+fn layer(place: &Place, manifest: &Manifest) -> Result<Layer, String> {
+    let path = place.file(&manifest.name);
+    let shown = path.display();
+    let file = sys::open_for_reading(&path).map_err(|error| format!("{shown}: {error}"))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| format!("{shown}: {error}"))?;
+    if !metadata.is_file() {
+        return Err(format!("{shown} is no regular file"));
+    }
+    let header = Header::read(&file).map_err(|error| format!("{shown}: {error}"))?;
+    let backing = header.backing.as_ref().map(|backing| backing.name.clone());
+    let expected = manifest
+        .previous
+        .as_ref()
+        .map(|previous| Place::file_name(&previous.name));
+    let as_written = match (&backing, &expected) {
+        (None, None) => true,
+        (Some(name), Some(expected)) => name == expected.as_os_str().as_encoded_bytes(),
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    if !as_written || header.features.data_file() {
+        return Err(format!("{shown} does not stand on what its manifest says"));
+    }
+    Ok(Layer {
+        node: None,
+        file: Some(FileId {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        }),
+        format: Format::Qcow2,
+        virtual_size: header.virtual_size,
+        allocated_size: metadata.blocks().saturating_mul(STAT_BLOCK),
+        modified: metadata.modified().ok(),
+        record: None,
+        foreign_name: None,
+        leaving: false,
+        path: Path::to_owned(&path),
+    })
+}

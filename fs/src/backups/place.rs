@@ -1,0 +1,188 @@
+//! One disk's directory in the backup directory: what its files are called, made durable, given
+//! their final names, and removed. It knows names; it does not know what is in a manifest.
+
+use crate::errno::{Errno, Failure};
+use crate::layer_file;
+use crate::sys;
+use crate::tree::fit_name;
+use serde::Serialize;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Longest manifest that is read: a group of many disks needs some KiB.
+pub(super) const MANIFEST_MAX: u64 = 64 << 10;
+/// What the hidden name of an unfinished file has behind the final one.
+const UNFINISHED: &str = "unfinished-";
+/// Backups hold what the guest's own files hold: nobody else reads them.
+const OTHERS: u32 = 0o007;
+
+/// The directory of one disk's backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+impl Place {
+    /// Where the backups of a disk are, below the directory the user named.
+    pub fn new(root: &Path, vm: &str, disk: &str) -> Self {
+        Place {
+            root: root.to_owned(),
+            directory: root.join(fit_name(vm)).join(fit_name(disk)),
+        }
+    }
+
+    /// The directory itself.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The final name of a backup's file.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.qcow2"))
+    }
+
+    /// What an incremental backup's header calls the one before: relative, so that the directory
+    /// can be carried elsewhere.
+    pub fn file_name(name: &str) -> PathBuf {
+        PathBuf::from(format!("{name}.qcow2"))
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.json"))
+    }
+
+    /// The file while it is made. No name of a point begins with a dot.
+    pub fn unfinished(&self, name: &str, id: &str) -> PathBuf {
+        self.directory
+            .join(format!(".{name}.qcow2.{UNFINISHED}{id}"))
+    }
+
+    /// What is written down of a backup that is made or removed.
+    pub fn journal(&self, name: &str) -> PathBuf {
+        self.directory.join(format!(".{name}.json"))
+    }
+
+    /// Makes the directories that are missing, for nobody but the owner of `like`: QEMU may be
+    /// another user than we are. The directory that the user named must be there: a disk that is
+    /// not mounted has it not.
+    pub fn make(&self, like: &Path) -> Result<(), Failure> {
+        if !self.root.is_dir() {
+            return Err(Failure::new(
+                Errno::ENOENT,
+                format!("there is no backup directory {}", self.root.display()),
+            )
+            .next("make it, or mount what it lies on"));
+        }
+        let owner = like.metadata().ok();
+        let above = self.directory.parent().unwrap_or(&self.root);
+        for directory in [above, &self.directory] {
+            match DirBuilder::new().mode(0o700).create(directory) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(error) => {
+                    return Err(Failure::io(
+                        format!("create {}", directory.display()),
+                        &error,
+                    ));
+                }
+            }
+            if let Some(owner) = &owner
+                && owner.uid() != sys::own_ids().0
+            {
+                std::os::unix::fs::chown(directory, Some(owner.uid()), Some(owner.gid())).map_err(
+                    |error| Failure::io(format!("give away {}", directory.display()), &error),
+                )?;
+            }
+            layer_file::fsync_dir(directory)?;
+        }
+        Ok(())
+    }
+
+    /// The empty file that a backup is written to, with the owner of the disk's own.
+    pub fn create(&self, unfinished: &Path, like: &Path) -> Result<File, Failure> {
+        let made = match like.metadata() {
+            Ok(metadata) if metadata.is_file() => layer_file::create_like(unfinished, like)?,
+            Ok(_) | Err(_) => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(unfinished)
+                .map_err(|error| Failure::io(format!("create {}", unfinished.display()), &error))?,
+        };
+        let io = |error: &std::io::Error| {
+            Failure::io(format!("protect {}", unfinished.display()), error)
+        };
+        let mode = made.metadata().map_err(|error| io(&error))?.mode() & 0o777 & !OTHERS;
+        made.set_permissions(Permissions::from_mode(mode | 0o600))
+            .map_err(|error| io(&error))?;
+        Ok(made)
+    }
+
+    /// Whether a name is free: no file, no manifest, and none on its way.
+    pub fn is_free(&self, name: &str) -> bool {
+        let names = [self.file(name), self.manifest(name), self.journal(name)];
+        names.iter().all(|path| path.symlink_metadata().is_err())
+    }
+
+    /// Gives a complete file its final name, if nobody has it. Done already is fine.
+    pub fn complete(&self, name: &str, id: &str) -> Result<(), Failure> {
+        let (from, to) = (self.unfinished(name, id), self.file(name));
+        match sys::rename_new(&from, &to) {
+            Ok(()) => layer_file::fsync_dir(&to),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && to.exists() => Ok(()),
+            Err(error) => Err(Failure::io(format!("name {}", to.display()), &error).next(
+                "see what has that name; the copy is complete and gets it at the next mount",
+            )),
+        }
+    }
+}
+
+/// Whether a path is that of a backup's file that is not complete.
+pub fn is_unfinished(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.')
+        && path
+            .extension()
+            .is_some_and(|end| end.to_string_lossy().starts_with(UNFINISHED))
+}
+
+/// Writes an object under a name at once or not at all, and makes it last.
+pub(super) fn write_json(path: &Path, body: &impl Serialize) -> Result<(), Failure> {
+    let doing = || format!("write {}", path.display());
+    let mut text = serde_json::to_vec_pretty(body)
+        .map_err(|error| Failure::new(Errno::EIO, format!("cannot {}: {error}", doing())))?;
+    text.push(b'\n');
+    let mut hidden = path.file_name().unwrap_or_default().to_owned();
+    hidden.push(".new");
+    let name = hidden.to_string_lossy();
+    let hidden = path.with_file_name(format!(".{}", name.trim_start_matches('.')));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&hidden)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&hidden, path));
+    if let Err(error) = written {
+        // what failed is what the user must know
+        let _ = std::fs::remove_file(&hidden);
+        return Err(Failure::io(doing(), &error));
+    }
+    layer_file::fsync_dir(path)
+}
+
+/// Removes a name; gone already is fine.
+pub(super) fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Ok(()) => layer_file::fsync_dir(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::io(format!("remove {}", path.display()), &error)),
+    }
+}

@@ -1,0 +1,182 @@
+//! A backup from its instant to its end: its progress is shown, room is kept ahead of it, and when QEMU
+//! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
+
+use super::room::State;
+use super::{Making, remove, target, try_undo};
+use crate::backups::Stage;
+use crate::errno::{Errno, Failure};
+use crate::ops::blocking::blocking;
+use crate::ops::engine::Engine;
+use crate::ops::merge;
+use qmpbridge::{Bridge, Cancel, JobHandle};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How often a running job is looked at: `room::AHEAD` lasts longer.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Brings a backup to its end, and then does what was queued behind it.
+pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) {
+    let (disk, path) = (making.guard.name().to_owned(), making.path());
+    let started = Instant::now();
+    let outcome = work(&engine, &mut making, job).await;
+    // a cancelled one has not failed: it was taken back
+    let cancelled = engine.is_cancelled(&disk);
+    let told = match &outcome {
+        Err(_) if cancelled => Err(Failure::new(Errno::EIO, "cancelled, and taken back")),
+        other => other.clone(),
+    };
+    engine
+        .log
+        .record("backup", &path, 0, &told, started.elapsed());
+    let id = making.journal.manifest.id.clone();
+    engine.backups_changed(&disk);
+    if outcome.is_ok() || cancelled {
+        engine.hide_backup(&disk, &id);
+    }
+    // who waits for it finds the tree as it is after it
+    let failed = outcome.err();
+    let job = making.job.as_str().to_owned();
+    engine.thaw(&making.guard, &job, failed.clone()).await;
+    if failed.is_some_and(|failure| !failure.outcome_known()) {
+        engine.settle_later(&disk);
+    }
+    merge::go_on(&engine, &making.guard).await;
+}
+
+async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    match copied(engine, bridge, making, job).await {
+        Ok(()) => finish(engine, bridge, making).await,
+        Err(failure) => {
+            if failure.outcome_known() {
+                bridge.dismiss_job(&making.job).await?;
+                if let Err(left) = try_undo(engine, bridge, making).await {
+                    tracing::warn!(%left, "something is left of a backup that failed");
+                    engine.settle_later(making.guard.name());
+                }
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Waits until all is copied.
+async fn copied(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+    mut job: JobHandle,
+) -> Result<(), Failure> {
+    let disk = making.guard.name().to_owned();
+    let id = making.job.clone();
+    let mut held = false;
+    let mut slowed = false;
+    loop {
+        tokio::select! {
+            ended = job.wait_concluded() => return ended.map_err(Failure::from),
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        engine.show_progress(&disk, id.as_str()).await;
+        match look_at_room(making).await? {
+            State::Enough if held => {
+                held = false;
+                engine.explain_job(&disk, id.as_str(), None);
+                engine.log.note(&format!(
+                    "disk '{disk}': there is room again; the backup goes on"
+                ));
+                ignore_if_ended(bridge.resume_job(&id).await)?;
+            }
+            State::Enough if slowed => {
+                slowed = false;
+                let speed = engine.config.backup.speed.unwrap_or(0);
+                ignore_if_ended(bridge.set_job_speed(&id, speed).await)?;
+            }
+            State::Enough => {}
+            State::Slow(speed) => {
+                slowed = true;
+                let asked = engine.config.backup.speed.unwrap_or(u64::MAX);
+                ignore_if_ended(bridge.set_job_speed(&id, speed.min(asked)).await)?;
+            }
+            State::Short => {
+                let paused = bridge
+                    .jobs()
+                    .await?
+                    .iter()
+                    .any(|job| job.id == id && job.paused);
+                if !paused {
+                    ignore_if_ended(bridge.pause_job(&id).await)?;
+                }
+                if !held {
+                    held = true;
+                    let why = format!(
+                        "the backup directory {} is nearly full: the backup is held; make room there, and it goes on by itself (or: rmdir disks/{disk}/jobs/{id})",
+                        making.place.directory().display()
+                    );
+                    engine.explain_job(&disk, id.as_str(), Some(&why));
+                    engine.log.note(&format!("disk '{disk}': {why}"));
+                }
+            }
+            State::None => {
+                bridge.cancel_job(&id, Cancel::Force).await?;
+                let _ = job.wait_concluded().await;
+                return Err(Failure::new(
+                    Errno::ENOSPC,
+                    format!(
+                        "the backup directory {} is full: the backup was ended before the guest could meet that",
+                        making.place.directory().display()
+                    ),
+                )
+                .next("make room there, and make the backup again"));
+            }
+        }
+    }
+}
+
+/// One that ended between the look and the word is what we want.
+fn ignore_if_ended(told: Result<(), qmpbridge::Error>) -> Result<(), Failure> {
+    match told {
+        Ok(()) | Err(qmpbridge::Error::Refused { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Room is looked after beside the engine: the filesystem may be slow.
+async fn look_at_room(making: &mut Making) -> Result<State, Failure> {
+    let Some(mut room) = making.room.take() else {
+        return Ok(State::Enough);
+    };
+    let (room, state) = blocking(move || {
+        let state = room.tend();
+        Ok((room, state))
+    })
+    .await?;
+    making.room = Some(room);
+    Ok(state)
+}
+
+/// The copy is complete: that is written down before QEMU forgets it, and then the file is named.
+pub(super) async fn finish(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+) -> Result<(), Failure> {
+    making.room = None;
+    making.journal.stage = Stage::Copied;
+    let (journal, place) = (making.journal.clone(), making.place.clone());
+    blocking(move || journal.write(&place)).await?;
+    bridge.dismiss_job(&making.job).await?;
+    let (name, id) = (
+        making.journal.manifest.name.clone(),
+        making.journal.manifest.id.clone(),
+    );
+    let path = making.place.unfinished(&name, &id);
+    target::release(engine, bridge, &path, &id).await?;
+    let (mut journal, place) = (making.journal.clone(), making.place.clone());
+    blocking(move || journal.finish(&place)).await?;
+    // those of older backups have done their duty; what cannot be removed is no harm
+    if let Err(failure) = remove::drop_older_bitmaps(engine, bridge, making).await {
+        tracing::warn!(%failure, "a dirty bitmap stays behind");
+    }
+    Ok(())
+}

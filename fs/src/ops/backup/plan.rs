@@ -1,0 +1,218 @@
+//! What a backup copies, and onto what: decided from what lies in the directory and which dirty
+//! bitmaps the active layer has. Pure. A bitmap belongs to one backup for all its life (its name ends
+//! with the backup's id) and marks what was written since that instant; so which backup is stood on
+//! and what is copied can never disagree. When in doubt, the whole disk.
+
+use crate::model::{Backup, BackupKind, Bitmap, Copied, Previous};
+
+/// What our bitmaps are called, before the id.
+const BITMAP: &str = "qmpfs-";
+
+/// What to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// What will be in the file.
+    pub(super) copied: Copied,
+    /// The backup to stand on.
+    pub(super) previous: Option<Previous>,
+    /// The bitmap that says what was written since.
+    pub(super) bitmap: Option<String>,
+    /// Why it is the whole disk, though less was asked for.
+    pub(super) why_full: Option<String>,
+    /// Bytes that bitmap marks now.
+    pub(super) marked: u64,
+}
+
+impl Plan {
+    fn full(why_full: Option<String>) -> Self {
+        Plan {
+            copied: Copied::Full,
+            previous: None,
+            bitmap: None,
+            why_full,
+            marked: 0,
+        }
+    }
+}
+
+/// The bitmap of a backup.
+pub(super) fn bitmap_name(id: &str) -> String {
+    format!("{BITMAP}{id}")
+}
+
+/// Decides. `backups` are in the order they were made.
+pub(super) fn choose(
+    kind: BackupKind,
+    backups: &[Backup],
+    bitmaps: &[Bitmap],
+    virtual_size: u64,
+) -> Plan {
+    match kind {
+        BackupKind::Full => return Plan::full(None),
+        BackupKind::Incremental => {}
+    }
+    // the newest one says why, if none will do
+    let mut why = None;
+    for backup in backups.iter().rev() {
+        match usable(backup, bitmaps, virtual_size) {
+            Ok(bitmap) => {
+                return Plan {
+                    copied: Copied::Changes,
+                    previous: Some(Previous {
+                        id: backup.manifest.id.clone(),
+                        name: backup.manifest.name.clone(),
+                    }),
+                    bitmap: Some(bitmap.tag.clone()),
+                    why_full: None,
+                    marked: bitmap.count,
+                };
+            }
+            Err(reason) => why = why.or(Some(reason)),
+        }
+    }
+    let why = why.unwrap_or_else(|| "there is no backup before it".to_owned());
+    Plan::full(Some(why))
+}
+
+/// The bitmap by which a further backup can stand on this one.
+fn usable<'a>(
+    backup: &Backup,
+    bitmaps: &'a [Bitmap],
+    virtual_size: u64,
+) -> Result<&'a Bitmap, String> {
+    let name = &backup.manifest.name;
+    if !backup.is_complete() {
+        return Err(format!("'{name}' cannot be read"));
+    }
+    if let Some(doubt) = &backup.doubt {
+        return Err(doubt.clone());
+    }
+    if backup.manifest.virtual_size != virtual_size {
+        return Err(format!("the disk had another size at '{name}'"));
+    }
+    let tag = match &backup.manifest.bitmap {
+        Some(tag) if *tag == bitmap_name(&backup.manifest.id) => tag,
+        Some(_) | None => return Err(format!("no dirty bitmap was made with '{name}'")),
+    };
+    let mut found = bitmaps.iter().filter(|bitmap| bitmap.tag == *tag);
+    let (bitmap, twin) = (found.next(), found.next());
+    let Some(bitmap) = bitmap.filter(|_| twin.is_none()) else {
+        return Err(format!(
+            "the active layer has no dirty bitmap {tag} of '{name}': it was removed, was lost with QEMU's end, or the layer is another one since"
+        ));
+    };
+    let trouble = if bitmap.inconsistent {
+        "was not stored when QEMU ended, as after kill -9 or a power cut"
+    } else if !bitmap.recording {
+        "is disabled, and may not have marked all that was written"
+    } else if bitmap.busy {
+        "is in use by another job"
+    } else {
+        return Ok(bitmap);
+    };
+    Err(format!("the dirty bitmap {tag} of '{name}' {trouble}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Plan, bitmap_name, choose};
+    use crate::model::{Backup, BackupKind, BackupStage, Bitmap, Copied, Manifest};
+
+    const SIZE: u64 = 1 << 30;
+
+    fn backup(id: &str) -> Backup {
+        Backup {
+            manifest: Manifest {
+                version: 1,
+                id: id.into(),
+                kind: BackupKind::Incremental,
+                name: format!("name-{id}"),
+                vm: "web1".into(),
+                disk: "vda".into(),
+                time: String::new(),
+                copied: Copied::Full,
+                why_full: None,
+                previous: None,
+                bitmap: Some(bitmap_name(id)),
+                virtual_size: SIZE,
+                file: None,
+                consistency: "crash".into(),
+                frozen_ms: None,
+                quiesce_error: None,
+                group: None,
+                qemu_version: String::new(),
+                qmpfs_version: String::new(),
+            },
+            stage: BackupStage::Complete,
+            layers: Vec::new(),
+            doubt: None,
+        }
+    }
+
+    fn bitmap(id: &str) -> Bitmap {
+        Bitmap {
+            name: bitmap_name(id),
+            tag: bitmap_name(id),
+            granularity: 65536,
+            count: 5 << 16,
+            recording: true,
+            persistent: true,
+            busy: false,
+            inconsistent: false,
+        }
+    }
+
+    fn incremental(backups: &[Backup], bitmaps: &[Bitmap]) -> Plan {
+        choose(BackupKind::Incremental, backups, bitmaps, SIZE)
+    }
+
+    /// Why the whole disk is copied.
+    fn why(backups: &[Backup], bitmaps: &[Bitmap]) -> String {
+        let plan = incremental(backups, bitmaps);
+        assert_eq!((plan.copied, &plan.bitmap), (Copied::Full, &None));
+        assert_eq!(plan.previous, None);
+        plan.why_full.expect("a reason")
+    }
+
+    #[test]
+    fn what_was_written_since_the_newest_is_copied() {
+        let plan = incremental(&[backup("a"), backup("b")], &[bitmap("b"), bitmap("a")]);
+        assert_eq!(plan.copied, Copied::Changes);
+        assert_eq!(plan.bitmap.as_deref(), Some("qmpfs-b"));
+        assert_eq!(plan.previous.map(|it| it.name).as_deref(), Some("name-b"));
+        // the newest was removed, or its bitmap was: the one before it does as well
+        let plan = incremental(&[backup("a"), backup("b")], &[bitmap("a")]);
+        assert_eq!(plan.previous.map(|it| it.id).as_deref(), Some("a"));
+        let full = choose(BackupKind::Full, &[backup("a")], &[bitmap("a")], SIZE);
+        assert_eq!(full, Plan::full(None));
+    }
+
+    #[test]
+    fn in_doubt_it_is_the_whole_disk() {
+        assert!(why(&[], &[bitmap("a")]).contains("no backup before"));
+        assert!(why(&[backup("a")], &[]).contains("no dirty bitmap"));
+        let mut lost = bitmap("a");
+        lost.inconsistent = true;
+        assert!(why(&[backup("a")], &[lost]).contains("kill -9"));
+        let mut disabled = bitmap("a");
+        disabled.recording = false;
+        assert!(why(&[backup("a")], &[disabled]).contains("disabled"));
+        let mut busy = bitmap("a");
+        busy.busy = true;
+        assert!(why(&[backup("a")], &[busy]).contains("another job"));
+        let twins = [bitmap("a"), bitmap("a")];
+        assert!(why(&[backup("a")], &twins).contains("no dirty bitmap"));
+        let mut changed = backup("a");
+        changed.doubt = Some("not as it was".into());
+        assert!(why(&[changed], &[bitmap("a")]).contains("not as it was"));
+        let mut broken = backup("a");
+        broken.stage = BackupStage::Broken("gone".into());
+        assert!(why(&[broken], &[bitmap("a")]).contains("cannot be read"));
+        let mut resized = backup("a");
+        resized.manifest.virtual_size = SIZE / 2;
+        assert!(why(&[resized], &[bitmap("a")]).contains("another size"));
+        let mut foreign = backup("a");
+        foreign.manifest.bitmap = Some("qmpfs-b".into());
+        assert!(why(&[foreign], &[bitmap("b")]).contains("no dirty bitmap was made"));
+    }
+}

@@ -1,0 +1,178 @@
+//! A bench with a backup directory: backups are made beside the writer, and each keeps the bytes that it must hold.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Bench, SIZE, WRITERS};
+use crate::faults::names;
+use crate::machine::Attachment;
+use crate::scratch::Scratch;
+use crate::tree::Point;
+use crate::{oracle, sh};
+
+/// What the VM is called.
+const VM: &str = "web1";
+
+/// A bench, its backup directory, and what was put there.
+#[derive(Debug)]
+pub struct Shelf {
+    /// The running disk and its mount.
+    pub bench: Bench,
+    dir: PathBuf,
+    kept: Vec<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    kind: String,
+    name: String,
+    bytes: PathBuf,
+}
+
+impl Shelf {
+    /// A new empty disk under load, with a backup directory beside it.
+    #[track_caller]
+    pub fn new(name: &str, attachment: Attachment) -> Self {
+        Self::with_options(name, attachment, &[])
+    }
+
+    /// The same with options for `qmpfs mount`.
+    #[track_caller]
+    pub fn with_options(name: &str, attachment: Attachment, options: &[&str]) -> Self {
+        let scratch = Scratch::new(name);
+        let dir = scratch.dir("backups");
+        Self::at(scratch, dir, attachment, options)
+    }
+
+    /// The same in a backup directory of the test's own.
+    #[track_caller]
+    pub fn at(scratch: Scratch, dir: PathBuf, attachment: Attachment, options: &[&str]) -> Self {
+        let images = scratch.dir("images");
+        oracle::create(&images.join("web1.qcow2"), SIZE);
+        let path = dir.display().to_string();
+        let name = format!("name={VM}");
+        let all = [&["--backup-dir", &path, "-o", &name], options].concat();
+        Self {
+            bench: Bench::on(scratch, images, Vec::new(), attachment, &all),
+            dir,
+            kept: Vec::new(),
+        }
+    }
+
+    /// The directory of the disk's backups.
+    pub fn place(&self) -> PathBuf {
+        self.dir.join(VM).join("vda")
+    }
+
+    /// A backup's file.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.place().join(format!("{name}.qcow2"))
+    }
+
+    /// A backup in the mount.
+    pub fn backup(&self, kind: &str, name: &str) -> Point {
+        self.bench.disk().backup(kind, name)
+    }
+
+    /// `mkdir backups/KIND/NAME`, its end, and everything that must be true of it. Gives point.json.
+    #[track_caller]
+    pub fn keep(&mut self, kind: &str, name: &str) -> Value {
+        self.keep_while(kind, name, |_| {})
+    }
+
+    /// The same, with something that happens while the job runs.
+    #[track_caller]
+    pub fn keep_while(
+        &mut self,
+        kind: &str,
+        name: &str,
+        meanwhile: impl FnOnce(&mut Self),
+    ) -> Value {
+        self.bench.writer().progress(20);
+        let before = self.bench.writer().acknowledged();
+        let model = self.bench.model().clone();
+        self.bench.writer().step(&format!("mkdir {kind}/{name}"));
+        let point = self.backup(kind, name);
+        point.make().unwrap_or_else(|e| {
+            panic!("mkdir {kind}/{name}: {e}\n{}", self.bench.mount.text("log"))
+        });
+        let after = self.bench.writer().sent();
+        assert!(point.exists(), "it is there at once");
+        self.bench.write(4);
+        meanwhile(self);
+        let end = self.bench.disk().wait();
+        assert!(
+            end.is_ok(),
+            "the backup {name} failed: {end:?}\n{}",
+            self.bench.mount.text("log")
+        );
+        self.bench
+            .writer()
+            .step(&format!("{kind}/{name} is complete"));
+
+        let bytes = self.bench.scratch().file(&format!("{name}.backup"));
+        oracle::check(&self.file(name));
+        oracle::convert(&self.file(name), &bytes);
+        model.assert_holds(&bytes, 0..WRITERS);
+        before.assert_between(&after, &bytes, WRITERS..SIZE);
+        self.kept.push(Kept {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            bytes,
+        });
+        self.verify();
+        self.bench.write(3);
+        point.json()
+    }
+
+    /// Every backup is listed where it was made, holds its instant, and nothing else lies about.
+    #[track_caller]
+    pub fn verify(&mut self) {
+        self.bench.verify();
+        let mut files = Vec::new();
+        for Kept { kind, name, bytes } in &self.kept {
+            let point = self.backup(kind, name);
+            oracle::assert_same(&point.disk_raw(), bytes);
+            assert_eq!(
+                names(&point.0),
+                ["disk.raw", "plan", "point.json"],
+                "what a backup that is complete has"
+            );
+            files.push(format!("{name}.json"));
+            files.push(format!("{name}.qcow2"));
+        }
+        files.sort();
+        assert_eq!(names(&self.place()), files, "the files of the backups");
+    }
+
+    /// Forgets a backup that the test removes.
+    pub fn forget(&mut self, name: &str) {
+        self.kept.retain(|kept| kept.name != name);
+    }
+
+    /// The directory is copied elsewhere, and each backup is read there by qemu-img alone.
+    #[track_caller]
+    pub fn read_from_a_copy(&self) {
+        let copy = self.bench.scratch().file("copied");
+        sh!(
+            "rm -rf {0}; cp -r {1} {0}",
+            copy.display(),
+            self.dir.display()
+        );
+        let read = self.bench.scratch().file("copied.raw");
+        for Kept { name, bytes, .. } in &self.kept {
+            let file = copy.join(VM).join("vda").join(format!("{name}.qcow2"));
+            convert(&file, &read);
+            oracle::assert_same(&read, bytes);
+        }
+    }
+}
+
+fn convert(image: &Path, raw: &Path) {
+    sh!(
+        "qemu-img convert -f qcow2 -O raw {} {}",
+        image.display(),
+        raw.display()
+    );
+}
