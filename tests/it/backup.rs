@@ -344,8 +344,10 @@ fn a_raw_disk_has_a_bitmap_as_long_as_qemu_runs() {
     write(&machine, 1 << 20);
     assert_stands_on(&make(&mount, "b"), "a");
     machine.quit();
+    let is_up = || mount.json("vm.json")["connection"] == "up";
+    wait::until_true("it is seen to be gone", || !is_up());
     machine.start_again();
-    wait::until_true("it is back", || mount.json("vm.json")["connection"] == "up");
+    wait::until_true("it is back", is_up);
     write(&machine, 2 << 20);
     assert!(why_full(&make(&mount, "c")).contains("no dirty bitmap"));
     let files: PathBuf = dir.join("web1").join("vda");

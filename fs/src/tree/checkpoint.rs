@@ -78,7 +78,7 @@ impl<'a> Checkpoint<'a> {
         }
         if let Some(bitmap) = disk.state_part.bitmaps.first() {
             return Some(format!(
-                "disk '{name}' has the dirty bitmap '{bitmap}', with which QEMU loads no state"
+                "disk '{name}' has the dirty bitmap '{bitmap}', with which QEMU loads no state (rm disks/{name}/bitmaps/* takes it away; the next incremental backup then copies the whole disk)"
             ));
         }
         self.is_confused(disk, internal).then(|| {
