@@ -55,7 +55,7 @@ const CAT_HELP: &str = "\
 BYTES may end in k, M, G or T, for powers of 1024. The exit code is 0 only when every byte asked
 for was written and right.";
 
-/// QEMU's snapshots as plain files and directories.
+/// QEMU's snapshots and backups as plain files and directories.
 #[derive(Parser)]
 #[command(name = "qmpfs", version, max_term_width = 100)]
 struct Arguments {
