@@ -218,7 +218,7 @@ fn with_coexist_only_what_does_not_mislead_libvirt_is_done() {
     let mut shared = Shared::new("others-coexist", Attachment::Libvirt, &["-o", "coexist"]);
     assert_eq!(
         shared.mount.json("vm.json")["capabilities"],
-        json!(["internal"])
+        json!(["internal", "live", "checkpoints"])
     );
     let inside = shared.disk().internal("inside");
     inside
