@@ -194,8 +194,10 @@ fn what_others_saved_is_a_checkpoint_and_what_is_half_there_says_so() {
     two.machine
         .qmp
         .run("blockdev-snapshot-delete-internal-sync", id);
+    // QEMU tells nobody of that: a listing looks
     wait::until_true("the part is gone", || {
-        what(&two.mount, "theirs")["gone"] == json!(["vda"])
+        names(&two.mount.path().join("checkpoints")) == ["theirs"]
+            && what(&two.mount, "theirs")["gone"] == json!(["vda"])
     });
     let said = what(&two.mount, "theirs");
     assert_eq!(said["loadable"], false);
