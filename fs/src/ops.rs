@@ -7,6 +7,7 @@ mod backup;
 mod blocking;
 mod branch;
 mod carried;
+mod check;
 mod checkpoint;
 mod control;
 mod durable;

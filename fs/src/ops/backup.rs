@@ -15,6 +15,7 @@ pub(super) use remove::{delete, delete_bitmap, plan_text};
 
 use super::Answer;
 use super::blocking::blocking;
+use super::check;
 use super::engine::{DiskGuard, Engine};
 use super::observe::BACKUP_COMMANDS;
 use super::quiesce::Quiescing;
@@ -128,10 +129,7 @@ async fn prepare(
         }
     }
     let disk = engine.observe_disk(&guard).await?;
-    let root = disk.root.clone().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })?;
+    let root = check::root_of(&disk)?;
     let bitmap = persistence(bridge, &root).await?;
     let place = engine.place_of(guard.name()).await?;
     let size = disk.active.virtual_size;

@@ -3,10 +3,9 @@
 
 use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
-use super::{open, settle};
+use super::{check, open, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::leases::LeaseKey;
 use crate::model::{Branch, Disk, FileId};
 use crate::sys;
 use qmpfs_qcow2::Header;
@@ -20,17 +19,9 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
         .branch(name)
         .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;
     let path = branch.layer.path.clone();
-    let file = seen(branch)?;
+    let file = check::file_of(&branch.layer)?;
     // nobody opens it between this look and its end
-    let key = LeaseKey {
-        file,
-        internal: None,
-    };
-    let _closed = engine.leases.close(key).map_err(|readers| {
-        let pid = readers.first().map_or(0, |reader| reader.pid);
-        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
-            .next(format!("close it (ps -p {pid})"))
-    })?;
+    let _closed = check::close(engine, check::state_of(file), &format!("'{name}'"))?;
     let graph = bridge.graph().await?;
     let sight = engine.sight(bridge);
     let mut paths = graph
@@ -54,7 +45,7 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
 /// What `rmdir` of a point beside the chain would do, in words.
 pub(super) fn plan_text(disk: &Disk, branch: &Branch) -> String {
     let path = &branch.layer.path;
-    match seen(branch).and_then(|file| refuse_if_needed(path, file)) {
+    match check::file_of(&branch.layer).and_then(|file| refuse_if_needed(path, file)) {
         Ok(()) => format!(
             "verb:    unlink\ncopies:  nothing\nremoves: {}\ncancel:  not possible\nbecause: {} does not stand on it, and no other image does\n",
             path.display(),
@@ -65,16 +56,6 @@ pub(super) fn plan_text(disk: &Disk, branch: &Branch) -> String {
             failure.message, failure.errno, failure.next
         ),
     }
-}
-
-fn seen(branch: &Branch) -> Result<FileId, Failure> {
-    let path = branch.layer.path.display();
-    branch.layer.file.ok_or_else(|| {
-        Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("{path} cannot be seen from here"),
-        )
-    })
 }
 
 fn refuse_if_needed(path: &Path, file: FileId) -> Result<(), Failure> {

@@ -10,11 +10,12 @@ pub(super) use job::is_state_job;
 pub(super) use load::{load, settle};
 
 use super::Answer;
+use super::check::{self, changed};
 use super::engine::{DiskGuard, Engine};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file;
-use crate::leases::{Closed, LeaseKey};
+use crate::leases::Closed;
 use crate::model::{Disk, Model, Role, StateVerb};
 use crate::sys;
 use crate::tree::{Checkpoint, checkpoint};
@@ -121,16 +122,8 @@ fn found<'a>(model: &'a Model, name: &str) -> Result<Checkpoint<'a>, Failure> {
     })
 }
 
-fn changed() -> Failure {
-    Failure::new(Errno::EBUSY, "the disks of this VM have just changed").next("try again")
-}
-
 fn devices(disks: &[&Disk]) -> Result<Vec<NodeName>, Failure> {
-    let nodes = disks.iter().map(|disk| disk.root.clone());
-    let nodes: Option<Vec<NodeName>> = nodes.collect();
-    nodes.ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node").next("look again: ls disks")
-    })
+    disks.iter().map(|disk| check::root_of(disk)).collect()
 }
 
 /// Not in the middle of another verb that moves the state of the VM.
@@ -173,25 +166,9 @@ fn room(engine: &Engine, holder: &Disk) -> Result<(), Failure> {
 /// Closes all parts, or none.
 fn close(engine: &Engine, found: &Checkpoint<'_>) -> Result<Vec<Closed>, Failure> {
     let parts = found.members.iter().map(|(disk, part)| {
-        let file = disk.active.file.ok_or_else(|| {
-            Failure::new(
-                Errno::EOPNOTSUPP,
-                format!("{} cannot be seen from here", disk.active.path.display()),
-            )
-            .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
-        })?;
-        let key = LeaseKey {
-            file,
-            internal: Some(part.id.clone()),
-        };
-        engine.leases.close(key).map_err(|readers| {
-            let pid = readers.first().map_or(0, |reader| reader.pid);
-            Failure::new(
-                Errno::EBUSY,
-                format!("disks/{}/internal/{} is open: pid {pid}", disk.name, part.name),
-            )
-            .next(format!("close it (ps -p {pid})"))
-        })
+        let key = check::internal_of(disk, part)?;
+        let point = format!("disks/{}/internal/{}", disk.name, part.name);
+        check::close(engine, key, &point)
     });
     parts.collect()
 }

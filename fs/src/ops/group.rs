@@ -3,6 +3,7 @@
 //! and that none begins when one is refused. How a disk is sealed or merged it does not know.
 
 use super::Answer;
+use super::check;
 use super::engine::{DiskGuard, Engine};
 use super::merge::plan::METADATA_RESERVE;
 use super::merge::{self, Merge, Ready, Which};
@@ -10,9 +11,9 @@ use super::snapshot::{self, Of};
 use super::watch;
 use crate::errno::{Errno, Failure};
 use crate::intent;
-use crate::leases::{Closed, LeaseKey};
+use crate::layer_file;
+use crate::leases::Closed;
 use crate::model::Disk;
-use crate::sys;
 use crate::tree::{GroupKey, GroupKind, find_group};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,7 +26,7 @@ pub(super) async fn take(engine: &Rc<Engine>, name: &str) -> Result<(), Failure>
     let guards = engine.hold_all(&wanted).await?;
     let disks = engine.observe().await?;
     if able(&disks) != wanted {
-        return Err(changed());
+        return Err(check::changed());
     }
     if let Some(disk) = disks.iter().find(|disk| disk.has_point_called(name)) {
         return Err(intent::taken_on(disk, name));
@@ -49,10 +50,6 @@ pub(super) async fn take(engine: &Rc<Engine>, name: &str) -> Result<(), Failure>
 fn able(disks: &[Disk]) -> BTreeSet<String> {
     let able = disks.iter().filter(|disk| disk.no_snapshots.is_none());
     able.map(|disk| disk.name.clone()).collect()
-}
-
-fn changed() -> Failure {
-    Failure::new(Errno::EBUSY, "the disks of this VM have just changed").next("try again")
 }
 
 /// Removes what is left of a snapshot of all disks: each point as its own rmdir would. `answer` is
@@ -144,17 +141,9 @@ fn close(engine: &Engine, looked: &mut [Looked]) -> Result<(), Failure> {
         let Some(file) = merge.here().file else {
             continue;
         };
-        let key = LeaseKey {
-            file,
-            internal: None,
-        };
-        let name = &merge.journal.point.name;
-        *closed = Some(engine.leases.close(key).map_err(|readers| {
-            let pid = readers.first().map_or(0, |reader| reader.pid);
-            Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
-                .next(format!("close it (ps -p {pid}), then rmdir again"))
-                .of_disk(guard.name())
-        })?);
+        let point = format!("'{}'", merge.journal.point.name);
+        let shut = check::close(engine, check::state_of(file), &point);
+        *closed = Some(shut.map_err(|failure| failure.of_disk(guard.name()))?);
     }
     Ok(())
 }
@@ -170,8 +159,7 @@ fn room(looked: &[Looked]) -> Result<(), Failure> {
             .saturating_add(merge.copy)
             .saturating_add(METADATA_RESERVE);
         let directory = target.path.parent().unwrap_or(Path::new("/"));
-        let free = sys::free_bytes(directory)
-            .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
+        let free = layer_file::free_bytes(directory)?;
         if *sum > free {
             return Err(Failure::new(
                 Errno::ENOSPC,

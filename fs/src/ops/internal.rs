@@ -1,11 +1,11 @@
 //! `mkdir` and `rmdir` in disks/D/internal: snapshots inside the active layer's own file.
 
 use super::blocking::blocking;
+use super::check;
 use super::engine::{DiskGuard, Engine};
 use super::quiesce::{Quiesced, Quiescing};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
-use crate::leases::LeaseKey;
 use crate::model::{Disk, InternalRecord};
 use qmpbridge::command::{BlockdevSnapshotDeleteInternalSync, BlockdevSnapshotInternalSync};
 
@@ -72,23 +72,9 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
         return Err(Failure::new(Errno::EOPNOTSUPP, format!("'{name}' lies inside the sealed {}, which nobody may write", disk.layers[layer].path.display()))
             .next("it can be removed again once the layer was committed into the active one, or goes with its file"));
     }
-    let file = disk.active.file.ok_or_else(|| {
-        Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("{} cannot be seen from here", disk.active.path.display()),
-        )
-        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
-    })?;
-    let key = LeaseKey {
-        file,
-        internal: Some(internal.id.clone()),
-    };
+    let key = check::internal_of(&disk, internal)?;
     // nobody opens it between this look and QEMU's answer
-    let _closed = engine.leases.close(key).map_err(|readers| {
-        let pid = readers.first().map_or(0, |reader| reader.pid);
-        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
-            .next(format!("close it (ps -p {pid})"))
-    })?;
+    let _closed = check::close(engine, key, &format!("'{name}'"))?;
     let command = BlockdevSnapshotDeleteInternalSync {
         device: device(&disk)?,
         // by both: a name may look like another snapshot's id
@@ -100,9 +86,5 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
 }
 
 fn device(disk: &Disk) -> Result<String, Failure> {
-    let root = disk.root.as_ref().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })?;
-    Ok(root.as_str().to_owned())
+    Ok(check::root_of(disk)?.as_str().to_owned())
 }

@@ -15,12 +15,12 @@ pub(super) use book::Book;
 pub(super) use sweep::{end_all, sweep};
 
 use super::blocking::blocking;
+use super::check;
 use super::engine::{DiskGuard, Engine};
 use super::quiesce::{Quiesced, Quiescing};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file::{self, Claim};
-use crate::leases::LeaseKey;
 use crate::model::{Disk, GroupRecord, Live, PointRecord};
 use crate::nbd;
 use crate::render;
@@ -126,19 +126,8 @@ fn part(engine: &Engine, disk: Disk) -> Result<Part, Failure> {
 
 /// The node of a disk that can have an instant.
 fn can(disk: &Disk) -> Result<NodeName, Failure> {
-    if disk.active.file.is_none() {
-        return Err(Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("{} cannot be seen from here", disk.active.path.display()),
-        )
-        .next(
-            "run qmpfs where QEMU's paths lead to the same files: on its host, in its container",
-        ));
-    }
-    disk.root.clone().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })
+    check::file_of(&disk.active)?;
+    check::root_of(disk)
 }
 
 /// Everything up to the exports: where they are served, when the instant was, and how quiet.
@@ -252,12 +241,8 @@ pub(super) async fn delete(engine: &Engine, id: &str) -> Result<(), Failure> {
 
 /// Lets nobody in any more, unless somebody is.
 fn close(engine: &Engine, live: &Live) -> Result<crate::leases::Closed, Failure> {
-    let name = &live.record.name;
-    engine.leases.close(key(live)).map_err(|readers| {
-        let pid = readers.first().map_or(0, |reader| reader.pid);
-        Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
-            .next(format!("close it (ps -p {pid})"))
-    })
+    let point = format!("'{}'", live.record.name);
+    check::close(engine, check::state_of(live.file), &point)
 }
 
 async fn end(engine: &Engine, names: &Names, live: &Live) -> Result<(), Failure> {
@@ -266,13 +251,6 @@ async fn end(engine: &Engine, names: &Names, live: &Live) -> Result<(), Failure>
     dismantle::dismantle(engine, names, scratch).await?;
     engine.lives.forget(names);
     Ok(())
-}
-
-fn key(live: &Live) -> LeaseKey {
-    LeaseKey {
-        file: live.file,
-        internal: None,
-    }
 }
 
 fn gone() -> Failure {
@@ -292,7 +270,10 @@ pub(super) async fn open(
         );
     }
     let (names, live) = engine.lives.find(&live.record.id).ok_or_else(gone)?;
-    let lease = engine.leases.hold(key(&live), pid).ok_or_else(gone)?;
+    let lease = engine
+        .leases
+        .hold(check::state_of(live.file), pid)
+        .ok_or_else(gone)?;
     let (socket, shared) = engine.lives.place(&names).ok_or_else(gone)?;
     let disk = match shared {
         Some(disk) => disk,

@@ -16,6 +16,7 @@ pub(super) use text::Which;
 pub use text::plan_text;
 
 use super::Answer;
+use super::check;
 use super::engine::{Alone, DiskGuard, Engine, Turn};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
@@ -166,13 +167,7 @@ async fn begin(
     let index = which.index_in(&disk).ok_or_else(|| which.missing())?;
     let name = &text::listed_name(&disk, index);
     let here = &disk.layers[index];
-    let file = here.file.ok_or_else(|| {
-        Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("{} cannot be seen from here", here.path.display()),
-        )
-        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
-    })?;
+    let file = check::file_of(here)?;
     refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
     let measure = text::Measure::Exactly;
@@ -250,37 +245,15 @@ fn released_into(up: &Layer) -> Result<u64, Failure> {
         )
         .next("restart the VM, or take a snapshot, and try again"));
     }
-    up.file.map(|file| file.ino).ok_or_else(|| {
-        Failure::new(
-            Errno::EOPNOTSUPP,
-            format!("{} cannot be seen from here", up.path.display()),
-        )
-        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
-    })
+    Ok(check::file_of(up)?.ino)
 }
 
 fn refuse_if_read(engine: &Engine, file: FileId, name: &str) -> Result<(), Failure> {
     let readers = engine.leases.readers(file);
-    let Some(reader) = readers.first() else {
+    if readers.is_empty() {
         return Ok(());
-    };
-    Err(Failure::new(
-        Errno::EBUSY,
-        format!(
-            "'{name}' is open: pid {}{}",
-            reader.pid,
-            more(readers.len())
-        ),
-    )
-    .next(format!("close it (ps -p {}), then rmdir again", reader.pid)))
-}
-
-fn more(readers: usize) -> String {
-    if readers > 1 {
-        format!(" and {} more", readers - 1)
-    } else {
-        String::new()
     }
+    Err(check::is_open(&readers, &format!("'{name}'")))
 }
 
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {

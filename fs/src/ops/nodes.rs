@@ -2,6 +2,7 @@
 //! Invariant I2: nothing but `backing` is ever changed by blockdev-reopen, and only on nodes that
 //! we added; a node under a new name is a fresh node. Knows QMP and paths, no verb and no point.
 
+use super::check;
 use super::observe::is_libvirts;
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
@@ -207,10 +208,7 @@ pub(super) async fn discard_node(bridge: &Bridge, node: &NodeName) {
 /// Gives every sealed layer below a root of ours a node of ours, base first, so that commit can
 /// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened.
 pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
-    let root = disk.root.clone().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })?;
+    let root = check::root_of(disk)?;
     if disk
         .layers
         .iter()

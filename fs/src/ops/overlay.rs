@@ -2,6 +2,7 @@
 //! It knows how QEMU is made to format and open one, and to let go of it; it does not know what for.
 
 use super::blocking::blocking;
+use super::check;
 use super::nodes::{self, Carried, Role};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
@@ -32,10 +33,7 @@ pub(super) fn top_of(disk: &Disk) -> Result<(NodeName, FileId), Failure> {
     if let Some(why) = &disk.no_snapshots {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
     }
-    let root = disk.root.clone().ok_or_else(|| {
-        Failure::new(Errno::ENOTCONN, "the disk has no node")
-            .next("look again: ls disks; another tool may have changed it in this moment")
-    })?;
+    let root = check::root_of(disk)?;
     let active = &disk.active_path;
     let file = sys::file_id(active)
         .map_err(|error| Failure::io(format!("look at {}", active.display()), &error))?;

@@ -4,9 +4,9 @@
 use super::Making;
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
-use crate::leases::LeaseKey;
 use crate::model::{Backup, Disk};
 use crate::ops::blocking::blocking;
+use crate::ops::check;
 use crate::ops::control;
 use crate::ops::engine::{DiskGuard, Engine};
 use qmpbridge::Bridge;
@@ -47,17 +47,8 @@ async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Fail
     let _closed = match file {
         None => None,
         Some(file) => {
-            let key = LeaseKey {
-                file,
-                internal: None,
-            };
-            let closed = engine.leases.close(key).map_err(|readers| {
-                let pid = readers.first().map_or(0, |reader| reader.pid);
-                let name = &backup.manifest.name;
-                Failure::new(Errno::EBUSY, format!("'{name}' is open: pid {pid}"))
-                    .next(format!("close it (ps -p {pid}), then rmdir again"))
-            })?;
-            Some(closed)
+            let point = format!("'{}'", backup.manifest.name);
+            Some(check::close(engine, check::state_of(file), &point)?)
         }
     };
     let journal = Journal::new("", backup.manifest.clone());

@@ -4,13 +4,14 @@
 //! that of what was before. Each step is written down on the file that holds the RAM.
 
 use super::job::{StateWork, fresh};
-use super::{at_rest, changed, devices, found, look, room, written};
+use super::{at_rest, devices, found, look, room, written};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file::{self, LoadJournal, LoadStep};
 use crate::model::{Disk, StateVerb};
 use crate::ops::Answer;
 use crate::ops::blocking::blocking;
+use crate::ops::check::changed;
 use crate::ops::engine::Engine;
 use crate::ops::rollback::called_after;
 use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};

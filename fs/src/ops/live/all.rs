@@ -2,9 +2,10 @@
 //! It knows who takes part, and that none is removed while one is read.
 
 use super::{close, end, scratch, take_all};
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
 use crate::intent;
 use crate::model::Disk;
+use crate::ops::check;
 use crate::ops::engine::Engine;
 use crate::ops::serve::seen;
 use crate::tree::{GroupKey, GroupKind, find_group};
@@ -17,9 +18,7 @@ pub(in crate::ops) async fn take(engine: &Engine, name: &str) -> Result<(), Fail
     let guards = engine.hold_all_to_settle(&wanted).await?;
     let (able, unable) = parted(engine, engine.observe().await?);
     if able.iter().map(|disk| &disk.name).ne(&wanted) {
-        return Err(
-            Failure::new(Errno::EBUSY, "the disks of this VM have just changed").next("try again"),
-        );
+        return Err(check::changed());
     }
     if able.is_empty() {
         return Err(intent::none_can(&unable));

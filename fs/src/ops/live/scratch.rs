@@ -76,8 +76,7 @@ pub(super) async fn create(
         )
         .next("mount with a larger scratch_limit"));
     }
-    let free = sys::free_bytes(&directory)
-        .map_err(|error| Failure::io(format!("look at {}", directory.display()), &error))?;
+    let free = layer_file::free_bytes(&directory)?;
     if free < room {
         let has = format!("{} has {}", directory.display(), human(free));
         return Err(no_room(disk, room, &has)

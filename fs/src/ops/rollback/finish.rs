@@ -7,6 +7,7 @@ use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, GuestDebt, RollbackJournal};
 use crate::model::{Disk, Layer};
 use crate::ops::blocking::blocking;
+use crate::ops::check;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Role};
 use crate::ops::settle as files;
@@ -75,10 +76,7 @@ async fn rearrange(
         )
         .next("the VM stands still; put that file back, or continue the VM and forget the rollback")
         })?;
-    let root = disk
-        .root
-        .clone()
-        .ok_or_else(|| Failure::new(Errno::ENOTCONN, "the disk has no node"))?;
+    let root = check::root_of(disk)?;
     let carried = engine.carried(disk);
     let graph = bridge.graph().await?;
     let mut made: Vec<NodeName> = Vec::new();

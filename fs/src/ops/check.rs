@@ -1,0 +1,65 @@
+//! Checks that several verbs make before they act, and their words: that a file is seen from here,
+//! that a disk has its node, that nobody has a point open. Which verb needs which it does not know.
+
+use super::engine::Engine;
+use crate::errno::{Errno, Failure};
+use crate::leases::{Closed, Holder, LeaseKey};
+use crate::model::{Disk, FileId, Internal, Layer};
+use qmpbridge::NodeName;
+
+/// The file of a layer, which must be the one that QEMU has open.
+pub(super) fn file_of(layer: &Layer) -> Result<FileId, Failure> {
+    layer.file.ok_or_else(|| {
+        Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} cannot be seen from here", layer.path.display()),
+        )
+        .next("run qmpfs where QEMU's paths lead to the same files: on its host, in its container")
+    })
+}
+
+/// The node that a disk's guest device stands on.
+pub(super) fn root_of(disk: &Disk) -> Result<NodeName, Failure> {
+    disk.root.clone().ok_or_else(|| {
+        Failure::new(Errno::ENOTCONN, "the disk has no node")
+            .next("look again: ls disks; another tool may have changed it in this moment")
+    })
+}
+
+/// Between two looks, the second of which counts, other disks came to take part.
+pub(super) fn changed() -> Failure {
+    Failure::new(Errno::EBUSY, "the disks of this VM have just changed").next("try again")
+}
+
+/// The own state of a file, as leases know it.
+pub(super) fn state_of(file: FileId) -> LeaseKey {
+    LeaseKey {
+        file,
+        internal: None,
+    }
+}
+
+/// An internal snapshot of the active layer, as leases know it.
+pub(super) fn internal_of(disk: &Disk, internal: &Internal) -> Result<LeaseKey, Failure> {
+    Ok(LeaseKey {
+        file: file_of(&disk.active)?,
+        internal: Some(internal.id.clone()),
+    })
+}
+
+/// Lets nobody open a point between this look and its end; refused while somebody has it open.
+pub(super) fn close(engine: &Engine, key: LeaseKey, point: &str) -> Result<Closed, Failure> {
+    let closed = engine.leases.close(key);
+    closed.map_err(|readers| is_open(&readers, point))
+}
+
+/// `point` is read by these.
+pub(super) fn is_open(readers: &[Holder], point: &str) -> Failure {
+    let pid = readers.first().map_or(0, |reader| reader.pid);
+    let more = match readers.len() {
+        0 | 1 => String::new(),
+        readers => format!(" and {} more", readers - 1),
+    };
+    Failure::new(Errno::EBUSY, format!("{point} is open: pid {pid}{more}"))
+        .next(format!("close it (ps -p {pid}), then rmdir again"))
+}
