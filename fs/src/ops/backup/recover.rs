@@ -1,7 +1,7 @@
 //! Backups that a killed daemon, or a QEMU that died, left half made: taken up, finished or taken back,
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
-use super::{Making, follow, target, try_undo};
+use super::{Making, follow, try_undo};
 use crate::backups::{Journal, Stage};
 use crate::errno::{Errno, Failure};
 use crate::ops::blocking::blocking;
@@ -100,9 +100,6 @@ async fn one(
             if ended.is_some() {
                 bridge.dismiss_job(&making.job).await?;
             }
-            let manifest = &making.journal.manifest;
-            let path = making.place.unfinished(&manifest.name, &manifest.id);
-            target::release(engine, bridge, &path, &manifest.id).await?;
             try_undo(engine, bridge, making).await?;
             Ok(None)
         }
