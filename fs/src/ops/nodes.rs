@@ -2,14 +2,18 @@
 //! Invariant I2: nothing but `backing` is ever changed by blockdev-reopen, and only on nodes that
 //! we added; a node under a new name is a fresh node. Knows QMP and paths, no verb and no point.
 
+use super::blocking::blocking;
 use super::check;
 use super::observe::is_libvirts;
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, Layer};
 use crate::sys;
-use qmpbridge::command::{BlockdevAdd, BlockdevDel, BlockdevOptions, BlockdevReopen, CacheOptions};
-use qmpbridge::{BlockGraph, Bridge, NodeName};
+use qmpbridge::command::{
+    BlockdevAdd, BlockdevCreate, BlockdevCreateOptions, BlockdevDel, BlockdevOptions,
+    BlockdevReopen, CacheOptions,
+};
+use qmpbridge::{BlockGraph, Bridge, JobId, NodeName};
 use std::path::{Path, PathBuf};
 
 /// Options of the VM's own node that the nodes in its place must have too.
@@ -96,6 +100,44 @@ pub(super) async fn add_format(
         )))
         .await?;
     Ok(name)
+}
+
+/// The job that formats a new file is named after it: so recovery knows whose it is.
+pub(super) fn create_job(digits: &str) -> Result<JobId, Failure> {
+    JobId::new(format!("qmpfs-create-{digits}"))
+        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
+}
+
+/// Formats an empty file that QEMU has open.
+pub(super) async fn create(
+    bridge: &Bridge,
+    job_id: JobId,
+    options: BlockdevCreateOptions,
+) -> Result<(), Failure> {
+    let command = BlockdevCreate {
+        job_id: job_id.clone(),
+        options,
+    };
+    let mut job = bridge.start_job(job_id.clone(), command).await?;
+    let outcome = job.wait_concluded().await;
+    bridge.dismiss_job(&job_id).await?;
+    Ok(outcome?)
+}
+
+/// Formats the empty file `path`, which a power cut does not take away again, and opens it with
+/// nothing below: what it stands on is in its header alone.
+pub(super) async fn add_created(
+    bridge: &Bridge,
+    path: &Path,
+    job_id: JobId,
+    options: BlockdevCreateOptions,
+    carried: &Carried,
+) -> Result<NodeName, Failure> {
+    let protocol = options.file.clone();
+    create(bridge, job_id, options).await?;
+    let made = path.to_owned();
+    blocking(move || layer_file::fsync_file(&made)).await?;
+    add_format(bridge, "qcow2", protocol, None, Role::Active, carried).await
 }
 
 /// A fresh node on a sealed file: the only way a file comes to be known under another name.

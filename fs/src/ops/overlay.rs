@@ -1,14 +1,13 @@
 //! A new overlay: an empty qcow2 file under a hidden name, open in QEMU with nothing below it yet.
 //! It knows how QEMU is made to format and open one, and to let go of it; it does not know what for.
 
-use super::blocking::blocking;
 use super::check;
-use super::nodes::{self, Carried, Role};
+use super::nodes::{self, Carried};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId};
 use crate::sys;
-use qmpbridge::command::{BlockdevCreate, BlockdevCreateOptions};
+use qmpbridge::command::BlockdevCreateOptions;
 use qmpbridge::{Bridge, JobId, NodeName};
 use std::path::Path;
 
@@ -71,8 +70,15 @@ pub(super) async fn format(
     below: Below<'_>,
     carried: &Carried,
 ) -> Result<Overlay, Failure> {
+    let job = create_job(path)?;
     let protocol = nodes::add_protocol(bridge, path, carried).await?;
-    match format_node(bridge, path, &protocol, below, carried).await {
+    let options = BlockdevCreateOptions::qcow2_overlay(
+        protocol.clone(),
+        below.virtual_size,
+        below.path,
+        below.format,
+    );
+    match nodes::add_created(bridge, path, job, options, carried).await {
         Ok(format) => Ok(Overlay { protocol, format }),
         Err(failure) => {
             if failure.outcome_known() {
@@ -83,45 +89,9 @@ pub(super) async fn format(
     }
 }
 
-/// The job that formats an overlay is named after it: so recovery knows whose it is.
+/// The job that formats an overlay.
 pub(super) fn create_job(overlay: &Path) -> Result<JobId, Failure> {
-    let digits = overlay.extension().unwrap_or_default().to_string_lossy();
-    JobId::new(format!("qmpfs-create-{digits}"))
-        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
-}
-
-async fn format_node(
-    bridge: &Bridge,
-    path: &Path,
-    protocol: &NodeName,
-    below: Below<'_>,
-    carried: &Carried,
-) -> Result<NodeName, Failure> {
-    let job_id = create_job(path)?;
-    let command = BlockdevCreate {
-        job_id: job_id.clone(),
-        options: BlockdevCreateOptions::qcow2_overlay(
-            protocol.clone(),
-            below.virtual_size,
-            below.path,
-            below.format,
-        ),
-    };
-    let mut job = bridge.start_job(job_id.clone(), command).await?;
-    let outcome = job.wait_concluded().await;
-    bridge.dismiss_job(&job_id).await?;
-    outcome?;
-    let made = path.to_owned();
-    blocking(move || layer_file::fsync_file(&made)).await?;
-    nodes::add_format(
-        bridge,
-        "qcow2",
-        protocol.clone(),
-        None,
-        Role::Active,
-        carried,
-    )
-    .await
+    nodes::create_job(&overlay.extension().unwrap_or_default().to_string_lossy())
 }
 
 impl Overlay {

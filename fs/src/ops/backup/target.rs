@@ -2,24 +2,15 @@
 //! know what is copied into it.
 
 use crate::backups::Place;
-use crate::errno::{Errno, Failure};
-use crate::layer_file;
+use crate::errno::Failure;
 use crate::model::Previous;
-use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
-use crate::ops::nodes::{self, Carried, Role};
-use qmpbridge::command::{BlockdevCreate, BlockdevCreateOptions, BlockdevDel};
-use qmpbridge::{Bridge, JobId, JobStatus, NodeName};
+use crate::ops::nodes::{self, Carried};
+use qmpbridge::command::{BlockdevCreateOptions, BlockdevDel};
+use qmpbridge::{Bridge, JobStatus, NodeName};
 use std::path::Path;
 
-/// The job that formats the file of a backup.
-fn create_job(id: &str) -> Result<JobId, Failure> {
-    JobId::new(format!("qmpfs-create-{id}"))
-        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
-}
-
-/// Formats the empty file `path` and opens it, with nothing below: what it stands on is in its
-/// header alone.
+/// Formats the empty file `path` and opens it.
 pub(super) async fn open(
     bridge: &Bridge,
     path: &Path,
@@ -37,18 +28,7 @@ pub(super) async fn open(
             BlockdevCreateOptions::qcow2_overlay(protocol.clone(), size, &below, "qcow2")
         }
     };
-    let job_id = create_job(id)?;
-    let command = BlockdevCreate {
-        job_id: job_id.clone(),
-        options,
-    };
-    let mut job = bridge.start_job(job_id.clone(), command).await?;
-    let outcome = job.wait_concluded().await;
-    bridge.dismiss_job(&job_id).await?;
-    outcome?;
-    let made = path.to_owned();
-    blocking(move || layer_file::fsync_file(&made)).await?;
-    nodes::add_format(bridge, "qcow2", protocol, None, Role::Active, &carried).await
+    nodes::add_created(bridge, path, nodes::create_job(id)?, options, &carried).await
 }
 
 /// QEMU lets go of a file: of every node on it, the top one first, whoever began it.
@@ -58,7 +38,7 @@ pub(super) async fn release(
     path: &Path,
     id: &str,
 ) -> Result<(), Failure> {
-    let create = create_job(id)?;
+    let create = nodes::create_job(id)?;
     let jobs = bridge.jobs().await?;
     let ended = |status| status == JobStatus::Concluded;
     if jobs.iter().any(|job| job.id == create && ended(job.status)) {

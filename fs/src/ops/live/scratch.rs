@@ -9,11 +9,10 @@ use crate::layer_file;
 use crate::model::{Disk, FileId};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
+use crate::ops::nodes;
 use crate::render::human;
 use crate::sys;
-use qmpbridge::command::{
-    Backing, BlockdevAdd, BlockdevCreate, BlockdevCreateOptions, BlockdevOptions,
-};
+use qmpbridge::command::{Backing, BlockdevAdd, BlockdevCreateOptions, BlockdevOptions};
 use qmpbridge::{Bridge, NodeName};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -129,22 +128,9 @@ impl Scratch {
     }
 
     async fn format(&self, bridge: &Bridge, disk: &Disk, names: &Names) -> Result<(), Failure> {
-        let create = BlockdevCreate {
-            job_id: names.job(),
-            options: BlockdevCreateOptions {
-                driver: "qcow2".into(),
-                file: names.file_node(),
-                size: disk.active.virtual_size,
-                // nobody but this QEMU is to read it, and it is told what lies below
-                backing_file: None,
-                backing_fmt: None,
-            },
-        };
-        let mut job = bridge.start_job(names.job(), create).await?;
-        let outcome = job.wait_concluded().await;
-        bridge.dismiss_job(&names.job()).await?;
-        outcome?;
-        Ok(())
+        // without a backing name: nobody but this QEMU is to read it, and it is told what lies below
+        let options = BlockdevCreateOptions::qcow2(names.file_node(), disk.active.virtual_size);
+        nodes::create(bridge, names.job(), options).await
     }
 
     async fn reserve(&self, room: u64) -> Result<(), Failure> {
