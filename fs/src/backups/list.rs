@@ -74,34 +74,53 @@ pub fn list(place: &Place) -> Listing {
         .iter()
         .map(|manifest| (manifest.id.as_str(), manifest))
         .collect();
-    let layers: HashMap<&str, Result<Layer, String>> = manifests
+    // each is looked at once, however many stand on it
+    let files: HashMap<&str, Seen> = manifests
         .iter()
-        .map(|manifest| (manifest.id.as_str(), layer(place, manifest)))
+        .map(|manifest| (manifest.id.as_str(), Seen::at(place, manifest)))
         .collect();
     let backups = manifests
         .iter()
-        .map(|manifest| backup(place, manifest, &by_id, &layers))
+        .map(|manifest| backup(manifest, &by_id, &files))
         .collect();
     Listing { stamp, backups }
 }
 
+/// What was found under the name of a backup.
+struct Seen {
+    layer: Result<Layer, String>,
+    doubt: Option<String>,
+}
+
+impl Seen {
+    fn at(place: &Place, manifest: &Manifest) -> Self {
+        Seen {
+            layer: layer(place, manifest),
+            doubt: changed(place, manifest),
+        }
+    }
+}
+
 fn backup(
-    place: &Place,
     manifest: &Manifest,
     by_id: &HashMap<&str, &Manifest>,
-    layers: &HashMap<&str, Result<Layer, String>>,
+    files: &HashMap<&str, Seen>,
 ) -> Backup {
     let mut chain = Vec::new();
     let mut doubt = None;
     let mut next = Some(manifest);
     let mut broken = None;
     while let Some(one) = next {
-        match layers.get(one.id.as_str()) {
-            Some(Ok(layer)) => chain.push(layer.clone()),
-            Some(Err(why)) => broken = Some(why.clone()),
+        match files.get(one.id.as_str()) {
             None => broken = Some(format!("{} is gone", one.name)),
+            Some(seen) => {
+                doubt = doubt.or_else(|| seen.doubt.clone());
+                match &seen.layer {
+                    Ok(layer) => chain.push(layer.clone()),
+                    Err(why) => broken = Some(why.clone()),
+                }
+            }
         }
-        doubt = doubt.or_else(|| changed(place, one));
         next = match &one.previous {
             None => None,
             Some(previous) => match by_id.get(previous.id.as_str()) {

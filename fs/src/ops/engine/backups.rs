@@ -3,10 +3,11 @@
 //! is shown until the next one. It does not know how a backup is made.
 
 use super::{DiskGuard, Engine};
-use crate::backups::{self, Listing, Place};
+use crate::backups::{self, Listing, Place, Stamp};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk};
 use qmpbridge::command::QueryName;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// How long a look at the backup directory is waited for.
@@ -33,7 +34,6 @@ impl Engine {
 
     /// Lists the backups of disks whose directories have changed since they were listed.
     pub(super) async fn look_at_backups(&self, vm: &str, disks: &[Disk]) {
-        let known = self.listings.borrow().clone();
         let places: Vec<(String, Place)> = disks
             .iter()
             .filter_map(|disk| Some((disk.name.clone(), self.place(vm, &disk.name)?)))
@@ -41,11 +41,11 @@ impl Engine {
         if places.is_empty() {
             return;
         }
+        let known = self.stamps();
         let look = tokio::task::spawn_blocking(move || {
             let changed = places.into_iter().filter_map(|(disk, place)| {
                 let stamp = backups::stamp(&place);
-                let seen = known.get(&disk).map(|listing| listing.stamp);
-                (seen != Some(stamp)).then(|| (disk, backups::list(&place)))
+                (known.get(&disk) != Some(&stamp)).then(|| (disk, backups::list(&place)))
             });
             changed.collect::<Vec<(String, Listing)>>()
         });
@@ -53,6 +53,13 @@ impl Engine {
             Ok(Ok(changed)) => self.listings.borrow_mut().extend(changed),
             Ok(Err(_)) | Err(_) => tracing::debug!("the backup directory does not answer"),
         }
+    }
+
+    /// When each disk's directory was listed, by what it looked like then.
+    fn stamps(&self) -> HashMap<String, Option<Stamp>> {
+        let listings = self.listings.borrow();
+        let stamps = listings.iter().map(|(disk, it)| (disk.clone(), it.stamp));
+        stamps.collect()
     }
 
     /// What was listed of a disk is old, whatever the directory's times say.
