@@ -161,7 +161,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::TakeExternal { disk, name } => {
             let take =
                 async |guard: &DiskGuard| snapshot::take_external(&engine, guard, &name).await;
-            let outcome = held(&engine, &disk, take).await;
+            let outcome = held(&engine, engine.hold(&disk), take).await;
             if outcome.is_ok() {
                 watch::resume_merges(&engine, &disk);
             }
@@ -169,27 +169,30 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         }
         Intent::TakeInternal { disk, name } => {
             let take = async |guard: &DiskGuard| internal::take(&engine, guard, &name).await;
-            logged(held(&engine, &disk, take).await);
+            logged(held(&engine, engine.hold(&disk), take).await);
         }
         Intent::DeleteInternal { disk, name } => {
             let delete = async |guard: &DiskGuard| internal::delete(&engine, guard, &name).await;
-            logged(held(&engine, &disk, delete).await);
+            logged(held(&engine, engine.hold(&disk), delete).await);
         }
         Intent::TakeLives { name } => logged(live::all::take(&engine, &name).await),
         Intent::DeleteLives { id, .. } => logged(live::all::delete(&engine, &id).await),
+        // the disk may have other instants, or a job of another monitor, at the same time
         Intent::TakeLive { disk, name } => {
-            logged(live_verb(&engine, &disk, LiveVerb::Take(name)).await)
+            let take = async |guard: &DiskGuard| live::take(&engine, guard, &name).await;
+            logged(held(&engine, engine.hold_to_settle(&disk), take).await);
         }
         Intent::DeleteLive { disk, id, .. } => {
-            logged(live_verb(&engine, &disk, LiveVerb::Delete(id)).await);
+            let delete = async |_: &DiskGuard| live::delete(&engine, &id).await;
+            logged(held(&engine, engine.hold_to_settle(&disk), delete).await);
         }
         Intent::Rollback { disk, point, .. } => {
             let back = async |guard: &DiskGuard| rollback::to(&engine, guard, &point).await;
-            logged(held(&engine, &disk, back).await);
+            logged(held(&engine, engine.hold(&disk), back).await);
         }
         Intent::DeleteBranch { disk, name } => {
             let delete = async |guard: &DiskGuard| branch::delete(&engine, guard, &name).await;
-            logged(held(&engine, &disk, delete).await);
+            logged(held(&engine, engine.hold(&disk), delete).await);
         }
         Intent::TakeBackup { disk, kind, name } => {
             backup::take(engine, &disk, kind, &name, logged).await;
@@ -200,7 +203,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::DeleteBitmap { disk, name } => {
             let delete =
                 async |guard: &DiskGuard| backup::delete_bitmap(&engine, guard, &name).await;
-            logged(held(&engine, &disk, delete).await);
+            logged(held(&engine, engine.hold(&disk), delete).await);
         }
         Intent::DeleteExternal { disk, name } => {
             merge::remove(engine, &disk, merge::Which::Point(name), logged).await;
@@ -218,31 +221,13 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     }
 }
 
-enum LiveVerb {
-    /// The name.
-    Take(String),
-    /// The identity.
-    Delete(String),
-}
-
-/// Like `held`, of a disk that may have other instants, or a job of another monitor, at the same time.
-async fn live_verb(engine: &Engine, disk: &str, verb: LiveVerb) -> Result<(), Failure> {
-    let guard = engine.hold_to_settle(disk).await?;
-    let outcome = match verb {
-        LiveVerb::Take(name) => live::take(engine, &guard, &name).await,
-        LiveVerb::Delete(id) => live::delete(engine, &id).await,
-    };
-    seen(engine, &[&guard], &outcome).await;
-    outcome
-}
-
 /// Does one thing to a disk while nobody else does anything to it, and looks at what came of it.
 async fn held(
     engine: &Engine,
-    disk: &str,
+    hold: impl Future<Output = Result<DiskGuard, Failure>>,
     op: impl AsyncFnOnce(&DiskGuard) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let guard = engine.hold(disk).await?;
+    let guard = hold.await?;
     let outcome = op(&guard).await;
     seen(engine, &[&guard], &outcome).await;
     outcome

@@ -110,7 +110,7 @@ impl StateWork {
                 error: None,
             };
             self.engine.announce(guard, job);
-            self.engine.publish_announced(guard.name());
+            self.engine.publish_jobs(guard.name());
         }
         self.engine.begin_state_job(StateJob {
             verb: self.verb,

@@ -93,11 +93,6 @@ impl Engine {
         }
     }
 
-    /// Shows what was announced, where the disk itself stays as it is.
-    pub(in crate::ops) fn publish_announced(&self, disk: &str) {
-        self.publish_jobs(disk);
-    }
-
     /// Shows the disk as it was, without the point that leaves, for as long as the job runs.
     pub(in crate::ops) fn freeze(
         &self,
@@ -162,7 +157,8 @@ impl Engine {
         self.publish_jobs(disk);
     }
 
-    fn publish_jobs(&self, disk: &str) {
+    /// Shows the jobs as they are known now; the disk itself stays as it is.
+    pub(in crate::ops) fn publish_jobs(&self, disk: &str) {
         let state = self.state(disk);
         let mut model = Model::clone(&self.current());
         if let Some(shown) = model.disks.iter_mut().find(|shown| shown.name == disk) {
