@@ -14,7 +14,7 @@ pub(crate) use checkpoint::{
     removable as checkpoint_removable,
 };
 pub(crate) use group::{none_can, taken_on, unable};
-pub use manager::suits_the_manager;
+pub use manager::{Reach, suits_the_manager};
 pub(crate) use rollback::to_internal as rollback_to_internal;
 pub use words::JobCommand;
 

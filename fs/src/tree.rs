@@ -12,7 +12,10 @@ pub use checkpoint::{Checkpoint, checkpoint, checkpoint_link, checkpoint_of, che
 pub use group::{Group, GroupKey, GroupKind, find_group, groups, link_target};
 pub use ids::Ids;
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
-pub use name::{fit_name, internal_identity, layer_dir_name, layer_identity, valid_name};
+pub use name::{
+    first_free, fit_name, internal_identity, layer_dir_name, layer_identity, name_internals,
+    valid_name,
+};
 pub use place::{
     Found, backup_key, external_key, find_in, find_point, internal_key, job_of, layer_key,
     live_key, point_place,

@@ -5,12 +5,24 @@ use crate::errno::{Errno, Failure};
 use crate::model::{Manager, Model};
 
 /// What a verb does to what libvirt believes of a VM.
-enum Reach {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
     /// Other files or nodes would be the disk than those libvirt knows: its next snapshot would
     /// stand on a layer that the guest has left.
     Chain,
     /// libvirt does not know of it and is not misled.
     Beside,
+}
+
+impl Reach {
+    /// Whether that may be done to a VM that has this manager.
+    pub fn is_allowed(self, manager: Option<Manager>, verbs: Verbs) -> bool {
+        match (manager, self) {
+            (None, Reach::Chain | Reach::Beside) => true,
+            (Some(Manager::Libvirt), Reach::Beside) => verbs.coexist,
+            (Some(Manager::Libvirt), Reach::Chain) => false,
+        }
+    }
 }
 
 /// Whether a verb may be done to a VM that somebody else manages.
@@ -72,17 +84,19 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             format!("virsh blockjob {} DISK --abort", model.vm.name),
         ),
     };
-    match (model.vm.manager, verbs.coexist, reach) {
-        (None, _, _) | (Some(Manager::Libvirt), true, Reach::Beside) => Ok(()),
-        (Some(Manager::Libvirt), false, Reach::Beside) => Err(Failure::new(
+    if reach.is_allowed(model.vm.manager, verbs) {
+        return Ok(());
+    }
+    Err(match reach {
+        Reach::Beside => Failure::new(
             Errno::EPERM,
             "libvirt manages this VM, and the mount only shows it",
         )
-        .next(format!("{instead}; or mount with -o coexist"))),
-        (Some(Manager::Libvirt), _, Reach::Chain) => Err(Failure::new(
+        .next(format!("{instead}; or mount with -o coexist")),
+        Reach::Chain => Failure::new(
             Errno::EPERM,
             "libvirt manages this VM and would lose track of its disk",
         )
-        .next(instead)),
-    }
+        .next(instead),
+    })
 }

@@ -7,9 +7,8 @@ use super::refuse_if_written;
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{ConnectionState, Disk, Format, Internal, Layer, Model, Tuning, Vm};
-use crate::ops::name_internals;
 use crate::sys;
-use crate::tree::fit_name;
+use crate::tree::{first_free, fit_name, name_internals};
 use crate::view::{LayerCache, LayerSpec};
 use qmpfs_qcow2::{Header, InternalSnapshot};
 use std::os::unix::fs::MetadataExt;
@@ -51,13 +50,7 @@ pub fn model(images: &[PathBuf], format: Option<Format>, source: &str) -> Result
 /// What a switched-off disk is called: after its image, with a number where that name is taken.
 pub(crate) fn disk_name(image: &Path, taken: impl Fn(&str) -> bool) -> String {
     let stem = fit_name(&image.file_stem().unwrap_or_default().to_string_lossy());
-    let mut name = stem.clone();
-    let mut number = 2;
-    while taken(&name) {
-        name = format!("{stem}-{number}");
-        number += 1;
-    }
-    name
+    first_free(&stem, '-', taken)
 }
 
 fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, Failure> {

@@ -17,7 +17,6 @@ use super::Answer;
 use super::blocking::blocking;
 use super::check;
 use super::engine::{DiskGuard, Engine};
-use super::observe::BACKUP_COMMANDS;
 use super::quiesce::Quiescing;
 use crate::backups::{self, Journal, Place};
 use crate::errno::{Errno, Failure};
@@ -32,6 +31,14 @@ use qmpbridge::command::{
 use qmpbridge::{Bridge, JobHandle, JobId, NodeName};
 use room::Room;
 use std::rc::Rc;
+
+/// What a backup needs of QEMU.
+pub(super) const NEEDS: [&str; 4] = [
+    "blockdev-backup",
+    "blockdev-create",
+    "block-dirty-bitmap-add",
+    "transaction",
+];
 
 /// A backup that is made: one disk's part of it.
 pub(super) struct Making {
@@ -123,7 +130,7 @@ async fn prepare(
     kind: BackupKind,
     name: &str,
 ) -> Result<Prepared, Failure> {
-    for needed in BACKUP_COMMANDS {
+    for needed in NEEDS {
         if !bridge.supports(needed) {
             return Err(qmpbridge::Error::TooOld { needs: needed }.into());
         }

@@ -20,6 +20,7 @@ use super::live;
 use super::nodes::Carried;
 use super::observe;
 use super::quiesce::Agent;
+use super::sight::Sight;
 use crate::backups::Listing;
 use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
@@ -209,8 +210,8 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn sight(&self, bridge: &Bridge) -> observe::Sight {
-        observe::Sight::of(
+    pub(super) fn sight(&self, bridge: &Bridge) -> Sight {
+        Sight::of(
             bridge.peer_pid(),
             &self.config.embedded_disks,
             self.config.verbs.read_only,
@@ -291,11 +292,11 @@ impl Engine {
             qemu_version: bridge.version().to_string(),
             source: self.config.source_text.clone(),
             connection: ConnectionState::Up,
-            capabilities: self.capabilities(bridge),
+            capabilities: super::capabilities::of(self, bridge),
             merge: self.config.merge,
             quiesce: self.config.quiesce,
             agent: self.agent().map(|agent| agent.seen()),
-            manager: self.manager.get(),
+            manager: self.manager(),
             state_job: self.state_job.borrow().clone(),
         };
         self.looked.set(Some(Instant::now()));
@@ -303,12 +304,9 @@ impl Engine {
         Ok(())
     }
 
-    fn capabilities(&self, bridge: &Bridge) -> Vec<String> {
-        let verbs = self.config.verbs;
-        let mut all = observe::capabilities(bridge, verbs, self.manager.get());
-        let may_go_back = verbs.live_rollback || self.switched_off();
-        all.retain(|one| one != observe::ROLLBACK || may_go_back);
-        all
+    /// Who else manages the VM, as of the last look.
+    pub(super) fn manager(&self) -> Option<Manager> {
+        self.manager.get()
     }
 
     /// Whether the disks are in our own storage daemon, and nobody's VM is on.

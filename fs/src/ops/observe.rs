@@ -2,136 +2,23 @@
 //! is, and what we wrote down about it. Reads names, inodes and extended attributes of the layers'
 //! files; changes nothing.
 
+use super::sight::Sight;
 use super::{carried, live};
 use crate::backups;
-use crate::intent::Verbs;
 use crate::layer_file;
 use crate::model::{
     Bitmap, Disk, FileId, Format, Internal, Job, Layer, Manager, Role, StatePart, Tuning,
 };
 use crate::sys;
-use crate::tree::fit_name;
+use crate::tree::{first_free, fit_name, name_internals};
 use qmpbridge::graph::RootKind;
-use qmpbridge::{BlockGraph, Bridge, JobId, JobInfo, Node, NodeName, Root};
+use qmpbridge::{BlockGraph, JobId, JobInfo, Node, NodeName, Root};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Longest name of a disk or point.
-const NAME_MAX: usize = 128;
-/// Longest id shown behind a name that was taken: QEMU's are numbers, an image may say anything.
-const SUFFIX_MAX: usize = 32;
-
 /// The devices of `-drive if=pflash` and `-machine pflash0=`.
 const FLASH: &str = "/machine/system.flash";
-/// What a backup needs of QEMU.
-pub(super) const BACKUP_COMMANDS: [&str; 4] = [
-    "blockdev-backup",
-    "blockdev-create",
-    "block-dirty-bitmap-add",
-    "transaction",
-];
-
-/// From where QEMU's file names are seen.
-pub(super) struct Sight {
-    pid: Option<i32>,
-    /// QEMU's working directory: its file names may be relative to it.
-    directory: Option<PathBuf>,
-    /// QEMU's root directory, where it sees other mounts than we do.
-    root: Option<PathBuf>,
-    /// Disks of our own storage daemon: their active path and the name to show.
-    embedded: Vec<(PathBuf, String)>,
-    read_only: bool,
-}
-
-impl Sight {
-    /// As seen by the process at the other end of the monitor.
-    pub(super) fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
-        let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
-        let root = pid.and_then(sys::foreign_root);
-        Sight {
-            pid,
-            directory,
-            root,
-            embedded: embedded.to_vec(),
-            read_only,
-        }
-    }
-
-    /// The path under which we see what QEMU calls `path`.
-    pub(super) fn resolve(&self, path: &Path) -> Option<PathBuf> {
-        if path.is_relative() && self.directory.is_none() {
-            return None;
-        }
-        let found = layer_file::resolve(path, self.directory.as_deref()).ok()?;
-        self.is_theirs(path, &found).then_some(found)
-    }
-
-    /// Whether a path leads QEMU to the file that we found. A container may have another one there.
-    fn is_theirs(&self, path: &Path, found: &Path) -> bool {
-        let Some(root) = &self.root else {
-            return true;
-        };
-        let absolute = self
-            .directory
-            .as_deref()
-            .unwrap_or(Path::new("/"))
-            .join(path);
-        let theirs = root.join(absolute.strip_prefix("/").unwrap_or(&absolute));
-        matches!((sys::file_id(&theirs), sys::file_id(found)), (Ok(theirs), Ok(ours)) if theirs == ours)
-    }
-
-    /// The same for a name that may be gone by now.
-    pub(super) fn named(&self, path: &Path) -> Option<PathBuf> {
-        self.resolve(path).or_else(|| {
-            let directory = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            let directory = self.resolve(directory.unwrap_or(Path::new(".")))?;
-            Some(directory.join(path.file_name()?))
-        })
-    }
-}
-
-/// That a disk may go back, as a capability: not every mount of a running VM may do it.
-pub(super) const ROLLBACK: &str = "rollback";
-
-/// What can be done with this QEMU, beside who else manages it.
-pub(super) fn capabilities(bridge: &Bridge, verbs: Verbs, manager: Option<Manager>) -> Vec<String> {
-    let seal: &[&str] = &[
-        "blockdev-snapshot",
-        "blockdev-reopen",
-        "blockdev-create",
-        "transaction",
-    ];
-    let needs: [(&str, &[&str]); 8] = [
-        ("snapshots", seal),
-        ("all-disks", seal),
-        ("internal", &["blockdev-snapshot-internal-sync"]),
-        ("live", &live::NEEDS),
-        ("merge", &["block-stream", "block-commit"]),
-        ("checkpoints", &["snapshot-save", "snapshot-delete"]),
-        (ROLLBACK, seal),
-        ("backups", &BACKUP_COMMANDS),
-    ];
-    let allowed = |name: &str| match manager {
-        None => !verbs.read_only,
-        Some(Manager::Libvirt) => {
-            let beside = matches!(name, "internal" | "live" | "checkpoints");
-            !verbs.read_only && verbs.coexist && beside
-        }
-    };
-    needs
-        .iter()
-        .filter(|(name, commands)| {
-            allowed(name)
-                && (verbs.backups || *name != "backups")
-                && commands.iter().all(|command| bridge.supports(command))
-        })
-        .map(|(name, _)| (*name).to_owned())
-        .collect()
-}
-
 /// The disks of a graph, sorted by name.
 pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
     let mut by_name: BTreeMap<String, Disk> = BTreeMap::new();
@@ -161,12 +48,7 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
         }
     }
     for (_, mut disk) in seen {
-        let wanted = disk.name.clone();
-        let mut number = 2;
-        while by_name.contains_key(&disk.name) {
-            disk.name = format!("{wanted}-{number}");
-            number += 1;
-        }
+        disk.name = first_free(&disk.name, '-', |name| by_name.contains_key(name));
         by_name.insert(disk.name.clone(), disk);
     }
     by_name.into_values().collect()
@@ -488,14 +370,7 @@ fn bitmaps(node: &Node) -> Vec<Bitmap> {
             continue;
         };
         let taken = |name: &str| found.iter().any(|other| other.name == name);
-        let fit = fit_name(&tag);
-        let numbered = (2u64..).map(|number| suffixed(&fit, &number.to_string()));
-        let Some(name) = std::iter::once(fit.clone())
-            .chain(numbered)
-            .find(|name| !taken(name))
-        else {
-            continue;
-        };
+        let name = first_free(&fit_name(&tag), '.', taken);
         found.push(Bitmap {
             name,
             tag,
@@ -508,88 +383,4 @@ fn bitmaps(node: &Node) -> Vec<Bitmap> {
         });
     }
     found
-}
-
-/// Snapshots whose names look the same as directory entries are told apart by their id, and by a
-/// number where that is not enough: what has another's name would be removed in its place.
-pub fn name_internals(internals: &mut [Internal]) {
-    for index in 1..internals.len() {
-        let (before, from_here) = internals.split_at_mut(index);
-        let this = &mut from_here[0];
-        let taken = |name: &str| before.iter().any(|other| other.name == name);
-        if !taken(&this.name) {
-            continue;
-        }
-        let by_id = std::iter::once(this.id.clone());
-        let free = by_id
-            .chain((2u64..).map(|number| number.to_string()))
-            .map(|word| suffixed(&this.name, &word))
-            .find(|name| !taken(name));
-        if let Some(free) = free {
-            this.name = free;
-        }
-    }
-}
-
-/// A fit name with a word after it, for which the name is cut short where it has to be.
-fn suffixed(name: &str, word: &str) -> String {
-    let word: String = word.chars().take(SUFFIX_MAX).collect();
-    let room = NAME_MAX - 1 - word.chars().count();
-    let name: String = name.chars().take(room).collect();
-    fit_name(&format!("{name}.{word}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{NAME_MAX, name_internals};
-    use crate::model::Internal;
-    use crate::tree::{fit_name, valid_name};
-    use std::collections::BTreeSet;
-    use std::time::UNIX_EPOCH;
-
-    #[test]
-    fn no_two_internal_snapshots_have_one_name() {
-        let long = "x".repeat(255);
-        let tags = [
-            ("1", format!("{long}a")),
-            ("2", format!("{long}b")),
-            ("3", format!("{long}c")),
-            ("4", "a_b.6".into()),
-            ("5", "a b".into()),
-            ("6", "a/b".into()),
-            ("7", "../../etc/passwd".into()),
-            ("8", "new\nline".into()),
-            ("9", String::new()),
-            ("9", String::new()),
-            ("../../../x\n", "a?b".into()),
-            (&long, "a\0b".into()),
-            (&long, "a|b".into()),
-        ];
-        let mut internals: Vec<Internal> = tags
-            .iter()
-            .map(|(id, tag)| Internal {
-                id: (*id).to_owned(),
-                name: fit_name(tag),
-                tag: tag.clone(),
-                time: UNIX_EPOCH,
-                virtual_size: 0,
-                vm_state_size: 0,
-                layer: None,
-                record: None,
-            })
-            .collect();
-        name_internals(&mut internals);
-        let names: BTreeSet<&str> = internals.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(names.len(), tags.len(), "{names:?}");
-        assert!(
-            names
-                .iter()
-                .all(|name| valid_name(name) && name.len() <= NAME_MAX),
-            "{names:?}"
-        );
-        assert!(
-            names.contains("a_b.6") && names.contains("a_b.2"),
-            "{names:?}"
-        );
-    }
 }

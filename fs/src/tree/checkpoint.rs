@@ -2,7 +2,7 @@
 //! are found in the disks' own snapshot tables, whoever made them: one name and one instant, and
 //! the state of the VM in one of them. There is no other list. Pure.
 
-use super::internal_key;
+use super::{first_free, internal_key};
 use crate::model::{Disk, Internal, Model, Role, StateVerb};
 use std::time::SystemTime;
 
@@ -113,11 +113,8 @@ pub fn checkpoints(model: &Model) -> Vec<Checkpoint<'_>> {
     for disk in &model.disks {
         for internal in shown(disk).filter(|internal| internal.vm_state_size > 0) {
             let taken = |name: &str| found.iter().any(|known| known.name == name);
-            let numbered = (2u64..).map(|number| format!("{}.{number}", internal.name));
-            let mut names = std::iter::once(internal.name.clone()).chain(numbered);
-            if let Some(name) = names.find(|name| !taken(name)) {
-                found.push(Checkpoint::of(model, (disk, internal), name));
-            }
+            let name = first_free(&internal.name, '.', taken);
+            found.push(Checkpoint::of(model, (disk, internal), name));
         }
     }
     let leaving = model.vm.state_job.as_ref();

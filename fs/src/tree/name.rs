@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest name of a point: leaves room in NAME_MAX for the file's stem and suffix around it.
 const POINT_NAME_MAX: usize = 128;
+/// Longest id shown behind a name that was taken: QEMU's are numbers, an image may say anything.
+const SUFFIX_MAX: usize = 32;
 /// Longest stem shown in a layer's directory name; with the index it stays below NAME_MAX.
 const STEM_MAX: usize = 200;
 
@@ -39,6 +41,43 @@ pub fn fit_name(name: &str) -> String {
         fit = format!("d{fit}").chars().take(POINT_NAME_MAX).collect();
     }
     fit
+}
+
+/// A name of what others have named, with a number behind it where it is taken.
+pub fn first_free(wanted: &str, separator: char, taken: impl Fn(&str) -> bool) -> String {
+    let numbered = (2u64..).map(|number| suffixed(wanted, separator, &number.to_string()));
+    let mut names = std::iter::once(wanted.to_owned()).chain(numbered);
+    let free = names.find(|name| !taken(name));
+    free.unwrap_or_else(|| wanted.to_owned())
+}
+
+/// Snapshots whose names look the same as directory entries are told apart by their id, and by a
+/// number where that is not enough: what has another's name would be removed in its place.
+pub fn name_internals(internals: &mut [Internal]) {
+    for index in 1..internals.len() {
+        let (before, from_here) = internals.split_at_mut(index);
+        let this = &mut from_here[0];
+        let taken = |name: &str| before.iter().any(|other| other.name == name);
+        if !taken(&this.name) {
+            continue;
+        }
+        let by_id = std::iter::once(this.id.clone());
+        let free = by_id
+            .chain((2u64..).map(|number| number.to_string()))
+            .map(|word| suffixed(&this.name, '.', &word))
+            .find(|name| !taken(name));
+        if let Some(free) = free {
+            this.name = free;
+        }
+    }
+}
+
+/// A fit name with a word after it, for which the name is cut short where it has to be.
+fn suffixed(name: &str, separator: char, word: &str) -> String {
+    let word: String = word.chars().take(SUFFIX_MAX).collect();
+    let room = POINT_NAME_MAX - 1 - word.chars().count();
+    let name: String = name.chars().take(room).collect();
+    fit_name(&format!("{name}{separator}{word}"))
 }
 
 /// The name under layers/: the index in the chain and the file's stem.
@@ -104,11 +143,14 @@ fn file_identity(layer: &Layer) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        POINT_NAME_MAX, internal_identity, layer_dir_name, layer_identity, stem, valid_name,
+        POINT_NAME_MAX, fit_name, internal_identity, layer_dir_name, layer_identity,
+        name_internals, stem, valid_name,
     };
+    use crate::model::Internal;
     use crate::tree::sample;
+    use std::collections::BTreeSet;
     use std::path::Path;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
     fn names_of_the_contract() {
@@ -177,5 +219,51 @@ mod tests {
     fn a_strange_stem_stays_one_short_line() {
         assert_eq!(stem(Path::new("/x/a\nb.qcow2")), "a_b");
         assert!(stem(Path::new(&format!("/x/{}.raw", "ä".repeat(300)))).len() <= 200);
+    }
+
+    #[test]
+    fn no_two_internal_snapshots_have_one_name() {
+        let long = "x".repeat(255);
+        let tags = [
+            ("1", format!("{long}a")),
+            ("2", format!("{long}b")),
+            ("3", format!("{long}c")),
+            ("4", "a_b.6".into()),
+            ("5", "a b".into()),
+            ("6", "a/b".into()),
+            ("7", "../../etc/passwd".into()),
+            ("8", "new\nline".into()),
+            ("9", String::new()),
+            ("9", String::new()),
+            ("../../../x\n", "a?b".into()),
+            (&long, "a\0b".into()),
+            (&long, "a|b".into()),
+        ];
+        let mut internals: Vec<Internal> = tags
+            .iter()
+            .map(|(id, tag)| Internal {
+                id: (*id).to_owned(),
+                name: fit_name(tag),
+                tag: tag.clone(),
+                time: UNIX_EPOCH,
+                virtual_size: 0,
+                vm_state_size: 0,
+                layer: None,
+                record: None,
+            })
+            .collect();
+        name_internals(&mut internals);
+        let names: BTreeSet<&str> = internals.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names.len(), tags.len(), "{names:?}");
+        assert!(
+            names
+                .iter()
+                .all(|name| valid_name(name) && name.len() <= POINT_NAME_MAX),
+            "{names:?}"
+        );
+        assert!(
+            names.contains("a_b.6") && names.contains("a_b.2"),
+            "{names:?}"
+        );
     }
 }

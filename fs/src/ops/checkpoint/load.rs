@@ -14,6 +14,7 @@ use crate::ops::blocking::blocking;
 use crate::ops::check::changed;
 use crate::ops::engine::Engine;
 use crate::ops::rollback::called_after;
+use crate::tree::first_free;
 use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};
 use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
 use std::path::PathBuf;
@@ -50,11 +51,8 @@ pub(in crate::ops) async fn load(engine: Rc<Engine>, name: &str, answer: Answer<
         no_job(&engine).await?;
         let wanted = called_after(&crate::render::now());
         // twice within a second
-        let numbered = (2u64..).map(|number| format!("{wanted}-{number}"));
-        let back = std::iter::once(wanted.clone())
-            .chain(numbered)
-            .find(|name| intent::checkpoint_free(&model, name).is_ok())
-            .ok_or_else(changed)?;
+        let taken = |name: &str| intent::checkpoint_free(&model, name).is_err();
+        let back = first_free(&wanted, '-', taken);
         let mut disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
         disks.sort_by_key(|disk| disk.state_part.place);
         let devices = devices(&disks)?;

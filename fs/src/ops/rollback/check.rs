@@ -8,7 +8,7 @@ use crate::ops::engine::Engine;
 use crate::ops::nodes::lasting_name;
 use crate::ops::{carried, overlay};
 use crate::sys;
-use crate::tree::{Found, PointKey, find_in};
+use crate::tree::{Found, PointKey, find_in, first_free};
 use qmpbridge::Bridge;
 use qmpbridge::command::QueryStatus;
 
@@ -167,14 +167,12 @@ pub(in crate::ops) fn called_after(time: &str) -> String {
 fn name(disk: &Disk) -> (String, String) {
     let time = crate::render::now();
     let wanted = called_after(&time);
-    let free = |name: &String| {
+    // twice within a second
+    let taken = |name: &str| {
         let path = layer_file::sealed_path(&disk.active_path, name);
-        path.symlink_metadata().is_err() && disk.external(name).is_none()
+        path.symlink_metadata().is_ok() || disk.external(name).is_some()
     };
-    let mut names =
-        std::iter::once(wanted.clone()).chain((2u64..).map(|number| format!("{wanted}-{number}")));
-    let name = names.find(free).unwrap_or(wanted);
-    (name, time)
+    (first_free(&wanted, '-', taken), time)
 }
 
 #[cfg(test)]

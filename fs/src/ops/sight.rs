@@ -1,0 +1,67 @@
+//! From where QEMU's file names are seen: another directory, another root, and which file each name
+//! leads to there and here. It knows paths and inodes, nothing of disks.
+
+use crate::layer_file;
+use crate::sys;
+use std::path::{Path, PathBuf};
+
+/// From where QEMU's file names are seen.
+pub(super) struct Sight {
+    pub(super) pid: Option<i32>,
+    /// QEMU's working directory: its file names may be relative to it.
+    directory: Option<PathBuf>,
+    /// QEMU's root directory, where it sees other mounts than we do.
+    root: Option<PathBuf>,
+    /// Disks of our own storage daemon: their active path and the name to show.
+    pub(super) embedded: Vec<(PathBuf, String)>,
+    pub(super) read_only: bool,
+}
+
+impl Sight {
+    /// As seen by the process at the other end of the monitor.
+    pub(super) fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
+        let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
+        let root = pid.and_then(sys::foreign_root);
+        Sight {
+            pid,
+            directory,
+            root,
+            embedded: embedded.to_vec(),
+            read_only,
+        }
+    }
+
+    /// The path under which we see what QEMU calls `path`.
+    pub(super) fn resolve(&self, path: &Path) -> Option<PathBuf> {
+        if path.is_relative() && self.directory.is_none() {
+            return None;
+        }
+        let found = layer_file::resolve(path, self.directory.as_deref()).ok()?;
+        self.is_theirs(path, &found).then_some(found)
+    }
+
+    /// Whether a path leads QEMU to the file that we found. A container may have another one there.
+    fn is_theirs(&self, path: &Path, found: &Path) -> bool {
+        let Some(root) = &self.root else {
+            return true;
+        };
+        let absolute = self
+            .directory
+            .as_deref()
+            .unwrap_or(Path::new("/"))
+            .join(path);
+        let theirs = root.join(absolute.strip_prefix("/").unwrap_or(&absolute));
+        matches!((sys::file_id(&theirs), sys::file_id(found)), (Ok(theirs), Ok(ours)) if theirs == ours)
+    }
+
+    /// The same for a name that may be gone by now.
+    pub(super) fn named(&self, path: &Path) -> Option<PathBuf> {
+        self.resolve(path).or_else(|| {
+            let directory = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            let directory = self.resolve(directory.unwrap_or(Path::new(".")))?;
+            Some(directory.join(path.file_name()?))
+        })
+    }
+}
