@@ -6,6 +6,7 @@ mod checkpoint;
 mod group;
 mod manager;
 mod rollback;
+mod verb;
 mod words;
 
 pub use backup::unlink;
@@ -16,222 +17,15 @@ pub(crate) use checkpoint::{
 pub(crate) use group::{none_can, taken_on, unable};
 pub use manager::{Reach, suits_the_manager};
 pub(crate) use rollback::to_internal as rollback_to_internal;
+pub use verb::Intent;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
-use crate::model::{BackupKind, ConnectionState, Disk, Model};
+use crate::model::{ConnectionState, Disk, Model};
 use crate::tree::{
-    Control, Found, NodeKey, PointKey, Section, checkpoint_of, exists, find_group, find_point,
+    Control, Found, NodeKey, Section, checkpoint_of, exists, find_group, find_point,
     layer_dir_name, layer_identity, valid_name,
 };
-
-/// A verb, understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Intent {
-    /// `mkdir snapshots/NAME`
-    TakeGroup {
-        /// The name of all its points.
-        name: String,
-    },
-    /// `rmdir snapshots/NAME`
-    DeleteGroup {
-        /// Its identity: of two that have one name, the one that was meant.
-        id: String,
-        /// Its name in the tree.
-        name: String,
-    },
-    /// `mkdir checkpoints/NAME`
-    TakeCheckpoint {
-        /// The name.
-        name: String,
-    },
-    /// `rmdir checkpoints/NAME`
-    DeleteCheckpoint {
-        /// The name.
-        name: String,
-    },
-    /// `echo NAME > rollback`
-    LoadCheckpoint {
-        /// The name.
-        name: String,
-    },
-    /// `mkdir disks/DISK/snapshots/NAME`
-    TakeExternal {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `rmdir disks/DISK/snapshots/NAME`
-    DeleteExternal {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `rmdir disks/DISK/layers/NAME` of a layer that qmpfs did not make
-    ReleaseLayer {
-        /// The disk's name.
-        disk: String,
-        /// Which layer (`tree::layer_identity`).
-        identity: String,
-        /// What it is called in layers/.
-        name: String,
-    },
-    /// `mkdir disks/DISK/internal/NAME`
-    TakeInternal {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `rmdir disks/DISK/internal/NAME`
-    DeleteInternal {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `mkdir disks/DISK/live/NAME`
-    TakeLive {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `mkdir live/NAME`
-    TakeLives {
-        /// The name of all its points.
-        name: String,
-    },
-    /// `rmdir live/NAME`
-    DeleteLives {
-        /// Its identity.
-        id: String,
-        /// Its name in the tree.
-        name: String,
-    },
-    /// `rmdir disks/DISK/live/NAME`
-    DeleteLive {
-        /// The disk's name.
-        disk: String,
-        /// The point's identity.
-        id: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `echo NAME > disks/DISK/rollback`
-    Rollback {
-        /// The disk's name.
-        disk: String,
-        /// The point's name, with the directory it stands in.
-        name: String,
-        /// The point.
-        point: PointKey,
-    },
-    /// `rmdir disks/DISK/snapshots/NAME` of a point beside the chain
-    DeleteBranch {
-        /// The disk's name.
-        disk: String,
-        /// The point's name.
-        name: String,
-    },
-    /// `mkdir disks/DISK/backups/KIND/NAME`
-    TakeBackup {
-        /// The disk's name.
-        disk: String,
-        /// What is copied.
-        kind: BackupKind,
-        /// The backup's name.
-        name: String,
-    },
-    /// `rmdir disks/DISK/backups/KIND/NAME`
-    DeleteBackup {
-        /// The disk's name.
-        disk: String,
-        /// Where it is listed.
-        kind: BackupKind,
-        /// The backup's name.
-        name: String,
-        /// Its identity.
-        id: String,
-    },
-    /// `rm disks/DISK/bitmaps/NAME`
-    DeleteBitmap {
-        /// The disk's name.
-        disk: String,
-        /// Its name in the tree.
-        name: String,
-    },
-    /// `rmdir disks/DISK/jobs/ID`
-    CancelJob {
-        /// The disk's name.
-        disk: String,
-        /// QEMU's job id.
-        id: String,
-    },
-    /// A line written to `disks/DISK/jobs/ID/ctl`
-    ControlJob {
-        /// The disk's name.
-        disk: String,
-        /// QEMU's job id.
-        id: String,
-        /// What the line says.
-        command: JobCommand,
-    },
-}
-
-impl Intent {
-    /// The verb and the path it was asked of, for the log.
-    pub fn describe(&self) -> (&'static str, String) {
-        match self {
-            Intent::TakeGroup { name } => ("mkdir", format!("/snapshots/{name}")),
-            Intent::DeleteGroup { name, .. } => ("rmdir", format!("/snapshots/{name}")),
-            Intent::TakeCheckpoint { name } => ("mkdir", format!("/checkpoints/{name}")),
-            Intent::DeleteCheckpoint { name } => ("rmdir", format!("/checkpoints/{name}")),
-            Intent::LoadCheckpoint { name } => ("write", format!("/rollback '{name}'")),
-            Intent::TakeExternal { disk, name } => {
-                ("mkdir", format!("/disks/{disk}/snapshots/{name}"))
-            }
-            Intent::Rollback { disk, name, .. } => {
-                ("write", format!("/disks/{disk}/rollback '{name}'"))
-            }
-            Intent::DeleteExternal { disk, name } | Intent::DeleteBranch { disk, name } => {
-                ("rmdir", format!("/disks/{disk}/snapshots/{name}"))
-            }
-            Intent::ReleaseLayer { disk, name, .. } => {
-                ("rmdir", format!("/disks/{disk}/layers/{name}"))
-            }
-            Intent::TakeInternal { disk, name } => {
-                ("mkdir", format!("/disks/{disk}/internal/{name}"))
-            }
-            Intent::DeleteInternal { disk, name } => {
-                ("rmdir", format!("/disks/{disk}/internal/{name}"))
-            }
-            Intent::TakeLives { name } => ("mkdir", format!("/live/{name}")),
-            Intent::DeleteLives { name, .. } => ("rmdir", format!("/live/{name}")),
-            Intent::TakeLive { disk, name } => ("mkdir", format!("/disks/{disk}/live/{name}")),
-            Intent::DeleteLive { disk, name, .. } => {
-                ("rmdir", format!("/disks/{disk}/live/{name}"))
-            }
-            Intent::TakeBackup { disk, kind, name } => (
-                "mkdir",
-                format!("/disks/{disk}/backups/{}/{name}", kind.name()),
-            ),
-            Intent::DeleteBackup {
-                disk, kind, name, ..
-            } => (
-                "rmdir",
-                format!("/disks/{disk}/backups/{}/{name}", kind.name()),
-            ),
-            Intent::DeleteBitmap { disk, name } => ("rm", format!("/disks/{disk}/bitmaps/{name}")),
-            Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
-            Intent::ControlJob { disk, id, command } => {
-                ("write", format!("/disks/{disk}/jobs/{id}/ctl '{command}'"))
-            }
-        }
-    }
-}
 
 /// Which verbs a mount has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

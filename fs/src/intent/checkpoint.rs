@@ -186,17 +186,10 @@ pub(super) fn part_of(found: &Checkpoint<'_>) -> Failure {
 mod tests {
     use super::{mkdir, rmdir};
     use crate::errno::Errno;
-    use crate::intent::{Intent, Verbs};
+    use crate::intent::Intent;
+    use crate::intent::tests::ALL;
     use crate::model::{Model, Role};
     use crate::tree::sample;
-
-    const ALL: Verbs = Verbs {
-        read_only: false,
-        no_delete: false,
-        live_rollback: false,
-        coexist: false,
-        backups: false,
-    };
 
     fn whole() -> Model {
         let mut model = sample::a_checkpoint();

@@ -7,7 +7,8 @@ use crate::tree::{
     DiskFile, GroupKey, GroupKind, JobFile, NodeKey, RootFile, Section, lookup, sample,
 };
 
-const ALL: Verbs = Verbs {
+/// What a mount has without options.
+pub(super) const ALL: Verbs = Verbs {
     read_only: false,
     no_delete: false,
     live_rollback: false,
