@@ -10,8 +10,6 @@ pub struct StatePart {
     pub place: usize,
     /// Whether it changes while the VM runs.
     pub role: Role,
-    /// Names of dirty bitmaps on its active layer: with one no state can be loaded.
-    pub bitmaps: Vec<String>,
 }
 
 /// Whether a checkpoint has to hold a disk.

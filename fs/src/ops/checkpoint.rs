@@ -41,21 +41,17 @@ pub(super) async fn take(engine: Rc<Engine>, name: &str, answer: Answer<()>) {
         intent::checkpoint_complete(&model.disks)?;
         intent::checkpoint_free(&model, name)?;
         at_rest(&engine).await?;
-        let mut disks: Vec<&Disk> = model.disks.iter().collect();
-        disks.retain(|disk| wanted.contains(&disk.name));
-        // loadvm and -loadvm look for the RAM on the first device that has the snapshot
-        disks.sort_by_key(|disk| disk.state_part.place);
-        let devices = devices(&disks)?;
-        let (Some(first), Some(holder)) = (devices.first(), disks.first()) else {
-            return Err(changed());
-        };
-        room(&engine, holder)?;
+        let disks = model.disks.iter();
+        let parts = parts(
+            &engine,
+            disks.filter(|disk| wanted.contains(&disk.name)).collect(),
+        )?;
         let work = StateWork::new(&engine, guards, StateVerb::Save, name)?;
         let command = SnapshotSave {
             job_id: work.id().clone(),
             tag: name.to_owned(),
-            vmstate: first.clone(),
-            devices,
+            vmstate: parts.first,
+            devices: parts.devices,
         };
         // the guest stands still for it
         Ok((work, command, engine.alone().await?))
@@ -119,6 +115,29 @@ fn found<'a>(model: &'a Model, name: &str) -> Result<Checkpoint<'a>, Failure> {
     checkpoint(model, name).ok_or_else(|| {
         Failure::new(Errno::ENOENT, format!("there is no checkpoint '{name}'"))
             .next("see which there are: ls checkpoints")
+    })
+}
+
+/// The disks of a state that is to be saved.
+struct Parts<'a> {
+    devices: Vec<NodeName>,
+    /// Where the RAM goes, and the disk that is.
+    first: NodeName,
+    holder: &'a Disk,
+}
+
+/// In the order of QEMU's devices, with room for the RAM.
+fn parts<'a>(engine: &Engine, mut disks: Vec<&'a Disk>) -> Result<Parts<'a>, Failure> {
+    // loadvm and -loadvm look for the RAM on the first device that has the snapshot
+    disks.sort_by_key(|disk| disk.state_part.place);
+    let devices = devices(&disks)?;
+    let holder = *disks.first().ok_or_else(changed)?;
+    let first = check::root_of(holder)?;
+    room(engine, holder)?;
+    Ok(Parts {
+        devices,
+        first,
+        holder,
     })
 }
 

@@ -135,12 +135,7 @@ fn state_part(root: &Root, top: &Node) -> StatePart {
         (false, false) if top.read_only => Role::ReadOnly,
         (false, _) => Role::Written,
     };
-    let named = top.dirty_bitmaps.iter();
-    StatePart {
-        place: 0,
-        role,
-        bitmaps: named.filter_map(|bitmap| bitmap.name.clone()).collect(),
-    }
+    StatePart { place: 0, role }
 }
 
 /// The jobs that other monitors have at work on the disk, by the nodes that lie below its root.

@@ -76,9 +76,10 @@ impl<'a> Checkpoint<'a> {
                 "its part of disk '{name}' lies inside the sealed layer {file}: a snapshot was taken after it"
             ));
         }
-        if let Some(bitmap) = disk.state_part.bitmaps.first() {
+        if let Some(bitmap) = disk.bitmaps.first() {
             return Some(format!(
-                "disk '{name}' has the dirty bitmap '{bitmap}', with which QEMU loads no state (rm disks/{name}/bitmaps/* takes it away; the next incremental backup then copies the whole disk)"
+                "disk '{name}' has the dirty bitmap '{}', with which QEMU loads no state (rm disks/{name}/bitmaps/* takes it away; the next incremental backup then copies the whole disk)",
+                bitmap.tag
             ));
         }
         self.is_confused(disk, internal).then(|| {
@@ -159,7 +160,7 @@ pub fn checkpoint_link(model: &Model, name: &str, disk: &str) -> Option<String> 
 #[cfg(test)]
 mod tests {
     use super::{checkpoint, checkpoint_link, checkpoint_of, checkpoints, saving};
-    use crate::model::{Model, Role, StateJob, StateVerb};
+    use crate::model::{Bitmap, Model, Role, StateJob, StateVerb};
     use crate::tree::{NodeKey, children, sample};
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -207,7 +208,16 @@ mod tests {
         assert_eq!(why_not(&loadable()), None);
         assert!(why_not(&sample::a_checkpoint()).is_some_and(|why| why.contains("vdb")));
         let mut model = loadable();
-        model.disks[2].state_part.bitmaps.push("b0".into());
+        model.disks[2].bitmaps.push(Bitmap {
+            name: "b0".into(),
+            tag: "b0".into(),
+            granularity: 65536,
+            count: 0,
+            recording: true,
+            persistent: true,
+            busy: false,
+            inconsistent: false,
+        });
         assert!(why_not(&model).is_some_and(|why| why.contains("b0")));
         let mut model = loadable();
         model.disks[2].internals[0].layer = Some(0);

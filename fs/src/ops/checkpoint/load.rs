@@ -4,7 +4,7 @@
 //! that of what was before. Each step is written down on the file that holds the RAM.
 
 use super::job::{StateWork, fresh};
-use super::{at_rest, devices, found, look, room, written};
+use super::{at_rest, devices, found, look, parts, written};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file::{self, LoadJournal, LoadStep};
@@ -53,23 +53,18 @@ pub(in crate::ops) async fn load(engine: Rc<Engine>, name: &str, answer: Answer<
         // twice within a second
         let taken = |name: &str| intent::checkpoint_free(&model, name).is_err();
         let back = first_free(&wanted, '-', taken);
-        let mut disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
-        disks.sort_by_key(|disk| disk.state_part.place);
-        let devices = devices(&disks)?;
-        let (Some(first), Some(holder)) = (devices.first(), disks.first()) else {
-            return Err(changed());
-        };
-        room(&engine, holder)?;
-        let file = holder.active.file.ok_or_else(changed)?;
+        let disks = found.members.iter().map(|(disk, _)| *disk);
+        let parts = parts(&engine, disks.collect())?;
+        let file = parts.holder.active.file.ok_or_else(changed)?;
         let load = Load {
             tag: found.tag.to_owned(),
             back,
             state: found.state.0.root.clone().ok_or_else(changed)?,
-            first: first.clone(),
-            file: holder.active.path.clone(),
+            first: parts.first,
+            file: parts.holder.active.path.clone(),
             inode: file.ino,
             ran: engine.running().await?,
-            devices,
+            devices: parts.devices,
         };
         let work = StateWork::new(&engine, guards, StateVerb::Load, name)?;
         Ok((work, load, alone))
