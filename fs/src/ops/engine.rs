@@ -4,12 +4,15 @@
 
 mod backups;
 mod jobs;
+mod pace;
+mod queue;
 mod settling;
 mod standstill;
 mod state;
 mod turns;
 
-pub(super) use jobs::{Held, NextTurn, Queued, Work};
+pub(super) use jobs::Work;
+pub(super) use queue::{Held, NextTurn, Queued};
 pub(super) use settling::keep_settling;
 pub(super) use standstill::{Alone, Standstill};
 pub(super) use turns::{DiskGuard, Turn};
@@ -27,7 +30,7 @@ use crate::leases::Leases;
 use crate::model::{Backup, ConnectionState, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
-use jobs::Pace;
+use pace::Pace;
 use qmpbridge::command::QueryStatus;
 use qmpbridge::{Bridge, Connection, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};

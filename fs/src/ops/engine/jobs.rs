@@ -1,72 +1,22 @@
 //! The jobs of a disk as the tree shows them: announced before their first step, their progress
-//! while they run, their failure until it is dismissed; and the points that wait in the queue.
-//! It knows what is shown; it does not know how a merge is done.
+//! while they run, their failure until it is dismissed. It knows what is shown; it does not
+//! know how a merge is done.
 
+use super::pace::Pace;
 use super::{DiskGuard, Engine, Frozen};
 use crate::errno::Failure;
-use crate::leases::Closed;
 use crate::model::{Disk, Job, Model};
 use crate::tree::layer_identity;
 use crate::view::Pin;
 use qmpbridge::{JobId, JobInfo, JobStatus};
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// The rate of a job is that of the last seconds, as people expect of "time left".
-const PACE_WINDOW: Duration = Duration::from_secs(5);
 /// A job is not looked at more often, however many read its progress.
 const PROGRESS_FRESH: Duration = Duration::from_millis(100);
 
-/// What stands in `state` of a job whose turn has not come.
-const QUEUED: &str = "queued";
-/// And of any job that a person holds.
-const PAUSED: &str = "paused";
-
-/// A point that was removed while another merge was at work: its turn comes.
-pub(in crate::ops) struct Queued {
-    /// Of the job that shows it, and that it becomes.
-    pub(in crate::ops) job: JobId,
-    /// The layer (`tree::layer_identity`): names of files change in a queue.
-    pub(in crate::ops) identity: String,
-    /// Where the point was listed, for the log.
-    pub(in crate::ops) path: String,
-    /// Bytes a second, if somebody said so.
-    pub(in crate::ops) speed: Option<u64>,
-    /// Keeps readers away until the merge itself does.
-    pub(in crate::ops) _closed: Option<Closed>,
-}
-
-/// Whose turn it is. It stays in the queue, and its point hidden, until it is shown at work.
-pub(in crate::ops) struct NextTurn {
-    pub(in crate::ops) job: JobId,
-    pub(in crate::ops) identity: String,
-    pub(in crate::ops) path: String,
-}
-
-/// How fast a job was in the last seconds.
-#[derive(Default)]
-pub(super) struct Pace {
-    seen: VecDeque<(Instant, u64)>,
-    looked: Option<Instant>,
-}
-
-impl Pace {
-    /// Bytes a second, now that so many are done. None before there is anything to compare.
-    fn rate(&mut self, now: Instant, done: u64) -> Option<u64> {
-        while self
-            .seen
-            .front()
-            .is_some_and(|(when, _)| now.duration_since(*when) > PACE_WINDOW)
-        {
-            self.seen.pop_front();
-        }
-        self.seen.push_back((now, done));
-        let (since, before) = *self.seen.front()?;
-        let millis = u64::try_from(now.duration_since(since).as_millis()).ok()?;
-        (millis > 0).then(|| done.saturating_sub(before).saturating_mul(1000) / millis)
-    }
-}
+/// What stands in `state` of a job that a person holds.
+pub(super) const PAUSED: &str = "paused";
 
 /// What `wait` waits for.
 pub(in crate::ops) enum Work {
@@ -244,92 +194,6 @@ impl Engine {
         jobs.iter().find(|job| job.id == id).cloned()
     }
 
-    /// Puts a point behind the merges that are at work: its name is gone from here on.
-    pub(in crate::ops) fn enqueue(&self, disk: &str, queued: Queued, job: Job) {
-        let state = self.state(disk);
-        state.jobs.borrow_mut().push(Job {
-            state: QUEUED.into(),
-            ..job
-        });
-        state.queue.borrow_mut().push_back(queued);
-        self.publish_jobs(disk);
-    }
-
-    /// The first whose turn may come. The others are held by a person.
-    pub(in crate::ops) fn next_queued(&self, disk: &str) -> Option<NextTurn> {
-        let state = self.state(disk);
-        let (queue, jobs) = (state.queue.borrow(), state.jobs.borrow());
-        let held = |queued: &&Queued| {
-            jobs.iter()
-                .any(|job| job.id == queued.job.as_str() && job.state == PAUSED)
-        };
-        queue
-            .iter()
-            .find(|queued| !held(queued))
-            .map(|queued| NextTurn {
-                job: queued.job.clone(),
-                identity: queued.identity.clone(),
-                path: queued.path.clone(),
-            })
-    }
-
-    /// Whether a job waits for its turn.
-    pub(in crate::ops) fn is_queued(&self, disk: &str, id: &str) -> bool {
-        let state = self.state(disk);
-        let queue = state.queue.borrow();
-        queue.iter().any(|queued| queued.job.as_str() == id)
-    }
-
-    /// Whether anything waits for its turn.
-    pub(in crate::ops) fn has_queue(&self, disk: &str) -> bool {
-        !self.state(disk).queue.borrow().is_empty()
-    }
-
-    /// Takes a point out of the queue: its turn has come, or somebody thought better of it.
-    pub(in crate::ops) fn take_queued(&self, disk: &str, id: &str) -> Option<Queued> {
-        let state = self.state(disk);
-        let mut queue = state.queue.borrow_mut();
-        let at = queue.iter().position(|queued| queued.job.as_str() == id)?;
-        queue.remove(at)
-    }
-
-    /// Takes a point out of the queue because somebody thought better of it: its name comes back.
-    /// Where no merge is shown right now, the next one, or the queue's end, shows the name.
-    pub(in crate::ops) fn drop_queued(&self, disk: &str, id: &str) {
-        drop(self.take_queued(disk, id));
-        self.end_job(disk, id, None);
-    }
-
-    /// Holds a queued point's job, or lets it have its turn.
-    pub(in crate::ops) fn hold_queued(&self, disk: &str, id: &str, held: Held) {
-        let state = self.state(disk);
-        if let Some(job) = state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
-            job.state = match held {
-                Held::Paused => PAUSED,
-                Held::Queued => QUEUED,
-            }
-            .into();
-        }
-        self.publish_jobs(disk);
-    }
-
-    /// How fast a queued point's job will be.
-    pub(in crate::ops) fn limit_queued(&self, disk: &str, id: &str, speed: u64) {
-        let state = self.state(disk);
-        if let Some(queued) = state
-            .queue
-            .borrow_mut()
-            .iter_mut()
-            .find(|queued| queued.job.as_str() == id)
-        {
-            queued.speed = Some(speed);
-        }
-        if let Some(job) = state.jobs.borrow_mut().iter_mut().find(|job| job.id == id) {
-            job.limit = Some(speed).filter(|speed| *speed > 0);
-        }
-        self.publish_jobs(disk);
-    }
-
     /// Forgets a job that has failed, on every disk it was at work on.
     pub(in crate::ops) fn dismiss(&self, id: &str) {
         let states = self.disks.borrow();
@@ -416,13 +280,6 @@ impl Engine {
     }
 }
 
-/// What a person wants of a queued job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::ops) enum Held {
-    Paused,
-    Queued,
-}
-
 /// The state of a job in QEMU's words, without the pauses that are QEMU's own for an instant.
 fn word(job: &JobInfo) -> String {
     match (job.status, job.paused) {
@@ -430,25 +287,5 @@ fn word(job: &JobInfo) -> String {
         (JobStatus::Paused, false) => "running".into(),
         (JobStatus::Standby, false) => "ready".into(),
         (status, false) => format!("{status:?}").to_lowercase(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PACE_WINDOW, Pace};
-    use std::time::{Duration, Instant};
-
-    #[test]
-    fn the_rate_is_that_of_the_last_seconds() {
-        let mut pace = Pace::default();
-        let start = Instant::now();
-        assert_eq!(pace.rate(start, 0), None);
-        assert_eq!(pace.rate(start + Duration::from_secs(1), 1000), Some(1000));
-        assert_eq!(pace.rate(start + Duration::from_secs(2), 1000), Some(500));
-        let later = start + PACE_WINDOW * 4;
-        assert_eq!(pace.rate(later, 1000), None);
-        assert_eq!(pace.rate(later + Duration::from_secs(2), 5000), Some(2000));
-        // a commit that is begun again starts from nothing
-        assert_eq!(pace.rate(later + Duration::from_secs(3), 0), Some(0));
     }
 }

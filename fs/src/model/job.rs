@@ -1,0 +1,39 @@
+//! Work that is under way on a disk, as jobs/ID shows it.
+
+/// A job as jobs/ID shows it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// QEMU's job id, the directory's name.
+    pub id: String,
+    /// "stream", "commit" or "backup"; of others' jobs whatever QEMU calls it.
+    pub verb: String,
+    /// The point it makes or removes; empty for others' jobs.
+    pub point: String,
+    /// QEMU's words: created, running, ready, concluded...; or queued, before QEMU knows of it.
+    pub state: String,
+    /// Bytes done and to do.
+    pub progress: (u64, u64),
+    /// Bytes a second, over the last seconds.
+    pub rate: Option<u64>,
+    /// Bytes a second that a person allows.
+    pub limit: Option<u64>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Job {
+    /// Whether another monitor began it: it is shown, and never touched.
+    pub fn by_others(&self) -> bool {
+        !qmpbridge::JobId::new(self.id.as_str()).is_ok_and(|id| id.is_ours())
+    }
+
+    /// Whether its end leaves everything as it was. A commit has changed what it writes to.
+    pub fn can_be_cancelled(&self) -> bool {
+        matches!(self.verb.as_str(), "stream" | "backup")
+    }
+
+    /// Whether work is still to come.
+    pub fn ended(&self) -> bool {
+        self.state == "concluded" || self.state == "failed"
+    }
+}
