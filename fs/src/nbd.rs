@@ -4,14 +4,19 @@
 //! Invariants: what a server does costs the requests to it and nothing else; every request is answered.
 
 mod connection;
+mod covered;
+mod error;
+mod reader;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 use crate::errno::{Errno, Failure};
 use connection::{Connection, REQUEST_DEADLINE};
+use error::Error;
+use reader::Reader;
 use std::collections::VecDeque;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,74 +26,8 @@ use wire::Extent;
 const READERS: usize = 4;
 /// Requests that may wait; the kernel asks for far fewer at a time.
 const QUEUE_MAX: usize = 4096;
-/// How much is asked about in one question for holes: its answer is kept for the next ones.
-const LOOK: u64 = 1 << 30;
 /// How long a caller waits for an answer at most: its turn may come last before the deadline.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2 * REQUEST_DEADLINE.as_secs());
-
-/// Why a server's disk could not be read.
-#[derive(Debug)]
-enum Error {
-    /// The connection broke.
-    Io(std::io::Error),
-    /// No answer by the deadline.
-    TimedOut,
-    /// It says an error number, as Linux has them, to a request.
-    Refused(u32),
-    /// It has no such export, in its own words.
-    NoExport(String),
-    /// It does not keep to the protocol.
-    Nonsense(&'static str),
-    /// Nobody is asked any more, and why.
-    Broken(String),
-}
-
-impl Error {
-    fn nonsense(what: &'static str) -> Self {
-        Error::Nonsense(what)
-    }
-
-    /// Whether the connection is good for more.
-    fn spares_the_connection(&self) -> bool {
-        match self {
-            Error::Refused(_) | Error::Broken(_) => true,
-            Error::Io(_) | Error::TimedOut | Error::NoExport(_) | Error::Nonsense(_) => false,
-        }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Io(error) => write!(f, "the NBD server is gone: {error}"),
-            Error::TimedOut => f.write_str("the NBD server does not answer"),
-            Error::Refused(number) => {
-                let error = std::io::Error::from_raw_os_error(*number as i32);
-                write!(f, "the NBD server cannot read there: {error}")
-            }
-            Error::NoExport(words) => write!(f, "the NBD server has no such export: {words}"),
-            Error::Nonsense(what) => {
-                write!(f, "the NBD server does not keep to the protocol: {what}")
-            }
-            Error::Broken(why) => f.write_str(why),
-        }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        let (errno, next) = match &error {
-            Error::Io(_) | Error::NoExport(_) => {
-                (Errno::EIO, "see whether the VM runs: cat vm.json")
-            }
-            Error::TimedOut => (Errno::ETIMEDOUT, "look whether QEMU hangs, and read again"),
-            Error::Refused(_) => (Errno::EIO, "see what the host says of its disk: dmesg"),
-            Error::Nonsense(_) => (Errno::EIO, "keep the log and report it"),
-            Error::Broken(_) => (Errno::EIO, "rmdir this instant and make another"),
-        };
-        Failure::new(errno, error.to_string()).next(next)
-    }
-}
 
 /// How an answer finds its way: called exactly once, from another thread.
 type Done<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
@@ -307,143 +246,4 @@ impl Task {
             Task::Allocated { done } => done(Err(failure)),
         }
     }
-}
-
-/// A thread with its connection.
-struct Reader {
-    shared: Arc<Shared>,
-    connection: Option<Connection>,
-    size: u64,
-}
-
-impl Reader {
-    fn run(&mut self) {
-        while let Some((came, task)) = self.shared.next() {
-            // what waited behind a server that hangs is not made to wait once more
-            let deadline = came + REQUEST_DEADLINE;
-            match task {
-                Task::Read {
-                    offset,
-                    length,
-                    done,
-                } => {
-                    let mut bytes = vec![0; length];
-                    let read = self.ask(deadline, |connection| {
-                        connection.read(offset, &mut bytes, deadline)
-                    });
-                    done(read.map(|()| bytes).map_err(Failure::from));
-                }
-                Task::Seek { offset, seek, done } => {
-                    done(self.seek(offset, seek, deadline).map_err(Failure::from));
-                }
-                Task::Allocated { done } => {
-                    done(self.allocated(deadline).map_err(Failure::from));
-                }
-            }
-        }
-    }
-
-    /// Asks once; on a new connection if the old one was found broken.
-    fn ask<T>(
-        &mut self,
-        deadline: Instant,
-        mut question: impl FnMut(&mut Connection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        loop {
-            self.shared.broken()?;
-            if deadline <= Instant::now() {
-                return Err(Error::TimedOut);
-            }
-            let (mut connection, is_new) = match self.connection.take() {
-                Some(connection) => (connection, false),
-                None => (self.connect()?, true),
-            };
-            let answer = question(&mut connection);
-            // an answer from while it broke is none
-            self.shared.broken()?;
-            match answer {
-                Err(Error::Io(error)) if !is_new => {
-                    tracing::debug!(%error, "connecting again");
-                }
-                answer => {
-                    if answer
-                        .as_ref()
-                        .err()
-                        .is_none_or(Error::spares_the_connection)
-                    {
-                        self.connection = Some(connection);
-                    }
-                    return answer;
-                }
-            }
-        }
-    }
-
-    fn connect(&self) -> Result<Connection, Error> {
-        let connection = Connection::open(&self.shared.socket, &self.shared.export)?;
-        if connection.size() != self.size {
-            return Err(Error::nonsense("its export has another size than before"));
-        }
-        Ok(connection)
-    }
-
-    /// What lies at `offset`, which is before the end, and how far.
-    fn extent(&mut self, offset: u64, deadline: Instant) -> Result<Extent, Error> {
-        let shared = Arc::clone(&self.shared);
-        let mut looked = shared.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(extent) = looked.as_ref().and_then(|looked| known(looked, offset)) {
-            return Ok(extent);
-        }
-        drop(looked);
-        let found = self.ask(deadline, |connection| {
-            connection.extents(offset, LOOK, deadline)
-        })?;
-        let first = found.first().copied();
-        looked = shared.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        *looked = Some((offset, found));
-        first.ok_or_else(|| Error::nonsense("a status that tells of nothing"))
-    }
-
-    fn seek(&mut self, offset: u64, seek: Seek, deadline: Instant) -> Result<Option<u64>, Error> {
-        let mut at = offset;
-        while at < self.size {
-            let extent = self.extent(at, deadline)?;
-            if extent.data == (seek == Seek::Data) {
-                return Ok(Some(at));
-            }
-            at += extent.length;
-        }
-        Ok((seek == Seek::Hole && offset < self.size).then_some(self.size))
-    }
-
-    fn allocated(&mut self, deadline: Instant) -> Result<u64, Error> {
-        let (mut sum, mut at) = (0, 0);
-        while at < self.size {
-            let extent = self.extent(at, deadline)?;
-            if extent.data {
-                sum += extent.length;
-            }
-            at += extent.length;
-        }
-        Ok(sum)
-    }
-}
-
-/// What was told of `offset`.
-fn known((start, extents): &(u64, Vec<Extent>), offset: u64) -> Option<Extent> {
-    let mut at = *start;
-    if offset < at {
-        return None;
-    }
-    for extent in extents {
-        let end = at + extent.length;
-        if offset < end {
-            return Some(Extent {
-                length: end - offset,
-                data: extent.data,
-            });
-        }
-        at = end;
-    }
-    None
 }

@@ -3,8 +3,10 @@
 //! It knows these attributes; it does not know how a merge or a seal goes on.
 //! Invariant: what was written for another inode (a copied file) is never believed.
 
+mod freeze;
 mod load;
 
+pub use freeze::{FreezeMark, FreezeNote, read_freeze, write_freeze};
 pub use load::{LoadJournal, LoadStep, clear_load, read_load, write_load};
 
 use crate::errno::{Errno, Failure};
@@ -21,7 +23,6 @@ const POINT: &CStr = c"user.qmpfs.point";
 const MERGE: &CStr = c"user.qmpfs.merge";
 const SEAL: &CStr = c"user.qmpfs.seal";
 const ROLLBACK: &CStr = c"user.qmpfs.rollback";
-const FREEZE: &CStr = c"user.qmpfs.freeze";
 const INTERNALS: &CStr = c"user.qmpfs.internals";
 
 /// All extended attributes of a file share one block of ext4 with what merges must be able to
@@ -85,19 +86,6 @@ pub struct RollbackJournal {
     pub onto: PathBuf,
     /// What we owe the guest.
     pub guest: GuestDebt,
-    /// The inode of the file it is written on.
-    pub inode: u64,
-}
-
-/// A freeze of the guest that we owe it the end of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FreezeMark {
-    /// The layout; always 1.
-    pub version: u32,
-    /// The guest agent through which it was frozen.
-    pub agent: String,
-    /// When, RFC 3339 UTC.
-    pub since: String,
     /// The inode of the file it is written on.
     pub inode: u64,
 }
@@ -176,49 +164,6 @@ pub fn clear_rollback(path: &Path) -> Result<(), Failure> {
     clear(path, ROLLBACK)
 }
 
-/// A file with a [`FreezeMark`], whatever its name becomes while the guest is frozen.
-#[derive(Debug)]
-pub struct FreezeNote {
-    file: File,
-    path: PathBuf,
-}
-
-impl FreezeNote {
-    /// Forgets a freeze that has ended.
-    pub fn clear(self) -> Result<(), Failure> {
-        sys::xattr_remove(&self.file, FREEZE)
-            .map_err(|error| trouble("remove", &self.path, FREEZE, &error))
-    }
-}
-
-/// The freeze that is noted on a file.
-pub fn read_freeze(path: &Path) -> Result<Option<(FreezeNote, FreezeMark)>, Failure> {
-    let Some(mark) = read(path, FREEZE)? else {
-        return Ok(None);
-    };
-    let (file, _) = open(path)?;
-    let path = path.to_owned();
-    Ok(Some((FreezeNote { file, path }, mark)))
-}
-
-/// Notes a freeze before it begins. It need not survive a power cut, which ends every freeze:
-/// nothing waits for the disk here.
-pub fn write_freeze(path: &Path, agent: &str, since: &str) -> Result<FreezeNote, Failure> {
-    let (file, inode) = open(path)?;
-    let mark = FreezeMark {
-        version: VERSION,
-        agent: agent.to_owned(),
-        since: since.to_owned(),
-        inode,
-    };
-    let value = serde_json::to_vec(&mark)
-        .map_err(|error| Failure::new(Errno::EIO, format!("{}: {error}", shown(FREEZE))))?;
-    sys::xattr_set(&file, FREEZE, &value)
-        .map_err(|error| trouble("write", path, FREEZE, &error))?;
-    let path = path.to_owned();
-    Ok(FreezeNote { file, path })
-}
-
 /// Records of the internal snapshots in a file, oldest first.
 #[derive(Debug, Serialize, Deserialize)]
 struct InternalRecords {
@@ -294,12 +239,6 @@ impl OfInode for SealMarker {
 }
 
 impl OfInode for InternalRecords {
-    fn inode(&self) -> u64 {
-        self.inode
-    }
-}
-
-impl OfInode for FreezeMark {
     fn inode(&self) -> u64 {
         self.inode
     }

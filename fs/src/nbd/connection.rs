@@ -2,11 +2,12 @@
 //! length is checked before room is made for it, every byte of an answer must come exactly once, and
 //! each wait ends at a deadline. After an error other than [`Error::Refused`] it is of no more use.
 
-use super::Error;
+use super::covered::Covered;
+use super::error::Error;
+use super::stream::{receive, transmit};
 use super::wire::{self, Chunk, Extent, Fields, Reply};
 use crate::sys;
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -327,91 +328,4 @@ fn cut(extents: Vec<Extent>, mut rest: u64) -> Vec<Extent> {
         rest -= length;
     }
     kept
-}
-
-/// Which bytes of an answer have come.
-struct Covered {
-    length: u64,
-    sum: u64,
-    /// From where to where.
-    stretches: BTreeMap<u64, u64>,
-}
-
-impl Covered {
-    fn new(length: u64) -> Self {
-        Covered {
-            length,
-            sum: 0,
-            stretches: BTreeMap::new(),
-        }
-    }
-
-    /// Takes in a stretch at `at` of the export, where `start` is the first byte asked for: its place
-    /// among the bytes asked for, if it lies there and none of it has come before.
-    fn take(&mut self, at: u64, start: u64, length: u64) -> Result<std::ops::Range<usize>, Error> {
-        let wrong = || Error::nonsense("bytes that were not asked for, or twice");
-        let from = at.checked_sub(start).ok_or_else(wrong)?;
-        let to = from.checked_add(length).ok_or_else(wrong)?;
-        let before = self.stretches.range(..to).next_back();
-        if length == 0 || to > self.length || before.is_some_and(|(_, end)| *end > from) {
-            return Err(wrong());
-        }
-        self.stretches.insert(from, to);
-        self.sum += length;
-        // both are at most the length of a buffer
-        Ok(from as usize..to as usize)
-    }
-
-    fn whole(&self) -> Result<(), Error> {
-        match self.sum == self.length {
-            true => Ok(()),
-            false => Err(Error::nonsense("it gave fewer bytes than were asked for")),
-        }
-    }
-}
-
-fn receive(mut stream: &UnixStream, into: &mut [u8], deadline: Instant) -> Result<(), Error> {
-    let mut filled = 0;
-    while filled < into.len() {
-        stream
-            .set_read_timeout(Some(left(deadline)?))
-            .map_err(Error::Io)?;
-        match stream.read(&mut into[filled..]) {
-            Ok(0) => return Err(Error::Io(ErrorKind::UnexpectedEof.into())),
-            Ok(count) => filled += count,
-            Err(error) => pass_over(error)?,
-        }
-    }
-    Ok(())
-}
-
-fn transmit(mut stream: &UnixStream, bytes: &[u8], deadline: Instant) -> Result<(), Error> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        stream
-            .set_write_timeout(Some(left(deadline)?))
-            .map_err(Error::Io)?;
-        match stream.write(&bytes[sent..]) {
-            Ok(0) => return Err(Error::Io(ErrorKind::WriteZero.into())),
-            Ok(count) => sent += count,
-            Err(error) => pass_over(error)?,
-        }
-    }
-    Ok(())
-}
-
-/// The deadline is looked at before each attempt.
-fn pass_over(error: std::io::Error) -> Result<(), Error> {
-    match error.kind() {
-        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(()),
-        _ => Err(Error::Io(error)),
-    }
-}
-
-fn left(deadline: Instant) -> Result<Duration, Error> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    match left.is_zero() {
-        true => Err(Error::TimedOut),
-        false => Ok(left),
-    }
 }
