@@ -4,10 +4,12 @@
 //! Invariants: a final name is given to complete files alone and never taken from another; a
 //! hidden file is removed only where a journal names it.
 
+mod digests;
 mod journal;
 mod list;
 mod place;
 
+pub use digests::{Recorded, known_tree, record};
 pub use journal::{Journal, Stage};
-pub use list::{Listing, Stamp, list, stamp};
+pub use list::{Listing, Stamp, list, manifest_at, stamp};
 pub use place::{Place, is_unfinished};

@@ -11,6 +11,7 @@ use crate::cat;
 use crate::errno::{Errno, Failure};
 use crate::model::Format;
 use crate::ops::Source;
+use crate::verify;
 use crate::view::Reach;
 use crate::wait::{self, Say};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -106,6 +107,15 @@ enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Read points or backups whole, check their files and compare them with their recorded digest;
+    /// the exit code is 0 when all are right
+    Verify {
+        /// A point in a mount, a backup's .qcow2 file, or a directory with some
+        path: PathBuf,
+        /// Say nothing but what is wrong
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Write the raw bytes of an image and its chain to standard output, without a mount
     #[command(after_help = CAT_HELP)]
     Cat {
@@ -164,6 +174,8 @@ pub enum Action {
     Umount(PathBuf),
     /// `qmpfs wait`
     Wait(wait::Request),
+    /// `qmpfs verify`
+    Verify(verify::Request),
     /// `qmpfs cat`
     Cat(cat::Request),
     /// Something to print.
@@ -217,7 +229,11 @@ fn action(command: Command) -> Result<Action, Failure> {
         Command::Umount { mountpoint } => Ok(Action::Umount(mountpoint)),
         Command::Wait { path, quiet } => Ok(Action::Wait(wait::Request {
             path,
-            say: if quiet { Say::Nothing } else { Say::Progress },
+            say: said(quiet),
+        })),
+        Command::Verify { path, quiet } => Ok(Action::Verify(verify::Request {
+            path,
+            say: said(quiet),
         })),
         Command::Cat {
             image,
@@ -247,6 +263,14 @@ fn action(command: Command) -> Result<Action, Failure> {
             Ok(Action::Print(script))
         }
         Command::Man { command } => page(command.as_deref()).map(Action::Print),
+    }
+}
+
+/// `-q`
+fn said(quiet: bool) -> Say {
+    match quiet {
+        true => Say::Nothing,
+        false => Say::Progress,
     }
 }
 
@@ -363,6 +387,7 @@ mod tests {
             &["qmpfs", "man", "mount"],
             &["qmpfs", "man", "cat"],
             &["qmpfs", "man", "wait"],
+            &["qmpfs", "man", "verify"],
             &["qmpfs", "completions", "bash"],
         ] {
             let Ok(Action::Print(text)) = parse(line) else {

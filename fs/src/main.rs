@@ -4,6 +4,7 @@ use qmpfs::cat::{self, Ended};
 use qmpfs::cli::{self, Action};
 use qmpfs::errno::Failure;
 use qmpfs::run;
+use qmpfs::verify;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -12,6 +13,7 @@ fn main() -> ExitCode {
         Action::Mount(config) => run::mount(*config).map(|()| ExitCode::SUCCESS),
         Action::Umount(mountpoint) => run::umount(&mountpoint).map(|()| ExitCode::SUCCESS),
         Action::Wait(request) => run::wait(&request).map(|()| ExitCode::SUCCESS),
+        Action::Verify(request) => verify::verify(&request).map(|()| ExitCode::SUCCESS),
         Action::Cat(request) => cat::to_standard_output(&request).map(|ended| match ended {
             Ended::Whole => ExitCode::SUCCESS,
             // `qmpfs cat IMAGE | head`: nothing to say, and not all was written

@@ -11,6 +11,7 @@ mod carried;
 mod check;
 mod checkpoint;
 mod control;
+mod digest;
 mod durable;
 mod embedded;
 mod engine;

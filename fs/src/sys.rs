@@ -16,14 +16,14 @@ pub use daemon::{
     own_ids, xattr_text,
 };
 pub use file::{
-    Stretch, directory_sync, file_id, file_id_of, free_bytes, names_of, open_for_reading,
-    rename_new, reserve, reserve_beyond, stretch_at,
+    Stretch, directory_sync, file_id, file_id_of, forget_pages, free_bytes, names_of,
+    open_for_reading, rename_new, reserve, reserve_beyond, stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};
 pub use process::{
-    die_with_parent, foreign_root, process_directory, process_memory, raise_file_limit,
+    die_with_parent, foreign_root, give_way, process_directory, process_memory, raise_file_limit,
 };
 pub use socket::connect_unix;
 pub use xattr::{xattr_get, xattr_remove, xattr_set};

@@ -8,6 +8,7 @@ mod ahead;
 mod allocated;
 mod answer;
 mod cache;
+mod content;
 mod extents;
 mod layer;
 mod lock;

@@ -5,7 +5,7 @@ mod bar;
 mod scope;
 
 use crate::errno::{Errno, Failure};
-use bar::Bar;
+pub(crate) use bar::Bar;
 pub use bar::Say;
 pub(crate) use scope::Scope;
 use serde_json::Value;
@@ -28,17 +28,17 @@ pub struct Request {
 
 /// A job as its directory shows it.
 #[derive(Debug, Clone, PartialEq)]
-struct Seen {
-    disk: String,
-    id: String,
-    verb: String,
-    point: String,
-    state: String,
-    current: u64,
-    total: u64,
-    rate: Option<u64>,
-    left: Option<u64>,
-    error: String,
+pub(crate) struct Seen {
+    pub(crate) disk: String,
+    pub(crate) id: String,
+    pub(crate) verb: String,
+    pub(crate) point: String,
+    pub(crate) state: String,
+    pub(crate) current: u64,
+    pub(crate) total: u64,
+    pub(crate) rate: Option<u64>,
+    pub(crate) left: Option<u64>,
+    pub(crate) error: String,
 }
 
 impl Seen {

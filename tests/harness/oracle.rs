@@ -124,6 +124,14 @@ pub fn compare(view: &Path, expected: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// BLAKE3 of a file's bytes, in a manifest's words.
+pub fn digest(raw: &Path) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(raw).unwrap_or_else(|e| panic!("{}: {e}", raw.display()));
+    std::io::copy(&mut file, &mut hasher).expect("it can be read");
+    format!("blake3:{}", hasher.finalize().to_hex())
+}
+
 /// The allocated ranges of a file, as SEEK_DATA and SEEK_HOLE tell them.
 pub fn data_ranges(path: &Path) -> Vec<std::ops::Range<u64>> {
     use std::os::fd::AsRawFd;

@@ -56,4 +56,5 @@ mod several_faults;
 mod snapshot;
 mod stable_path;
 mod tree;
+mod verify;
 mod waiting;

@@ -120,6 +120,7 @@ impl Journal {
         self.stage = Stage::Removing;
         self.write(place)?;
         remove(&place.manifest(&self.manifest.name))?;
+        remove(&place.tree(&self.manifest.name))?;
         remove(&place.file(&self.manifest.name))?;
         self.remove(place)
     }

@@ -3,6 +3,7 @@
 
 use super::journal::{finished, read_json};
 use super::place::Place;
+use crate::errno::{Errno, Failure};
 use crate::model::{Backup, BackupStage, FileId, Format, Layer, Manifest};
 use crate::sys;
 use crate::tree::valid_name;
@@ -45,6 +46,19 @@ pub fn stamp(place: &Place) -> Option<Stamp> {
         },
         modified: metadata.modified().ok()?,
     })
+}
+
+/// The manifest in a file.
+pub fn manifest_at(path: &Path) -> Result<Manifest, Failure> {
+    let manifest: Manifest = read_json(path)?;
+    match manifest.version {
+        1 => Ok(manifest),
+        version => Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!("{} has the layout {version}", path.display()),
+        )
+        .next("use the qmpfs that wrote it, or a newer one")),
+    }
 }
 
 /// Lists a disk's backups.

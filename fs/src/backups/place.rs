@@ -2,7 +2,7 @@
 //! their final names, and removed. It knows names; it does not know what is in a manifest.
 
 use crate::errno::{Errno, Failure};
-use crate::layer_file;
+use crate::layer_file::{self, Claim};
 use crate::sys;
 use crate::tree::fit_name;
 use serde::Serialize;
@@ -31,6 +31,15 @@ impl Place {
         Place {
             root: root.to_owned(),
             directory: root.join(fit_name(vm)).join(fit_name(disk)),
+        }
+    }
+
+    /// A directory that somebody named, or found.
+    pub fn at(directory: &Path) -> Self {
+        let above = directory.parent().and_then(Path::parent);
+        Place {
+            root: above.unwrap_or(directory).to_owned(),
+            directory: directory.to_owned(),
         }
     }
 
@@ -64,6 +73,22 @@ impl Place {
     /// What is written down of a backup that is made or removed.
     pub fn journal(&self, name: &str) -> PathBuf {
         self.directory.join(format!(".{name}.json"))
+    }
+
+    /// What is kept of a backup's digest, so that the next one need not read what did not change.
+    pub fn tree(&self, name: &str) -> PathBuf {
+        self.directory.join(format!(".{name}.blake3"))
+    }
+
+    /// The right of this process to change what lies there, until it is dropped: one at a time on this
+    /// host; EBUSY while another has it.
+    pub fn claim(&self) -> Result<Claim, Failure> {
+        layer_file::claim(&self.seat())
+    }
+
+    /// What stands for the directory where a disk has its active path. There is no such file.
+    pub fn seat(&self) -> PathBuf {
+        self.directory.join(".backups")
     }
 
     /// Makes the directories that are missing, for nobody but the owner of `like`: QEMU may be
@@ -153,10 +178,17 @@ pub fn is_unfinished(path: &Path) -> bool {
 
 /// Writes an object under a name at once or not at all, and makes it last.
 pub(super) fn write_json(path: &Path, body: &impl Serialize) -> Result<(), Failure> {
-    let doing = || format!("write {}", path.display());
-    let mut text = serde_json::to_vec_pretty(body)
-        .map_err(|error| Failure::new(Errno::EIO, format!("cannot {}: {error}", doing())))?;
+    let mut text = serde_json::to_vec_pretty(body).map_err(|error| {
+        let path = path.display();
+        Failure::new(Errno::EIO, format!("cannot write {path}: {error}"))
+    })?;
     text.push(b'\n');
+    write_bytes(path, &text)
+}
+
+/// The same with bytes.
+pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let doing = || format!("write {}", path.display());
     let mut hidden = path.file_name().unwrap_or_default().to_owned();
     hidden.push(".new");
     let name = hidden.to_string_lossy();
@@ -168,7 +200,7 @@ pub(super) fn write_json(path: &Path, body: &impl Serialize) -> Result<(), Failu
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(&hidden)
-        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&hidden, path));
     if let Err(error) = written {
         // what failed is what the user must know

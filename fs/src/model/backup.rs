@@ -89,6 +89,9 @@ pub struct Manifest {
     /// The file, once it was complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<Finished>,
+    /// Of the disk's content at that instant (`digest::measure`), once it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// As in a point's record.
     pub consistency: String,
     /// As in a point's record.

@@ -173,6 +173,7 @@ async fn prepare(
         bitmap: bitmap.map(|_| plan::bitmap_name(&id)),
         virtual_size: size,
         file: None,
+        digest: None,
         consistency: "crash".into(),
         frozen_ms: None,
         quiesce_error: None,

@@ -19,6 +19,7 @@ pub(super) use turns::{DiskGuard, Turn};
 
 use super::EngineConfig;
 use super::carried;
+use super::digest::Digests;
 use super::live;
 use super::nodes::Carried;
 use super::observe;
@@ -49,6 +50,7 @@ pub struct Engine {
     pub(super) log: Arc<Log>,
     agent: Option<Arc<Agent>>,
     pub(super) lives: live::Book,
+    pub(super) digests: Digests,
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     /// What lies in the backup directory, by disk.
@@ -121,6 +123,7 @@ impl Engine {
                 .map(|address| Arc::new(Agent::new(address, Arc::clone(&config.log)))),
             config,
             lives: live::Book::default(),
+            digests: Digests::default(),
             model,
             disks: RefCell::default(),
             listings: RefCell::default(),

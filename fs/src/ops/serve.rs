@@ -5,8 +5,8 @@ use super::embedded::StorageDaemon;
 use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
-    backup, branch, checkpoint, control, group, internal, live, merge, open, rollback, snapshot,
-    watch,
+    backup, branch, checkpoint, control, digest, group, internal, live, merge, open, rollback,
+    snapshot, watch,
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
@@ -47,6 +47,7 @@ pub(super) async fn serve(
         tokio::task::spawn_local(watch::keep(Rc::clone(&engine))),
         tokio::task::spawn_local(watch::report_events(Rc::clone(&engine))),
         tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine))),
+        tokio::task::spawn_local(digest::keep(Rc::clone(&engine))),
     ];
     watch::look_at_agent(&engine);
     loop {
@@ -63,6 +64,7 @@ pub(super) async fn serve(
     if let Some(agent) = engine.agent() {
         agent.idle().await;
     }
+    engine.digests.stop_all().await;
     live::end_all(&engine).await;
     if let Some(daemon) = daemon {
         daemon.stop().await;

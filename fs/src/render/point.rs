@@ -54,6 +54,8 @@ struct BackupJson {
     bitmap: Option<String>,
     /// Why no further one may stand on it.
     doubt: Option<String>,
+    /// Of what disk.raw shows: as `b3sum` gives it. None until it was read whole.
+    digest: Option<String>,
     vm: String,
     qemu_version: String,
     qmpfs_version: String,
@@ -68,6 +70,7 @@ fn backup(found: &Found<'_>) -> Option<BackupJson> {
         why_full,
         previous,
         bitmap,
+        digest,
         vm,
         qemu_version,
         qmpfs_version,
@@ -79,6 +82,7 @@ fn backup(found: &Found<'_>) -> Option<BackupJson> {
         previous: previous.map(|previous| previous.name),
         bitmap,
         doubt: backup.doubt.clone(),
+        digest,
         vm,
         qemu_version,
         qmpfs_version,

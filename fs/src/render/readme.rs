@@ -105,6 +105,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
             &format!("mkdir {dir}/backups/incremental/NAME"),
             "what was written since the one before (or all, and point.json says why)",
         );
+        command(
+            &mut text,
+            &format!("qmpfs verify {dir}/backups"),
+            "read them whole and compare them with what they were",
+        );
     } else {
         text.push_str(
             "  Backups are made where the mount was given a place for them (--backup-dir DIR).\n",

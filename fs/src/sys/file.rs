@@ -78,6 +78,12 @@ pub fn reserve_beyond(file: &File, bytes: u64) -> io::Result<()> {
         .map(drop)
 }
 
+/// What the kernel keeps of a file in memory has done its duty. That it does not let go of it is no harm.
+pub fn forget_pages(file: &File) {
+    // SAFETY: the descriptor is open as long as `file` is borrowed; no memory is passed.
+    let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
 /// Gives a file another name, which must be free; the old one goes.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     let (from, to) = (

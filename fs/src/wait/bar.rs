@@ -22,7 +22,7 @@ pub enum Say {
 }
 
 /// What has been drawn so far.
-pub(super) struct Bar {
+pub(crate) struct Bar {
     how: How,
     last: String,
 }
@@ -35,7 +35,7 @@ enum How {
 }
 
 impl Bar {
-    pub(super) fn new(say: Say) -> Self {
+    pub(crate) fn new(say: Say) -> Self {
         let how = match say {
             Say::Nothing => How::Not,
             Say::Progress if std::io::stderr().is_terminal() => How::Line,
@@ -48,7 +48,7 @@ impl Bar {
     }
 
     /// Draws the job that is at work, and how many wait behind it.
-    pub(super) fn show(&mut self, jobs: &[Seen]) {
+    pub(crate) fn show(&mut self, jobs: &[Seen]) {
         let at_work = jobs.iter().filter(|job| !job.ended());
         let waiting = at_work.clone().filter(|job| job.state == "queued").count();
         let Some(job) = at_work
@@ -73,7 +73,7 @@ impl Bar {
     }
 
     /// Leaves the terminal as it was.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if self.how == How::Line {
             self.say("\r\x1b[K");
         }

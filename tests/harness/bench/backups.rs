@@ -9,7 +9,7 @@ use crate::faults::names;
 use crate::machine::Attachment;
 use crate::scratch::Scratch;
 use crate::tree::Point;
-use crate::{oracle, sh};
+use crate::{oracle, sh, wait};
 
 /// What the VM is called.
 const VM: &str = "web1";
@@ -123,7 +123,19 @@ impl Shelf {
         });
         self.verify();
         self.bench.write(3);
+        self.wait_for_digest(kind, name);
         point.json()
+    }
+
+    /// Soon after a backup is complete its digest is known, and is that of its bytes.
+    #[track_caller]
+    fn wait_for_digest(&self, kind: &str, name: &str) {
+        let point = self.backup(kind, name);
+        let told = wait::until("the digest is there", || {
+            point.json()["digest"].as_str().map(str::to_owned)
+        });
+        let bytes = self.bench.scratch().file(&format!("{name}.backup"));
+        assert_eq!(told, oracle::digest(&bytes), "{kind}/{name}");
     }
 
     /// Every backup is listed where it was made, holds its instant, and nothing else lies about.
@@ -143,7 +155,17 @@ impl Shelf {
             files.push(format!("{name}.qcow2"));
         }
         files.sort();
-        assert_eq!(names(&self.place()), files, "the files of the backups");
+        assert_eq!(self.names(), files, "the files of the backups");
+    }
+
+    /// The files in the disk's directory, but for what is kept of the newest digest.
+    #[track_caller]
+    pub fn names(&self) -> Vec<String> {
+        let mut found = names(&self.place());
+        let all = found.len();
+        found.retain(|name| !(name.starts_with('.') && name.ends_with(".blake3")));
+        assert!(all - found.len() <= 1, "only the newest is kept");
+        found
     }
 
     /// Forgets a backup that the test removes.

@@ -136,6 +136,7 @@ mod tests {
                 bitmap: Some(bitmap_name(id)),
                 virtual_size: SIZE,
                 file: None,
+                digest: None,
                 consistency: "crash".into(),
                 frozen_ms: None,
                 quiesce_error: None,

@@ -42,6 +42,7 @@ async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Fail
     let backup = listing.backups.iter().find(|it| it.manifest.id == id);
     let backup = backup.ok_or_else(gone)?;
     not_stood_on(&listing.backups, backup)?;
+    engine.digests.stop(guard.name()).await;
     // nobody opens it between this look and its end
     let file = backup.layers.last().and_then(|layer| layer.file);
     let _closed = match file {
