@@ -112,7 +112,7 @@ mod tests {
 
     fn disk(size: usize) -> Vec<u8> {
         (0..size)
-            .map(|at| (at / 7 ^ at >> 13).to_le_bytes()[0])
+            .map(|at| ((at / 7) ^ (at >> 13)).to_le_bytes()[0])
             .collect()
     }
 
