@@ -3,6 +3,7 @@
 //! when the instant is fixed and the job runs; the rest holds the disk and is what `recover` takes up
 //! after a kill. Files, journal and names are `backups`' business; `plan` decides what is copied.
 
+pub(super) mod bitmaps;
 mod follow;
 mod plan;
 mod recover;
@@ -28,7 +29,7 @@ use plan::Plan;
 use qmpbridge::command::{
     BackupPerf, BitmapMode, BlockDirtyBitmapAdd, BlockdevBackup, OnError, Sync, TransactionAction,
 };
-use qmpbridge::{Bridge, JobHandle, JobId, NodeName};
+use qmpbridge::{Bridge, JobHandle, JobId, Node, NodeName};
 use room::Room;
 use std::rc::Rc;
 
@@ -212,13 +213,16 @@ async fn prepare(
 /// Whether a bitmap of that node can be stored; None where there can be none.
 async fn persistence(bridge: &Bridge, root: &NodeName) -> Result<Option<Persistence>, Failure> {
     let graph = bridge.graph().await?;
-    Ok(graph.node(root).filter(|node| !node.read_only).map(|node| {
-        let compat = node.format_specific.get("compat");
-        match compat.and_then(serde_json::Value::as_str) {
-            Some("1.1") if node.driver == "qcow2" => Persistence::Stored,
-            Some(_) | None => Persistence::InMemory,
-        }
-    }))
+    let node = graph.node(root).filter(|node| !node.read_only);
+    Ok(node.map(persistence_of))
+}
+
+fn persistence_of(node: &Node) -> Persistence {
+    let compat = node.format_specific.get("compat");
+    match compat.and_then(serde_json::Value::as_str) {
+        Some("1.1") if node.driver == "qcow2" => Persistence::Stored,
+        Some(_) | None => Persistence::InMemory,
+    }
 }
 
 /// The journal, the file, its nodes, and room for what is expected.

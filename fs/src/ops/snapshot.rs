@@ -164,8 +164,7 @@ async fn instant(
     // where nobody can be stopped
     quiescing.freeze(files()).await?;
     let time = crate::render::now();
-    let actions = seals.iter().filter_map(Seal::action).collect();
-    match bridge.transaction(actions).await {
+    match seal_all(engine, bridge, seals).await {
         Ok(()) => Ok(Passed { standstill, time }),
         Err(error) => {
             let failure = Failure::from(error);
@@ -182,6 +181,30 @@ async fn instant(
             }
             Err(failure)
         }
+    }
+}
+
+/// The transaction. A snapshot is not refused for a bitmap's sake: that would only make a later backup smaller.
+async fn seal_all(
+    engine: &Engine,
+    bridge: &Bridge,
+    seals: &[Seal],
+) -> Result<(), qmpbridge::Error> {
+    let actions: Vec<_> = seals.iter().filter_map(Seal::action).collect();
+    let bitmaps: Vec<_> = seals.iter().flat_map(Seal::bitmaps).collect();
+    if bitmaps.is_empty() {
+        return bridge.transaction(actions).await;
+    }
+    let all = actions.iter().cloned().chain(bitmaps).collect();
+    match bridge.transaction(all).await {
+        Err(refused @ qmpbridge::Error::Refused { .. }) => {
+            bridge.transaction(actions).await?;
+            engine.log.note(&format!(
+                "the dirty bitmaps of backups stay behind with the sealed layer ({refused}): the next incremental backup copies the whole disk"
+            ));
+            Ok(())
+        }
+        told => told,
     }
 }
 

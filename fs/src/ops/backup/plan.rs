@@ -40,6 +40,11 @@ pub(super) fn bitmap_name(id: &str) -> String {
     format!("{BITMAP}{id}")
 }
 
+/// Whether a bitmap is of a backup of ours.
+pub(super) fn is_ours(tag: &str) -> bool {
+    tag.strip_prefix(BITMAP).is_some_and(|id| !id.is_empty())
+}
+
 /// Decides. `backups` are in the order they were made.
 pub(super) fn choose(
     kind: BackupKind,

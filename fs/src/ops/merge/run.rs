@@ -3,10 +3,11 @@
 
 use super::plan::Verb;
 use super::steps::{self, Stage};
-use super::{Merge, entry, finish, queue, refuse_if_read, text};
+use super::{Merge, entry, finish, node, queue, refuse_if_read, text};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::ops::Answer;
+use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine};
 use crate::view::LayerSpec;
@@ -255,6 +256,19 @@ async fn pivot(
     job: &mut JobHandle,
 ) -> Result<Pivot, Failure> {
     let bridge = engine.bridge()?;
+    let (upper, lower) = (
+        node(merge.up().node.as_ref())?,
+        node(merge.here().node.as_ref())?,
+    );
+    if let Err(failure) = bitmaps::before_pivot(bridge, &upper, &lower).await {
+        if !failure.outcome_known() {
+            return Err(failure);
+        }
+        engine.log.note(&format!(
+            "disk '{}': the dirty bitmaps of backups go with the layer that is committed ({failure}): the next incremental backup copies the whole disk",
+            merge.disk.name
+        ));
+    }
     let told = match steps::stop_before_pivot(engine, merge).await {
         Err(failure) => Err(failure),
         Ok(()) => match bridge.complete_job(&merge.job).await {
@@ -270,6 +284,9 @@ async fn pivot(
         }
         Err(failure) if failure.outcome_known() => {
             steps::go_on_before_pivot(engine, merge).await?;
+            if let Err(left) = bitmaps::after_no_pivot(bridge, &lower).await {
+                tracing::debug!(%left, "bitmaps stay on a layer below for now");
+            }
             Ok(Pivot::Refused(failure))
         }
         Err(failure) => Err(failure),

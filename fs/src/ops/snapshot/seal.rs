@@ -6,6 +6,7 @@
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, SealMarker};
 use crate::model::{Disk, FileId, GroupRecord, PointRecord};
+use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
@@ -104,6 +105,14 @@ impl Seal {
             node,
             overlay,
         }))
+    }
+
+    /// What takes the dirty bitmaps of backups along, behind that.
+    pub(super) fn bitmaps(&self) -> Vec<TransactionAction> {
+        let overlay = self.overlay.as_ref();
+        overlay.map_or_else(Vec::new, |overlay| {
+            bitmaps::onto_overlay(&self.disk, &self.root, &overlay.format)
+        })
     }
 
     /// Writes down on the file itself what is about to happen, before anything does.
