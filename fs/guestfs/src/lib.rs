@@ -1,0 +1,23 @@
+//! Partitions and filesystems of guests, over anything that can be read at an offset.
+//!
+//! Knows: partition tables, and what filesystems look like on a disk.
+//! Does not know: FUSE, QEMU, images, processes, or who asks.
+//! Invariants: nothing is written; every number comes from a guest and is checked before it is used;
+//! every loop and every list is bounded by a named limit.
+#![forbid(unsafe_code)]
+
+mod bytes;
+mod error;
+pub mod ext;
+mod filesystem;
+mod partitions;
+mod probe;
+mod source;
+
+pub use error::Error;
+pub use filesystem::{
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Place, Time, Xattr, open,
+};
+pub use partitions::{Partition, Scheme, Table};
+pub use probe::{Found, Kind, probe};
+pub use source::{Part, ReadAt};
