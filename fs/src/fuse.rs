@@ -7,6 +7,7 @@ mod attr;
 mod caller;
 mod files;
 mod handles;
+mod inside;
 mod message;
 mod names;
 mod negotiate;

@@ -200,6 +200,7 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::Backups(_)
         | NodeKey::Bitmap(..)
         | NodeKey::PointFile(..)
+        | NodeKey::Inside(..)
         | NodeKey::JobFile(..) => return Err(no_verb("rmdir")),
     };
     allowed(verbs, Effect::Destroys)?;

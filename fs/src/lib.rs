@@ -11,6 +11,7 @@ pub mod cli;
 pub mod digest;
 pub mod errno;
 pub mod fuse;
+pub mod guest;
 pub mod intent;
 pub mod layer_file;
 pub mod leases;

@@ -117,6 +117,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         | NodeKey::Section(..)
         | NodeKey::Backups(_)
         | NodeKey::Point(_)
+        | NodeKey::Inside(..)
         | NodeKey::Job(..) => None,
     }
 }

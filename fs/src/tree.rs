@@ -4,6 +4,7 @@
 mod checkpoint;
 mod group;
 mod ids;
+mod inside;
 mod list;
 mod name;
 mod place;
@@ -11,6 +12,7 @@ mod place;
 pub use checkpoint::{Checkpoint, checkpoint, checkpoint_link, checkpoint_of, checkpoints, saving};
 pub use group::{Group, GroupKey, GroupKind, find_group, groups, link_target};
 pub use ids::Ids;
+pub use inside::{Inside, has_inside};
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{
     first_free, fit_name, internal_identity, layer_dir_name, layer_identity, name_internals,
@@ -53,6 +55,8 @@ pub enum NodeKey {
     Bitmap(String, String),
     Point(PointKey),
     PointFile(PointKey, PointFile),
+    /// What depends on the disk's content.
+    Inside(PointKey, Inside),
     /// disk, job id
     Job(String, String),
     JobFile(String, String, JobFile),
@@ -329,6 +333,7 @@ impl NodeKey {
             | NodeKey::Backups(_)
             | NodeKey::Point(_)
             | NodeKey::Job(..) => true,
+            NodeKey::Inside(_, inside) => inside.is_dir(),
             NodeKey::RootFile(_)
             | NodeKey::GroupJson(_)
             | NodeKey::GroupLink(..)
@@ -354,7 +359,9 @@ impl NodeKey {
     /// The point it is or belongs to.
     pub fn point(&self) -> Option<&PointKey> {
         match self {
-            NodeKey::Point(point) | NodeKey::PointFile(point, _) => Some(point),
+            NodeKey::Point(point) | NodeKey::PointFile(point, _) | NodeKey::Inside(point, _) => {
+                Some(point)
+            }
             _ => None,
         }
     }

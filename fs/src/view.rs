@@ -26,7 +26,9 @@ use crate::nbd::{self, Seek};
 use extents::Extents;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// Where the bytes are.
 enum Content {
@@ -130,6 +132,41 @@ impl View {
             Content::Served(disk, _) => disk.allocated_now()?,
         };
         Ok(*self.allocated.get_or_init(|| bytes))
+    }
+
+    /// Fills `buffer` from `offset`; all of it must be on the disk.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+        let length = match &self.content {
+            Content::Chain(opened) => {
+                let read = opened.chain().read_at(buffer, offset);
+                read.map_err(|error| failure(&error))?
+            }
+            Content::Served(disk, _) => {
+                let bytes = disk.read_now(offset, buffer.len())?;
+                let length = bytes.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&bytes[..length]);
+                length
+            }
+        };
+        match length == buffer.len() {
+            true => Ok(()),
+            false => Err(Failure::new(Errno::EIO, "the disk ends before that")),
+        }
+    }
+
+    /// Bytes of a stretch that are data; None where counting takes longer than until `deadline`, or
+    /// would be asked of a server.
+    pub fn data_bytes_in(
+        &self,
+        stretch: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Failure> {
+        match &self.content {
+            Content::Chain(opened) => Extents::new(opened)
+                .data_bytes_in(stretch, deadline)
+                .map_err(|error| failure(&error)),
+            Content::Served(..) => Ok(None),
+        }
     }
 
     /// What the files of the view were when it was opened: the same number, the same bytes.

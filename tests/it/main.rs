@@ -36,6 +36,7 @@ mod faults;
 mod faults_to_survive;
 mod guest;
 mod harness;
+mod inside;
 mod internal;
 mod live;
 mod merge;

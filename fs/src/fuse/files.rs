@@ -1,16 +1,16 @@
 //! Open files: texts and waits and views, read and sought.
 //! A view is read in the worker; opening one and waiting are the engine's.
 
-use super::handles::{Handle, OpenView};
+use super::handles::{Handle, OpenView, Window};
 use super::pages::Habit;
 use super::shared::Shared;
 use super::shared::stream_of;
-use super::{TEXT_FLAGS, caller, failed, message, verbs};
+use super::{TEXT_FLAGS, caller, failed, inside, message, verbs};
 use crate::errno::{Errno, Failure};
 use crate::nbd::Seek;
 use crate::ops::{Request, WaitScope};
 use crate::sys::Bytes;
-use crate::tree::{self, DiskFile, JobFile, NodeKey, PointFile, RootFile};
+use crate::tree::{self, DiskFile, Inside, JobFile, NodeKey, PointFile, PointKey, RootFile};
 use crate::view::{Cursor, View};
 use fuser::{
     FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyData, ReplyLseek, ReplyOpen, RequestId,
@@ -59,28 +59,40 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     {
         return open_fresh(shared, disk, id, key.clone(), reply);
     }
-    let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
-        return match shared.text(&model, &key) {
-            Some(text) => reply.opened(
-                shared.handles.insert(Handle::Text(text.into_bytes())),
-                TEXT_FLAGS,
-            ),
-            None => reply.error(fuser::Errno::EISDIR),
-        };
+    let path = tree::path_of(&model, &key);
+    let (point, partition) = match key {
+        NodeKey::PointFile(point, PointFile::DiskRaw) => (point, None),
+        NodeKey::Inside(point, Inside::Partition(number)) => (point, Some(number)),
+        NodeKey::Inside(point, Inside::Note(number)) => {
+            return inside::open_note(shared, point, number, reply);
+        }
+        key => {
+            return match shared.text(&model, &key) {
+                Some(text) => reply.opened(
+                    shared.handles.insert(Handle::Text(text.into_bytes())),
+                    TEXT_FLAGS,
+                ),
+                None => reply.error(fuser::Errno::EISDIR),
+            };
+        }
     };
-    let path = tree::path_of(
-        &model,
-        &NodeKey::PointFile(point.clone(), PointFile::DiskRaw),
-    );
     let (process, key, in_answer) = (caller::process_of(pid), point.clone(), Arc::clone(shared));
     let answer = Box::new(move |opened: Result<Arc<View>, Failure>| match opened {
         Ok(view) => {
+            if let Some(number) = partition {
+                return open_partition(&in_answer, view, key, number, reply);
+            }
             let files = view.fingerprint();
             let flags = in_answer.pages.open(&key, files);
             let passthrough = in_answer.passthrough.as_ref();
             let backing = passthrough.and_then(|it| it.register(&key, &view, &reply));
             let bytes_read = in_answer.log.counters().reads(&key.disk);
             let handle = in_answer.handles.insert(Handle::View(OpenView {
+                window: Window {
+                    start: 0,
+                    length: view.virtual_size(),
+                },
+                partition: None,
                 view,
                 bytes_read,
                 point: key,
@@ -101,6 +113,41 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         point,
         pid: process,
         answer,
+    });
+}
+
+/// Opens a partition. Its pages are no others than the disk's: it is read past the kernel's cache.
+fn open_partition(
+    shared: &Arc<Shared>,
+    view: Arc<View>,
+    point: PointKey,
+    number: u32,
+    reply: ReplyOpen,
+) {
+    let (in_answer, key) = (Arc::clone(shared), point.clone());
+    shared.guests.survey(&point, move |survey| {
+        let survey = match survey {
+            Ok(survey) => survey,
+            Err(failure) => return reply.error(failed(&failure)),
+        };
+        let window = match inside::window(&survey, number) {
+            Ok(window) => window,
+            Err(errno) => return reply.error(errno),
+        };
+        let files = view.fingerprint();
+        let handle = in_answer.handles.insert(Handle::View(OpenView {
+            bytes_read: in_answer.log.counters().reads(&key.disk),
+            view,
+            window,
+            partition: Some(number),
+            point: key,
+            _backing: None,
+            cursor: Cursor::default(),
+            habit: Habit::default(),
+            files,
+            complained: AtomicBool::new(false),
+        }));
+        reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO);
     });
 }
 
@@ -178,8 +225,12 @@ pub(super) fn read(
             shared.engine.send(Request::Wait { scope, answer });
         }
         Handle::View(open) => match open.view.server() {
-            None => read_view(shared, open, request, flags, (offset, size), reply),
+            None => {
+                let place = open.window.on_disk(offset, size);
+                read_view(shared, open, request, flags, place, reply);
+            }
             Some(server) => {
+                let (offset, size) = open.window.on_disk(offset, size);
                 let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
                 server.read(offset, size as usize, move |read| {
                     served(&shared, &handle, offset, read, reply);
@@ -221,7 +272,7 @@ fn read_view(
     (offset, size): (u64, u32),
     reply: ReplyData,
 ) {
-    if flags.0 & libc::O_DIRECT == 0 {
+    if flags.0 & libc::O_DIRECT == 0 && open.partition.is_none() {
         shared.pages.read(&open.point, &open.habit, size);
     }
     let mut reply = Some(reply);
@@ -259,7 +310,11 @@ fn read_view(
 fn complain(shared: &Shared, open: &OpenView, offset: u64, failure: &Failure) {
     if !open.complained.swap(true, Ordering::Relaxed) {
         let model = shared.engine.model();
-        let file = NodeKey::PointFile(open.point.clone(), PointFile::DiskRaw);
+        let point = open.point.clone();
+        let file = match open.partition {
+            None => NodeKey::PointFile(point, PointFile::DiskRaw),
+            Some(number) => NodeKey::Inside(point, Inside::Partition(number)),
+        };
         let path = tree::path_of(&model, &file);
         let errno = failure.errno;
         shared
@@ -269,7 +324,9 @@ fn complain(shared: &Shared, open: &OpenView, offset: u64, failure: &Failure) {
 }
 
 pub(super) fn release(shared: &Shared, fh: FileHandle) {
-    if let Some(Handle::View(open)) = shared.handles.remove(fh).as_deref() {
+    if let Some(Handle::View(open)) = shared.handles.remove(fh).as_deref()
+        && open.partition.is_none()
+    {
         shared.pages.close(&open.point, open.files);
     }
 }
@@ -290,13 +347,17 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
         (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
         (Some(Handle::View(open)), Ok(offset)) => match (open.view.server(), seek_of(whence)) {
             (Some(server), Some(seek)) => {
-                let handle = handle.clone();
-                return server.seek(offset, seek, move |found| {
+                let (handle, window) = (handle.clone(), open.window);
+                if offset >= window.length {
+                    return reply.error(fuser::Errno::ENXIO);
+                }
+                return server.seek(window.start + offset, seek, move |found| {
+                    let found = found.map(|found| in_window(found, window, seek));
                     answer_seek(found, whence, reply);
                     drop(handle);
                 });
             }
-            _ => seek_view(&open.view, offset, whence),
+            _ => seek_view(&open.view, open.window, offset, whence),
         },
         // A text is all data.
         (Some(Handle::Text(text) | Handle::Control { text, .. }), Ok(offset)) => {
@@ -333,14 +394,30 @@ fn answer_seek(found: Result<Option<u64>, Failure>, whence: i32, reply: ReplyLse
     }
 }
 
-fn seek_view(view: &View, offset: u64, whence: i32) -> Result<Option<u64>, Failure> {
-    if offset >= view.virtual_size() {
+fn seek_view(
+    view: &View,
+    window: Window,
+    offset: u64,
+    whence: i32,
+) -> Result<Option<u64>, Failure> {
+    let Some(seek) = seek_of(whence).filter(|_| offset < window.length) else {
         return Ok(None);
-    }
-    match whence {
-        libc::SEEK_DATA => view.seek_data(offset),
-        libc::SEEK_HOLE => view.seek_hole(offset).map(Some),
-        _ => Ok(None),
+    };
+    let at = window.start + offset;
+    let found = match seek {
+        Seek::Data => view.seek_data(at)?,
+        Seek::Hole => Some(view.seek_hole(at)?),
+    };
+    Ok(in_window(found, window, seek))
+}
+
+/// What was found on the disk, as an offset in the file: data behind its end is none of it, and
+/// its end is a hole.
+fn in_window(found: Option<u64>, window: Window, seek: Seek) -> Option<u64> {
+    let found = found.map(|at| window.in_file(at));
+    match seek {
+        Seek::Data => found.filter(|at| *at < window.length),
+        Seek::Hole => found,
     }
 }
 

@@ -31,16 +31,20 @@ pub(super) enum Handle {
         /// What a reader sees, as it was when it was opened.
         text: Vec<u8>,
     },
-    /// A `disk.raw`.
+    /// A `disk.raw`, or a partition of one.
     View(OpenView),
     /// A directory's names as they were when it was opened.
     Directory(Vec<Entry>),
 }
 
-/// A `disk.raw` that is open.
+/// A `disk.raw`, or a partition of one, that is open.
 pub(super) struct OpenView {
-    /// Its bytes.
+    /// The disk's bytes.
     pub(super) view: Arc<View>,
+    /// Which of them are the file's.
+    pub(super) window: Window,
+    /// The partition it is, if it is not the whole disk.
+    pub(super) partition: Option<u32>,
     /// Where the bytes read of its disk are counted.
     pub(super) bytes_read: Arc<AtomicU64>,
     /// Which point, for the log.
@@ -55,6 +59,27 @@ pub(super) struct OpenView {
     pub(super) files: u64,
     /// Whether a failed read was written down already; one line says it.
     pub(super) complained: AtomicBool,
+}
+
+/// A stretch of a disk that is read as a file.
+#[derive(Clone, Copy)]
+pub(super) struct Window {
+    pub(super) start: u64,
+    pub(super) length: u64,
+}
+
+impl Window {
+    /// Where on the disk `size` bytes of the file are, fewer at its end.
+    pub(super) fn on_disk(self, offset: u64, size: u32) -> (u64, u32) {
+        let rest = self.length.saturating_sub(offset);
+        let size = u32::try_from(rest).unwrap_or(u32::MAX).min(size);
+        (self.start.saturating_add(offset), size)
+    }
+
+    /// An offset of the disk as one of the file; its end for what lies behind it.
+    pub(super) fn in_file(self, at: u64) -> u64 {
+        at.saturating_sub(self.start).min(self.length)
+    }
 }
 
 /// One name of a directory.

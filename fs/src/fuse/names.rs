@@ -3,7 +3,7 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, utf8, verbs};
+use super::{GENERATION, NO_TTL, failed, inside, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::Model;
 use crate::ops::Request;
@@ -46,6 +46,9 @@ pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply:
         Ok((None, parent, name)) => (parent, name),
         Err(failure) => return reply.error(failed(&failure)),
     };
+    if let NodeKey::Inside(point, directory) = parent {
+        return inside::lookup(shared, (point, directory), &name, reply);
+    }
     if !matches!(
         parent,
         NodeKey::Checkpoints | NodeKey::Disks | NodeKey::Section(..)
@@ -98,6 +101,9 @@ pub(super) fn opendir(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: Reply
         Err(failure) => return reply.error(failed(&failure)),
     };
     verbs::listed(shared, pid, &key);
+    if let NodeKey::Inside(point, directory) = key {
+        return inside::opendir(shared, (point, directory), reply);
+    }
     if !matches!(
         key,
         NodeKey::Groups(_)

@@ -10,6 +10,7 @@ use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
 use super::{OnEnd, Qmpfs};
 use crate::errno::Failure;
+use crate::guest::Guests;
 use crate::intent::Verbs;
 use crate::ops::EngineHandle;
 use crate::report::Log;
@@ -86,6 +87,7 @@ pub fn mount(
     let sizes =
         SizeCache::start(move |request| opener.send(request)).map_err(|error| failed(&error))?;
     let shared = Shared {
+        guests: Guests::new(engine.clone()),
         sizes,
         engine,
         log,

@@ -7,16 +7,17 @@ use super::pages::Pages;
 use super::passthrough::Passthrough;
 use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
-use super::{NO_TTL, caller};
+use super::{NO_TTL, caller, inside};
 use crate::errno::{Errno, Failure};
+use crate::guest::{Guests, note};
 use crate::intent::Verbs;
 use crate::model::Model;
 use crate::ops::EngineHandle;
 use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
 use crate::report::{Log, Stream};
 use crate::tree::{
-    Ids, NodeKey, PointFile, RootFile, checkpoint, checkpoint_link, children, exists, find_group,
-    find_point, link_target, parent, path_of,
+    Ids, Inside, NodeKey, PointFile, RootFile, checkpoint, checkpoint_link, children, exists,
+    find_group, find_point, link_target, parent, path_of,
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use std::fs::File;
@@ -25,7 +26,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// A view's attributes never change, but its first sizes may be an estimate.
-const VIEW_TTL: Duration = Duration::from_secs(1);
+pub(super) const VIEW_TTL: Duration = Duration::from_secs(1);
 
 /// Whether a file's lines can be followed: then it has no text of its own.
 pub(super) fn stream_of(key: &NodeKey) -> Option<Stream> {
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     pub(super) mounted_at: SystemTime,
     pub(super) ids: Ids,
     pub(super) handles: Handles,
+    pub(super) guests: Guests,
     pub(super) sizes: SizeCache,
     pub(super) sweeps: Sweeps,
     pub(super) pages: Pages,
@@ -74,6 +76,12 @@ impl Shared {
 
     /// The text of a file, now.
     pub(super) fn text(&self, model: &Model, key: &NodeKey) -> Option<String> {
+        if let NodeKey::Inside(point, Inside::Note(number)) = key {
+            let survey = self.guests.known(point)?;
+            let path = path_of(model, &NodeKey::Point(point.clone()));
+            let path = self.mountpoint.join(path.trim_start_matches('/'));
+            return note(&survey, *number, &path, None);
+        }
         let sizes = key.point().and_then(|point| self.sizes.known(point));
         let plan = |point: &_| self.engine.plan_text(point);
         let extra = Extra {
@@ -95,6 +103,9 @@ impl Shared {
         key: &NodeKey,
         done: impl FnOnce(Attributes) + Send + 'static,
     ) {
+        if let NodeKey::Inside(point, Inside::Partition(number)) = key {
+            return inside::partition(self, point, *number, done);
+        }
         let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
             return done(self.plain_attributes(model, key).map(|attr| (attr, NO_TTL)));
         };
@@ -107,18 +118,14 @@ impl Shared {
         self.sizes.ask(point, estimated_sizes(&found), answer);
     }
 
-    /// The attributes of anything but a view.
-    fn plain_attributes(&self, model: &Model, key: &NodeKey) -> Option<FileAttr> {
-        if !exists(model, key) {
-            return None;
-        }
-        let ino = self.ids.number(key);
+    /// When what is shown under a key came to be, as well as it is known.
+    pub(super) fn time_of(&self, model: &Model, key: &NodeKey) -> SystemTime {
         let time = match key {
             NodeKey::RootFile(RootFile::Log) => self.log.lines().modified(),
             NodeKey::RootFile(RootFile::Events) => self.log.events().lines().modified(),
             // Each read of it is a new one.
             NodeKey::RootFile(RootFile::Metrics) => Some(SystemTime::now()),
-            NodeKey::Point(point) | NodeKey::PointFile(point, _) => {
+            NodeKey::Point(point) | NodeKey::PointFile(point, _) | NodeKey::Inside(point, _) => {
                 find_point(model, point).as_ref().and_then(instant)
             }
             NodeKey::Group(id) | NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => {
@@ -142,7 +149,16 @@ impl Shared {
             | NodeKey::Job(..)
             | NodeKey::JobFile(..) => None,
         };
-        let time = time.unwrap_or(self.mounted_at);
+        time.unwrap_or(self.mounted_at)
+    }
+
+    /// The attributes of anything but a view.
+    fn plain_attributes(&self, model: &Model, key: &NodeKey) -> Option<FileAttr> {
+        if !exists(model, key) {
+            return None;
+        }
+        let ino = self.ids.number(key);
+        let time = self.time_of(model, key);
         if key.is_dir() {
             let subdirectories = children(model, key)
                 .iter()

@@ -85,6 +85,10 @@ pub(super) fn rmdir(
         } else {
             intent::rmdir(&model, shared.verbs, &key)
         };
+        if let NodeKey::Inside(point, _) = &key {
+            let point = NodeKey::Point(point.clone());
+            shared.sweeps.remember(process, &point, Instant::now());
+        }
         intent.map_err(|failure| {
             shared.refused("rmdir", &shared.path(&model, &parent, name), pid, failure)
         })
@@ -200,6 +204,11 @@ pub(super) fn unlink(
 fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr) {
     let Ok(directory) = shared.key(parent) else {
         return;
+    };
+    // Who sweeps what is inside a point comes to the point itself in the end, however long that takes.
+    let directory = match directory {
+        NodeKey::Inside(point, _) => NodeKey::Point(point),
+        other => other,
     };
     if !matches!(
         directory,

@@ -1,9 +1,9 @@
 //! What stands in which directory, by name: lookup, listing, existence and paths. Pure.
 
 use super::{
-    DiskFile, GroupKey, GroupKind, JobFile, NodeKey, PointFile, RootFile, Section, backup_key,
-    checkpoint, checkpoints, external_key, find_group, find_point, groups, internal_key,
-    layer_dir_name, layer_key, live_key, point_place, saving,
+    DiskFile, GroupKey, GroupKind, Inside, JobFile, NodeKey, PointFile, RootFile, Section,
+    backup_key, checkpoint, checkpoints, external_key, find_group, find_point, groups, has_inside,
+    internal_key, layer_dir_name, layer_key, live_key, point_place, saving,
 };
 use crate::model::{Disk, Model};
 
@@ -120,8 +120,16 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
                         Some(NodeKey::PointFile(point.clone(), file))
                     });
                 }
+                for inside in Inside::DIRECTORIES {
+                    let there = PointFile::DiskRaw.is_in(&found);
+                    wanted.add(&inside.name(), || {
+                        there.then(|| NodeKey::Inside(point.clone(), inside))
+                    });
+                }
             }
         }
+        // what is in there is on the disk
+        NodeKey::Inside(..) => (),
         NodeKey::Job(disk, id) if exists(model, parent) => {
             for file in JobFile::ALL {
                 wanted.add(file.name(), || {
@@ -261,6 +269,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::PointFile(point, file) => {
             find_point(model, point).is_some_and(|found| file.is_in(&found))
         }
+        NodeKey::Inside(point, _) => has_inside(model, point),
         NodeKey::Job(disk, id) | NodeKey::JobFile(disk, id, _) => model
             .disk(disk)
             .is_some_and(|disk| disk.jobs.iter().any(|job| job.id == *id)),
@@ -289,6 +298,7 @@ pub fn parent(key: &NodeKey) -> NodeKey {
         NodeKey::Bitmap(disk, _) => NodeKey::Section(disk.clone(), Section::Bitmaps),
         NodeKey::Point(point) => NodeKey::Section(point.disk.clone(), point.kind.section()),
         NodeKey::PointFile(point, _) => NodeKey::Point(point.clone()),
+        NodeKey::Inside(point, inside) => inside.parent(point),
         NodeKey::Job(disk, _) => NodeKey::Section(disk.clone(), Section::Jobs),
         NodeKey::JobFile(disk, id, _) => NodeKey::Job(disk.clone(), id.clone()),
     }
@@ -320,6 +330,7 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
             None => format!("({})", point.identity),
         },
         NodeKey::PointFile(_, file) => file.name().to_owned(),
+        NodeKey::Inside(_, inside) => inside.name(),
         NodeKey::Job(_, id) => id.clone(),
         NodeKey::JobFile(_, _, file) => file.name().to_owned(),
     };

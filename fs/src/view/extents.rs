@@ -5,6 +5,8 @@
 use super::cache::OpenChain;
 use crate::sys;
 use qmpfs_qcow2::{Error, Layer, Mapping, Source};
+use std::ops::Range;
+use std::time::Instant;
 
 /// A hole that is looked at as a whole, and not as far as a chain's map is kept in one piece.
 const LONG_HOLE: u64 = 16 << 20;
@@ -60,6 +62,27 @@ impl<'a> Extents<'a> {
             at = stretch.end;
         }
         Ok(sum)
+    }
+
+    /// Bytes of a stretch that are data; None if that takes longer.
+    pub(super) fn data_bytes_in(
+        &self,
+        stretch: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Error> {
+        let (mut sum, mut at) = (0, stretch.start);
+        let end = stretch.end.min(self.size);
+        while at < end {
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            let found = self.at(at)?;
+            if found.data {
+                sum += found.end.min(end) - at;
+            }
+            at = found.end;
+        }
+        Ok(Some(sum))
     }
 
     /// What lies at `at`, which is before the end of the disk.

@@ -36,7 +36,8 @@ pub(super) fn read(disk: &dyn ReadAt) -> Result<Table, Error> {
     }
     for sector in SECTORS {
         // At least a sector is there: the first one was read.
-        let last = (disk.size() / sector).saturating_sub(1);
+        let sectors = disk.size().checked_div(sector).unwrap_or(0);
+        let last = sectors.saturating_sub(1);
         match table(disk, sector, last) {
             Ok(mut table) => {
                 let note = format!("its first GPT is {damage}; this is its backup");

@@ -1,0 +1,172 @@
+//! `files/N.txt`: why the files of a partition are not shown, and what shows them. Pure.
+
+use super::{Survey, Volume};
+use crate::render::human;
+use qmpfs_guestfs::Kind;
+use std::fmt::Write;
+use std::path::Path;
+
+/// The text about one partition; `point` is the directory of the point. None for one that is gone.
+/// `trouble` is what went wrong when its files were to be shown.
+pub fn note(survey: &Survey, number: u32, point: &Path, trouble: Option<&str>) -> Option<String> {
+    let volume = survey.volume(number)?;
+    let Volume {
+        partition, found, ..
+    } = volume;
+    let mut text = String::new();
+    let what = match number {
+        0 => "The whole disk, which has no partition table".to_owned(),
+        number => format!("Partition {number}"),
+    };
+    let mut say = |line: String| {
+        // Writing to a String cannot fail.
+        let _ok = writeln!(text, "{line}");
+    };
+    say(format!(
+        "{what}: {}, {}.",
+        human(partition.length),
+        described(volume)
+    ));
+    for note in &survey.notes {
+        say(format!("The partition table: {note}."));
+    }
+    say(String::new());
+    let raw = point.join("partitions").join(format!("{number}.raw"));
+    let disk = point.join("disk.raw");
+    let device = match number {
+        0 => "/dev/sda".to_owned(),
+        number => format!("/dev/sda{number}"),
+    };
+    let appliance = format!(
+        "    guestmount --ro -a {} -m {device} DIRECTORY\n    lklfuse -o ro,type=TYPE {} DIRECTORY",
+        disk.display(),
+        raw.display()
+    );
+    match trouble {
+        Some(trouble) => {
+            say(format!("Its files cannot be shown: {trouble}."));
+            say("What may read it (guestmount is in libguestfs-tools):".to_owned());
+            say(appliance);
+        }
+        None => match found.kind {
+            Kind::Luks | Kind::BitLocker => {
+                say("It is encrypted. With its passphrase, as root:".to_owned());
+                let kind = match found.kind {
+                    Kind::BitLocker => "bitlk",
+                    _ => "luks",
+                };
+                say(format!(
+                    "    cryptsetup open --readonly --type {kind} {} NAME\n    lklfuse -o ro,type=TYPE /dev/mapper/NAME DIRECTORY",
+                    raw.display()
+                ));
+            }
+            Kind::Swap => say("There are no files in it.".to_owned()),
+            Kind::Empty => say("Nothing is in it that could be a filesystem.".to_owned()),
+            Kind::Lvm2 | Kind::LinuxRaid => {
+                say(
+                    "Its volumes are not read here. What reads them (libguestfs-tools):".to_owned(),
+                );
+                say(format!(
+                    "    guestmount --ro -a {} -i DIRECTORY",
+                    disk.display()
+                ));
+            }
+            Kind::Unknown => {
+                say(
+                    "It is none of the filesystems that are known here. Its bytes are in"
+                        .to_owned(),
+                );
+                say(format!("    {}", raw.display()));
+            }
+            Kind::Ext2
+            | Kind::Ext3
+            | Kind::Ext4
+            | Kind::Xfs
+            | Kind::Btrfs
+            | Kind::Ntfs
+            | Kind::Fat
+            | Kind::ExFat
+            | Kind::Iso9660
+            | Kind::Squashfs => {
+                say("Its files are not read here yet. What reads them (guestmount is in libguestfs-tools):".to_owned());
+                say(appliance);
+            }
+        },
+    }
+    Some(text)
+}
+
+fn described(volume: &Volume) -> String {
+    let found = &volume.found;
+    let mut words = vec![found.kind.name().to_owned()];
+    let named = [
+        ("label", &found.label),
+        ("uuid", &found.uuid),
+        ("type", &volume.partition.kind),
+        ("called", &volume.partition.name),
+    ];
+    for (what, value) in named {
+        if !value.is_empty() {
+            words.push(format!("{what} {}", printable(value)));
+        }
+    }
+    words.join(", ")
+}
+
+/// What a guest calls things, on one line and without what a terminal would obey.
+fn printable(text: &str) -> String {
+    let printable = |c: char| if c.is_control() { '?' } else { c };
+    format!("'{}'", text.chars().map(printable).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::note;
+    use crate::guest::{Survey, Volume};
+    use qmpfs_guestfs::{Found, Kind, Partition};
+    use std::path::Path;
+
+    fn survey(kind: Kind) -> Survey {
+        Survey {
+            volumes: vec![Volume {
+                partition: Partition {
+                    number: 3,
+                    start: 1 << 20,
+                    length: 5 << 20,
+                    kind: "83".into(),
+                    name: "a\x1b[2Jb".into(),
+                },
+                allocated: 0,
+                found: Found {
+                    kind,
+                    label: String::new(),
+                    uuid: "1-2".into(),
+                },
+            }],
+            notes: vec!["its first GPT is damaged; this is its backup".into()],
+        }
+    }
+
+    #[test]
+    fn it_says_what_it_is_and_what_reads_it() {
+        let point = Path::new("/m/disks/vda/snapshots/a");
+        let text = note(&survey(Kind::Luks), 3, point, None).expect("a partition");
+        assert!(
+            text.contains("crypto_LUKS, uuid '1-2', type '83'"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--type luks /m/disks/vda/snapshots/a/partitions/3.raw"),
+            "{text}"
+        );
+        assert!(
+            text.contains("this is its backup") && !text.contains('\x1b'),
+            "{text}"
+        );
+        let text =
+            note(&survey(Kind::Ext4), 3, point, Some("damaged: a node")).expect("it is there");
+        assert!(text.contains("cannot be shown: damaged: a node."), "{text}");
+        assert!(text.contains("-m /dev/sda3"), "{text}");
+        assert_eq!(note(&survey(Kind::Swap), 4, point, None), None);
+    }
+}
