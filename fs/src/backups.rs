@@ -8,8 +8,10 @@ mod digests;
 mod journal;
 mod list;
 mod place;
+mod shelf;
 
 pub use digests::{Recorded, known_tree, record};
 pub use journal::{Journal, Stage};
 pub use list::{Listing, Stamp, list, manifest_at, stamp};
 pub use place::{Place, is_unfinished};
+pub use shelf::{place_on_shelf, shelf};

@@ -86,7 +86,8 @@ enum Command {
         /// Where backups go: DIR/VM/DISK/NAME.qcow2. Without it none are made
         #[arg(long, value_name = "DIR")]
         backup_dir: Option<String>,
-        /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), or one or more image files
+        /// A QMP socket (/run/vm.qmp, unix:PATH, tcp:HOST:PORT), one or more image files, or a
+        /// directory of backups
         #[arg(required = true, value_name = "SOURCE")]
         sources: Vec<String>,
         /// An empty directory

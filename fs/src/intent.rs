@@ -21,7 +21,7 @@ pub use verb::Intent;
 pub use words::JobCommand;
 
 use crate::errno::{Errno, Failure};
-use crate::model::{ConnectionState, Disk, Model};
+use crate::model::{ConnectionState, Contents, Disk, Model};
 use crate::tree::{
     Control, Found, NodeKey, Section, checkpoint_of, exists, find_group, find_point,
     layer_dir_name, layer_identity, valid_name,
@@ -44,6 +44,13 @@ pub struct Verbs {
 
 /// What `mkdir parent/name` means.
 pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Result<Intent, Failure> {
+    if model.vm.contents == Contents::Backups {
+        return Err(Failure::new(
+            Errno::EROFS,
+            "these are backups, without their VM: nothing is made here",
+        )
+        .next("mount the VM's QMP socket with --backup-dir to make some"));
+    }
     if let NodeKey::Groups(kind) = parent {
         return group::mkdir(model, verbs, *kind, name);
     }
@@ -194,6 +201,8 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
         | NodeKey::Disks
+        | NodeKey::Vm(_)
+        | NodeKey::VmDisks(_)
         | NodeKey::Disk(_)
         | NodeKey::DiskFile(..)
         | NodeKey::Section(..)
@@ -204,7 +213,11 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::JobFile(..) => return Err(no_verb("rmdir")),
     };
     allowed(verbs, Effect::Destroys)?;
-    connected(model)?;
+    match model.vm.contents {
+        Contents::Machine => connected(model)?,
+        // files are enough
+        Contents::Backups => {}
+    }
     Ok(intent)
 }
 
@@ -242,7 +255,10 @@ pub fn write(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<
         Control::Rollback { disk } => (rollback::write(model, verbs, disk, line)?, Effect::Makes),
     };
     allowed(verbs, effect)?;
-    connected(model)?;
+    match model.vm.contents {
+        Contents::Machine => connected(model)?,
+        Contents::Backups => {}
+    }
     Ok(intent)
 }
 

@@ -14,7 +14,7 @@ pub use job::Job;
 pub use live::Live;
 pub use record::{GroupRecord, InternalRecord, PointRecord};
 pub use state::{Role, StateJob, StatePart, StateVerb};
-pub use vm::{Agent, AgentState, ConnectionState, Manager, MergePolicy, Quiesce, Vm};
+pub use vm::{Agent, AgentState, ConnectionState, Contents, Manager, MergePolicy, Quiesce, Vm};
 
 use qmpbridge::NodeName;
 use std::path::PathBuf;

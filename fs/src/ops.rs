@@ -28,6 +28,7 @@ mod recover;
 mod rollback;
 mod serve;
 mod settle;
+mod shelf;
 mod sight;
 mod snapshot;
 mod socket_directory;
@@ -179,6 +180,8 @@ pub enum Source {
         /// `-o format=`
         format: Option<Format>,
     },
+    /// A directory of backups, without the VMs.
+    Backups(PathBuf),
 }
 
 impl Source {
@@ -189,11 +192,12 @@ impl Source {
             Source::Qmp(Address::Unix(path)) => Some(path),
             Source::Qmp(Address::Tcp(_)) => None,
             Source::Images { paths, .. } => paths.first(),
+            Source::Backups(root) => Some(root),
         };
         match (path.and_then(|path| path.file_stem()), self) {
             (Some(stem), _) => stem.to_string_lossy().into_owned(),
             (None, Source::Qmp(address)) => address.to_string(),
-            (None, Source::Images { .. }) => "vm".to_owned(),
+            (None, Source::Images { .. } | Source::Backups(_)) => "vm".to_owned(),
         }
     }
 }

@@ -12,13 +12,14 @@ mod metrics;
 mod point;
 mod readme;
 mod rollback;
+mod shelf;
 mod time;
 mod vm;
 
 pub use time::{now, parse_rfc3339, rfc3339};
 
 use crate::intent::Verbs;
-use crate::model::{Job, Layer, Model};
+use crate::model::{Contents, Job, Layer, Model};
 use crate::report::Log;
 use crate::tree::{
     DiskFile, Found, JobFile, NodeKey, PointFile, PointKey, RootFile, find_group, find_point,
@@ -61,7 +62,10 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         NodeKey::RootFile(RootFile::Log) => Some(extra.log.lines().text()),
         NodeKey::RootFile(RootFile::Events) => Some(extra.log.events().lines().text()),
         NodeKey::RootFile(RootFile::Metrics) => Some(metrics::text(model, extra)),
-        NodeKey::RootFile(RootFile::Readme) => Some(readme::text(model, extra)),
+        NodeKey::RootFile(RootFile::Readme) => match model.vm.contents {
+            Contents::Machine => Some(readme::text(model, extra)),
+            Contents::Backups => Some(shelf::text(model, extra)),
+        },
         NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
         NodeKey::RootFile(RootFile::Rollback) => Some(checkpoint::rollback(model, extra.verbs)),
         NodeKey::CheckpointJson(name) => checkpoint::text(model, name),
@@ -113,6 +117,8 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         | NodeKey::Checkpoint(_)
         | NodeKey::CheckpointLink(..)
         | NodeKey::Disks
+        | NodeKey::Vm(_)
+        | NodeKey::VmDisks(_)
         | NodeKey::Disk(_)
         | NodeKey::Section(..)
         | NodeKey::Backups(_)

@@ -15,8 +15,8 @@ pub use ids::Ids;
 pub use inside::{Inside, has_inside};
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{
-    first_free, fit_name, internal_identity, layer_dir_name, layer_identity, name_internals,
-    valid_name,
+    first_free, fit_name, internal_identity, is_root_file, layer_dir_name, layer_identity,
+    name_internals, short_name, valid_name,
 };
 pub use place::{
     Found, backup_key, external_key, find_in, find_point, internal_key, job_of, layer_key,
@@ -46,6 +46,9 @@ pub enum NodeKey {
     /// checkpoint, disk
     CheckpointLink(String, String),
     Disks,
+    /// Of a mount of backups: a VM, and the directory of its disks
+    Vm(String),
+    VmDisks(String),
     Disk(String),
     DiskFile(String, DiskFile),
     Section(String, Section),
@@ -84,6 +87,15 @@ impl RootFile {
         RootFile::Metrics,
         RootFile::Readme,
         RootFile::Rollback,
+        RootFile::Wait,
+    ];
+
+    /// Those of a mount of backups.
+    pub const OF_BACKUPS: [RootFile; 5] = [
+        RootFile::Log,
+        RootFile::Events,
+        RootFile::Metrics,
+        RootFile::Readme,
         RootFile::Wait,
     ];
 
@@ -328,6 +340,8 @@ impl NodeKey {
             | NodeKey::Checkpoints
             | NodeKey::Checkpoint(_)
             | NodeKey::Disks
+            | NodeKey::Vm(_)
+            | NodeKey::VmDisks(_)
             | NodeKey::Disk(_)
             | NodeKey::Section(..)
             | NodeKey::Backups(_)

@@ -58,7 +58,7 @@ pub fn follow(
     let inside = path.strip_prefix(&root).unwrap_or(Path::new(""));
     let scope = Scope::of(inside)?;
     if let Some(disk) = scope.disk()
-        && !root.join("disks").join(disk).is_dir()
+        && !directory(&root, disk).is_dir()
     {
         return Err(Failure::new(
             Errno::ENOENT,
@@ -100,15 +100,39 @@ pub fn follow(
     }
 }
 
+/// A disk's directory: of a mount of backups it is below its VM.
+fn directory(root: &Path, disk: &str) -> PathBuf {
+    match disk.split_once('/') {
+        Some((vm, disk)) => root.join(vm).join("disks").join(disk),
+        None => root.join("disks").join(disk),
+    }
+}
+
+/// All disks of a mount.
+fn disks(root: &Path) -> Result<Vec<String>, Failure> {
+    let own = root.join("disks");
+    if own.is_dir() {
+        return names(&own);
+    }
+    let mut all = Vec::new();
+    for vm in names(root)? {
+        let below = root.join(&vm).join("disks");
+        if below.is_dir() {
+            all.extend(names(&below)?.iter().map(|disk| format!("{vm}/{disk}")));
+        }
+    }
+    Ok(all)
+}
+
 /// All jobs of the mount, or of one disk.
 fn look(root: &Path, disk: Option<&str>) -> Result<Vec<Seen>, Failure> {
     let disks = match disk {
         Some(disk) => vec![disk.to_owned()],
-        None => names(&root.join("disks"))?,
+        None => disks(root)?,
     };
     let mut jobs = Vec::new();
     for disk in disks {
-        let directory = root.join("disks").join(&disk).join("jobs");
+        let directory = directory(root, &disk).join("jobs");
         for id in names(&directory)? {
             if let Some(seen) = seen(&directory.join(&id), &disk, &id)? {
                 jobs.push(seen);

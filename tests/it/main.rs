@@ -27,6 +27,7 @@ macro_rules! over_attachments {
 
 mod architecture;
 mod backup;
+mod backup_directory;
 mod bad_input;
 mod checkpoint;
 mod checkpoint_load;

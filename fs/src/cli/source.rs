@@ -1,6 +1,7 @@
 //! SOURCE arguments: one monitor, or the images of one VM. Decided by what the path is, never
 //! by its name.
 
+use crate::backups;
 use crate::errno::{Errno, Failure, io_errno};
 use crate::model::Format;
 use crate::ops::Source;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 enum Kind {
     Monitor(Address),
     Image(PathBuf),
+    Directory(PathBuf),
 }
 
 /// What the arguments mean together.
@@ -22,6 +24,14 @@ pub(super) fn classify(sources: &[String], format: Option<Format>) -> Result<Sou
         match kind(source)? {
             Kind::Monitor(address) => monitors.push(address),
             Kind::Image(path) => paths.push(path),
+            Kind::Directory(path) if sources.len() == 1 => return backups(source, path),
+            Kind::Directory(_) => {
+                return Err(Failure::new(
+                    Errno::EINVAL,
+                    format!("{source} is a directory, and was given together with others"),
+                )
+                .next("mount a directory of backups by itself"));
+            }
         }
     }
     match (monitors.pop(), monitors.is_empty(), paths.is_empty()) {
@@ -40,6 +50,20 @@ pub(super) fn classify(sources: &[String], format: Option<Format>) -> Result<Sou
         (None, _, true) => Err(Failure::new(Errno::EINVAL, "no source was given")
             .next("name the VM's QMP socket, or its image files: qmpfs mount --help")),
     }
+}
+
+/// A directory must be one of backups.
+fn backups(source: &str, path: PathBuf) -> Result<Source, Failure> {
+    if backups::shelf(&path)?.is_empty() {
+        return Err(Failure::new(
+            Errno::EINVAL,
+            format!("there are no backups of qmpfs in the directory {source}"),
+        )
+        .next(
+            "name the directory that --backup-dir named: in it are VM/DISK/NAME.json and .qcow2",
+        ));
+    }
+    Ok(Source::Backups(path))
 }
 
 fn kind(source: &str) -> Result<Kind, Failure> {
@@ -71,14 +95,17 @@ fn kind(source: &str) -> Result<Kind, Failure> {
     if file_type.is_socket() {
         return Ok(Kind::Monitor(Address::Unix(path)));
     }
+    if file_type.is_dir() {
+        return Ok(Kind::Directory(path));
+    }
     if file_type.is_file() || file_type.is_block_device() {
         return Ok(Kind::Image(path));
     }
     Err(Failure::new(
         Errno::EINVAL,
-        format!("{source} is neither a QMP socket nor an image file"),
+        format!("{source} is neither a QMP socket nor an image file, nor a directory"),
     )
-    .next("give the socket of a running VM, or the image files of one that is off"))
+    .next("give the socket of a running VM, the image files of one that is off, or a directory of backups"))
 }
 
 fn address(source: &str) -> Result<Address, Failure> {

@@ -5,7 +5,7 @@ use super::handles::Handle;
 use super::shared::Shared;
 use super::{GENERATION, NO_TTL, failed, inside, utf8, verbs};
 use crate::errno::Failure;
-use crate::model::Model;
+use crate::model::{Contents, Model};
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
 use fuser::{
@@ -35,6 +35,15 @@ pub(super) fn reply_entry(shared: &Arc<Shared>, model: &Model, key: NodeKey, rep
     });
 }
 
+/// Whether names come into a directory by the hands of others.
+fn changes_behind_our_back(model: &Model, directory: &NodeKey) -> bool {
+    match directory {
+        NodeKey::Checkpoints | NodeKey::Disks | NodeKey::VmDisks(_) | NodeKey::Section(..) => true,
+        NodeKey::Root => model.vm.contents == Contents::Backups,
+        _ => false,
+    }
+}
+
 pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
     let model = shared.engine.model();
     let wanted = shared.key(parent).and_then(|parent| {
@@ -49,10 +58,7 @@ pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply:
     if let NodeKey::Inside(point, directory) = parent {
         return inside::lookup(shared, (point, directory), &name, reply);
     }
-    if !matches!(
-        parent,
-        NodeKey::Checkpoints | NodeKey::Disks | NodeKey::Section(..)
-    ) {
+    if !changes_behind_our_back(&model, &parent) {
         return reply.error(fuser::Errno::ENOENT);
     }
     // What others made since the last look: `blockdev-snapshot` sends no event.
@@ -104,16 +110,11 @@ pub(super) fn opendir(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: Reply
     if let NodeKey::Inside(point, directory) = key {
         return inside::opendir(shared, (point, directory), reply);
     }
-    if !matches!(
+    let shows_others = matches!(
         key,
-        NodeKey::Groups(_)
-            | NodeKey::Group(_)
-            | NodeKey::Checkpoints
-            | NodeKey::Checkpoint(_)
-            | NodeKey::Disks
-            | NodeKey::Section(..)
-            | NodeKey::Backups(_)
-    ) {
+        NodeKey::Groups(_) | NodeKey::Group(_) | NodeKey::Checkpoint(_) | NodeKey::Backups(_)
+    );
+    if !shows_others && !changes_behind_our_back(&shared.engine.model(), &key) {
         return opened_directory(shared, &key, reply);
     }
     let shared_in_answer = Arc::clone(shared);

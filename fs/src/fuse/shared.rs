@@ -141,6 +141,8 @@ impl Shared {
                 RootFile::VmJson | RootFile::Readme | RootFile::Rollback | RootFile::Wait,
             )
             | NodeKey::Disks
+            | NodeKey::Vm(_)
+            | NodeKey::VmDisks(_)
             | NodeKey::Disk(_)
             | NodeKey::DiskFile(..)
             | NodeKey::Section(..)

@@ -29,6 +29,18 @@ pub struct Vm {
     pub manager: Option<Manager>,
     /// A checkpoint is being made, loaded or removed.
     pub state_job: Option<StateJob>,
+    /// Whose disks these are.
+    pub contents: Contents,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Contents {
+    /// The disks of one VM.
+    #[default]
+    Machine,
+    /// Backups of any VMs, each disk called `VM/DISK`.
+    Backups,
 }
 
 /// `-o quiesce=`: what a point asks of the guest agent.

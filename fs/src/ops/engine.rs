@@ -24,11 +24,14 @@ use super::live;
 use super::nodes::Carried;
 use super::observe;
 use super::quiesce::Agent;
+use super::shelf;
 use super::sight::Sight;
 use crate::backups::Listing;
 use crate::errno::{Errno, Failure};
 use crate::leases::Leases;
-use crate::model::{Backup, ConnectionState, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm};
+use crate::model::{
+    Backup, ConnectionState, Contents, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm,
+};
 use crate::report::Log;
 use crate::view::{LayerCache, Pin};
 use pace::Pace;
@@ -228,7 +231,14 @@ impl Engine {
     /// shown, but for `own`, whose holders ask.
     pub(super) async fn refresh(&self, own: &[&DiskGuard]) -> Result<(), Failure> {
         let Some(bridge) = &self.bridge else {
-            return Ok(());
+            return match shelf::root(self) {
+                Some(root) => {
+                    let _one = self.looking.lock().await;
+                    self.looked.set(Some(Instant::now()));
+                    shelf::refresh(self, root).await
+                }
+                None => Ok(()),
+            };
         };
         if let Connection::Down { reason, .. } = &*bridge.connection().borrow() {
             self.publish_connection(ConnectionState::Down(reason.clone()));
@@ -304,6 +314,7 @@ impl Engine {
             agent: self.agent().map(|agent| agent.seen()),
             manager: self.manager(),
             state_job: self.state_job.borrow().clone(),
+            contents: Contents::Machine,
         };
         self.looked.set(Some(Instant::now()));
         self.publish(Model { vm, disks });

@@ -6,7 +6,7 @@ use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
     backup, branch, checkpoint, control, digest, group, internal, live, merge, open, rollback,
-    snapshot, watch,
+    shelf, snapshot, watch,
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
@@ -85,6 +85,7 @@ async fn begin(
             *model = Arc::new(offline);
             None
         }
+        Source::Backups(_) => None,
         Source::Images { paths, format } => {
             let started = StorageDaemon::start(paths, format.clone()).await?;
             config.embedded_disks = started.disks().to_vec();
@@ -104,6 +105,8 @@ async fn begin(
     if engine.bridge().is_ok() {
         watch::recover_all(&engine).await;
         // a QEMU that cannot be looked at is told here, on the terminal
+        engine.refresh(&[]).await?;
+    } else if shelf::root(&engine).is_some() {
         engine.refresh(&[]).await?;
     }
     Ok((engine, daemon))

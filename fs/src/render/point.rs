@@ -4,7 +4,7 @@ use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
 use crate::model::{BackupStage, Copied, Layer, Manifest, Model, PointRecord};
 use crate::tree::{
     Checkpoint, Found, Group, GroupKey, GroupKind, PointKey, PointKind, checkpoint_of, find_group,
-    point_place,
+    point_place, short_name,
 };
 use serde::Serialize;
 
@@ -108,7 +108,7 @@ pub(super) fn point(
         name: point_place(model, key)
             .map(|(_, _, name)| name)
             .unwrap_or_default(),
-        disk: found.disk().name.clone(),
+        disk: short_name(&found.disk().name).to_owned(),
         in_chain: match found {
             Found::Layer { .. } | Found::Internal { .. } => true,
             Found::Branch { .. } | Found::Backup { .. } | Found::Live { .. } => false,
@@ -227,7 +227,7 @@ fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
             .iter()
             .map(|(disk, _)| disk.name.clone())
             .collect(),
-        None => vec![found.disk().name.clone()],
+        None => vec![short_name(&found.disk().name).to_owned()],
     }
 }
 
@@ -253,12 +253,18 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
         .disks
         .iter()
         .map(|disk| disk.name.as_str())
-        .filter(|name| *name != own.as_str())
+        .filter(|name| *name != own.as_str() && of_vm(name) == of_vm(own))
+        .map(short_name)
         .collect();
     if !others.is_empty() {
         missing.push(format!("other disks: {}", others.join(", ")));
     }
     missing
+}
+
+/// The VM in a mount of backups of many.
+fn of_vm(disk: &str) -> Option<&str> {
+    disk.split_once('/').map(|(vm, _)| vm)
 }
 
 /// The state of the whole VM that it is part of.

@@ -212,6 +212,6 @@ fn newest_point(disk: &Disk) -> Option<&str> {
     layer.point_name()
 }
 
-fn command(text: &mut String, command: &str, meaning: &str) {
+pub(super) fn command(text: &mut String, command: &str, meaning: &str) {
     text.push_str(&format!("  {command}\n      {meaning}\n"));
 }

@@ -3,9 +3,9 @@
 use super::{
     DiskFile, GroupKey, GroupKind, Inside, JobFile, NodeKey, PointFile, RootFile, Section,
     backup_key, checkpoint, checkpoints, external_key, find_group, find_point, groups, has_inside,
-    internal_key, layer_dir_name, layer_key, live_key, point_place, saving,
+    internal_key, layer_dir_name, layer_key, live_key, point_place, saving, short_name,
 };
-use crate::model::{Disk, Model};
+use crate::model::{Contents, Disk, Model};
 
 /// The directory of the disks.
 const DISKS: &str = "disks";
@@ -66,6 +66,32 @@ impl<'a> Wanted<'a> {
 fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, NodeKey)> {
     let mut wanted = Wanted::new(name);
     match parent {
+        NodeKey::Root if model.vm.contents == Contents::Backups => {
+            for file in RootFile::OF_BACKUPS {
+                wanted.add(file.name(), || Some(NodeKey::RootFile(file)));
+            }
+            let mut vms: Vec<&str> = shelved(model).map(|(vm, _, _)| vm).collect();
+            vms.dedup();
+            for vm in vms {
+                wanted.add(vm, || Some(NodeKey::Vm(vm.to_owned())));
+            }
+        }
+        NodeKey::Vm(vm) if exists(model, parent) => {
+            wanted.add(DISKS, || Some(NodeKey::VmDisks(vm.clone())));
+        }
+        NodeKey::VmDisks(vm) => {
+            for (_, name, disk) in shelved(model).filter(|(of, _, _)| of == vm) {
+                wanted.add(name, || Some(NodeKey::Disk(disk.name.clone())));
+            }
+        }
+        NodeKey::Disk(disk) if model.vm.contents == Contents::Backups => {
+            if model.disk(disk).is_some() {
+                let wait = DiskFile::Wait;
+                wanted.add(wait.name(), || Some(NodeKey::DiskFile(disk.clone(), wait)));
+                add_sections(disk, |section| *section == Section::Jobs, &mut wanted);
+                wanted.add(BACKUPS, || Some(NodeKey::Backups(disk.clone())));
+            }
+        }
         NodeKey::Root => {
             for file in RootFile::ALL {
                 wanted.add(file.name(), || Some(NodeKey::RootFile(file)));
@@ -138,7 +164,11 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             }
         }
         // gone meanwhile
-        NodeKey::Checkpoint(_) | NodeKey::Disk(_) | NodeKey::Backups(_) | NodeKey::Job(..) => (),
+        NodeKey::Checkpoint(_)
+        | NodeKey::Vm(_)
+        | NodeKey::Disk(_)
+        | NodeKey::Backups(_)
+        | NodeKey::Job(..) => (),
         // no directories
         NodeKey::RootFile(_)
         | NodeKey::GroupJson(_)
@@ -151,6 +181,12 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
         | NodeKey::JobFile(..) => (),
     }
     wanted.found
+}
+
+/// The disks of a mount of backups: VM, name there, disk.
+fn shelved(model: &Model) -> impl Iterator<Item = (&str, &str, &Disk)> {
+    let disks = model.disks.iter();
+    disks.filter_map(|disk| disk.name.split_once('/').map(|(vm, name)| (vm, name, disk)))
 }
 
 /// Those directories of a disk.
@@ -258,6 +294,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
         }
+        NodeKey::Vm(vm) | NodeKey::VmDisks(vm) => shelved(model).any(|(of, _, _)| of == vm),
         NodeKey::Disk(disk)
         | NodeKey::DiskFile(disk, _)
         | NodeKey::Section(disk, _)
@@ -290,7 +327,12 @@ pub fn parent(key: &NodeKey) -> NodeKey {
         }
         NodeKey::Group(key) => NodeKey::Groups(key.kind),
         NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
-        NodeKey::Disk(_) => NodeKey::Disks,
+        NodeKey::Vm(_) => NodeKey::Root,
+        NodeKey::VmDisks(vm) => NodeKey::Vm(vm.clone()),
+        NodeKey::Disk(disk) => match disk.split_once('/') {
+            Some((vm, _)) => NodeKey::VmDisks(vm.to_owned()),
+            None => NodeKey::Disks,
+        },
         NodeKey::Section(disk, Section::Backup(_)) => NodeKey::Backups(disk.clone()),
         NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) | NodeKey::Backups(disk) => {
             NodeKey::Disk(disk.clone())
@@ -320,7 +362,9 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         },
         NodeKey::GroupJson(_) | NodeKey::CheckpointJson(_) => GROUP_JSON.to_owned(),
         NodeKey::GroupLink(_, disk) | NodeKey::CheckpointLink(_, disk) => disk.clone(),
-        NodeKey::Disk(disk) => disk.clone(),
+        NodeKey::Vm(vm) => vm.clone(),
+        NodeKey::VmDisks(_) => DISKS.to_owned(),
+        NodeKey::Disk(disk) => short_name(disk).to_owned(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),
         NodeKey::Section(_, section) => section.name().to_owned(),
         NodeKey::Backups(_) => BACKUPS.to_owned(),

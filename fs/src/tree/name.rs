@@ -1,6 +1,7 @@
 //! Names: which a point may have, what a layer's directory is called, and what identifies a
 //! point whatever its name. It knows text only.
 
+use super::RootFile;
 use crate::model::{Internal, Layer};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +12,16 @@ const POINT_NAME_MAX: usize = 128;
 const SUFFIX_MAX: usize = 32;
 /// Longest stem shown in a layer's directory name; with the index it stays below NAME_MAX.
 const STEM_MAX: usize = 200;
+
+/// A disk's name in its own directory, and among the disks of its VM.
+pub fn short_name(disk: &str) -> &str {
+    disk.split_once('/').map_or(disk, |(_, name)| name)
+}
+
+/// Whether a name is that of a file of the mount itself.
+pub fn is_root_file(name: &str) -> bool {
+    RootFile::ALL.iter().any(|file| file.name() == name)
+}
 
 /// Whether a point may be called so: letters, digits, `.`, `_`, `-`; not first `.` or `-`.
 pub fn valid_name(name: &str) -> bool {

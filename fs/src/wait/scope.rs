@@ -39,7 +39,16 @@ impl Scope {
                 }
             }
         }
-        Ok(match names[..] {
+        // in a mount of backups the disks of each VM are below it
+        let whole;
+        let named = match names[..] {
+            [vm, "disks", disk, ref rest @ ..] if vm != "disks" => {
+                whole = format!("{vm}/{disk}");
+                [&["disks", whole.as_str()], rest].concat()
+            }
+            _ => names,
+        };
+        Ok(match named[..] {
             ["checkpoints", name, ..] => Scope::Checkpoint(name.into()),
             ["disks", disk, "jobs", id, ..] => Scope::Job(disk.into(), id.into()),
             ["disks", disk, "backups", _, name, ..] => Scope::Backup(disk.into(), name.into()),

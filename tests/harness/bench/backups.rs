@@ -8,7 +8,7 @@ use super::{Bench, SIZE, WRITERS};
 use crate::faults::names;
 use crate::machine::Attachment;
 use crate::scratch::Scratch;
-use crate::tree::Point;
+use crate::tree::{DiskDir, Point};
 use crate::{oracle, sh, wait};
 
 /// What the VM is called.
@@ -171,6 +171,25 @@ impl Shelf {
     /// Forgets a backup that the test removes.
     pub fn forget(&mut self, name: &str) {
         self.kept.retain(|kept| kept.name != name);
+    }
+
+    /// Every backup that was kept is in this disk's directory of another mount, and holds its instant.
+    #[track_caller]
+    pub fn assert_shown(&self, disk: &DiskDir) {
+        for kind in ["full", "incremental"] {
+            let of_kind = self.kept.iter().filter(|kept| kept.kind == kind);
+            let mut expected: Vec<String> = of_kind.map(|kept| kept.name.clone()).collect();
+            expected.sort();
+            assert_eq!(disk.list(&format!("backups/{kind}")), expected);
+        }
+        for Kept { kind, name, bytes } in &self.kept {
+            oracle::assert_same(&disk.backup(kind, name).disk_raw(), bytes);
+        }
+    }
+
+    /// The backup directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The directory is copied elsewhere, and each backup is read there by qemu-img alone.

@@ -9,6 +9,7 @@ use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::control;
 use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::shelf;
 use qmpbridge::Bridge;
 use qmpbridge::command::BlockDirtyBitmapRemove;
 use std::fmt::Write;
@@ -35,8 +36,8 @@ pub(in crate::ops) async fn delete(engine: &Engine, disk: &str, id: &str) -> Res
 }
 
 async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Failure> {
-    let bridge = engine.bridge()?;
     let place = engine.place_of(guard.name()).await?;
+    let _claim = shelf::claim(engine, &place)?;
     let looked_at = place.clone();
     let listing = blocking(move || Ok(backups::list(&looked_at))).await?;
     let backup = listing.backups.iter().find(|it| it.manifest.id == id);
@@ -54,9 +55,9 @@ async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Fail
     };
     let journal = Journal::new("", backup.manifest.clone());
     blocking(move || journal.remove_backup(&place)).await?;
-    match &backup.manifest.bitmap {
-        Some(bitmap) => drop_bitmap(engine, bridge, guard.name(), bitmap).await,
-        None => Ok(()),
+    match (&backup.manifest.bitmap, engine.bridge()) {
+        (Some(bitmap), Ok(bridge)) => drop_bitmap(engine, bridge, guard.name(), bitmap).await,
+        (Some(_) | None, _) => Ok(()),
     }
 }
 

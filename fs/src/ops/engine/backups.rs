@@ -6,6 +6,7 @@ use super::{DiskGuard, Engine};
 use crate::backups::{self, Listing, Place, Stamp};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk};
+use crate::ops::shelf;
 use qmpbridge::command::QueryName;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,8 +29,21 @@ impl Engine {
 
     /// Where a disk's backups are; None without a backup directory.
     pub(in crate::ops) fn place(&self, vm: &str, disk: &str) -> Option<Place> {
+        if let Some(root) = shelf::root(self) {
+            return backups::place_on_shelf(root, disk);
+        }
         let root = self.config.backup.directory.as_ref()?;
         Some(Place::new(root, vm, disk))
+    }
+
+    /// What is known of all disks.
+    pub(in crate::ops) fn listings(&self) -> HashMap<String, Listing> {
+        self.listings.borrow().clone()
+    }
+
+    /// From now on this is known.
+    pub(in crate::ops) fn set_listings(&self, listings: HashMap<String, Listing>) {
+        *self.listings.borrow_mut() = listings;
     }
 
     /// Lists the backups of disks whose directories have changed since they were listed.
@@ -105,7 +119,10 @@ impl Engine {
 
     /// The same, or why there can be none.
     pub(in crate::ops) async fn place_of(&self, disk: &str) -> Result<Place, Failure> {
-        let vm = self.vm_name().await?;
+        let vm = match shelf::root(self) {
+            Some(_) => String::new(),
+            None => self.vm_name().await?,
+        };
         self.place(&vm, disk).ok_or_else(|| {
             Failure::new(
                 Errno::EPERM,

@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// What is not QEMU's to tell: the jobs, and that points in the queue are gone.
-    pub(super) fn dress(&self, disk: &mut Disk) {
+    pub(in crate::ops) fn dress(&self, disk: &mut Disk) {
         let state = self.state(&disk.name);
         disk.lives = self.lives.of(&disk.name);
         disk.jobs.retain(Job::by_others);

@@ -1,0 +1,117 @@
+//! Mounts of a directory of backups: no QEMU and no VM behind them. What lies there is listed again when its
+//! directories have changed; each disk is called `VM/DISK` and has nothing but backups.
+
+use super::Source;
+use super::engine::Engine;
+use crate::backups::{self, Listing, Place};
+use crate::errno::{Errno, Failure};
+use crate::layer_file::Claim;
+use crate::model::{ConnectionState, Contents, Disk, Format, Layer, Model, StatePart, Tuning, Vm};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a look is waited for: then what was seen last is shown.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The directory, if the mount is of one.
+pub(super) fn root(engine: &Engine) -> Option<&PathBuf> {
+    match &engine.config.source {
+        Source::Backups(root) => Some(root),
+        Source::Qmp(_) | Source::Images { .. } => None,
+    }
+}
+
+/// Keeps other mounts from a disk's backups. In a mount of a directory who holds the disk has it already.
+pub(super) fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim>, Failure> {
+    match root(engine) {
+        Some(_) => Ok(None),
+        None => place.claim().map(Some),
+    }
+}
+
+/// Looks at the directory and publishes what lies there.
+pub(super) async fn refresh(engine: &Engine, root: &Path) -> Result<(), Failure> {
+    let (root, known) = (root.to_owned(), engine.listings());
+    let look = tokio::task::spawn_blocking(move || look(&root, known));
+    let seen = match tokio::time::timeout(LOOK_DEADLINE, look).await {
+        Ok(Ok(seen)) => seen?,
+        Ok(Err(_)) | Err(_) => {
+            return Err(Failure::new(
+                Errno::ETIMEDOUT,
+                "the directory of the backups does not answer",
+            )
+            .next("see what it lies on"));
+        }
+    };
+    let mut disks: Vec<Disk> = seen
+        .iter()
+        .map(|(name, place, listing)| disk(name, place, listing))
+        .collect();
+    engine.set_listings(
+        seen.into_iter()
+            .map(|(name, _, listing)| (name, listing))
+            .collect(),
+    );
+    disks.iter_mut().for_each(|disk| engine.dress(disk));
+    let vm = Vm {
+        name: engine.config.source_text.clone(),
+        switched_off: true,
+        source: engine.config.source_text.clone(),
+        connection: ConnectionState::Offline,
+        contents: Contents::Backups,
+        ..Vm::default()
+    };
+    engine.publish(Model { vm, disks });
+    Ok(())
+}
+
+fn look(
+    root: &Path,
+    mut known: HashMap<String, Listing>,
+) -> Result<Vec<(String, Place, Listing)>, Failure> {
+    let shelf = backups::shelf(root)?;
+    let seen = shelf.into_iter().map(|(name, place)| {
+        let stamp = backups::stamp(&place);
+        let listing = match known.remove(&name) {
+            Some(listing) if listing.stamp == stamp => listing,
+            Some(_) | None => backups::list(&place),
+        };
+        (name, place, listing)
+    });
+    Ok(seen.collect())
+}
+
+/// A disk of which there is nothing but backups: no layer of it can be seen.
+fn disk(name: &str, place: &Place, listing: &Listing) -> Disk {
+    let newest = listing.backups.last();
+    let seat = place.seat();
+    Disk {
+        name: name.to_owned(),
+        root: None,
+        active_path: seat.clone(),
+        active: Layer {
+            node: None,
+            path: seat,
+            file: None,
+            format: Format::Qcow2,
+            virtual_size: newest.map_or(0, |backup| backup.manifest.virtual_size),
+            allocated_size: 0,
+            modified: None,
+            record: None,
+            foreign_name: None,
+            leaving: false,
+        },
+        layers: Vec::new(),
+        branches: Vec::new(),
+        internals: Vec::new(),
+        lives: Vec::new(),
+        backups: Vec::new(),
+        bitmaps: Vec::new(),
+        jobs: Vec::new(),
+        no_snapshots: Some("these are backups, without their VM".into()),
+        tuning: Tuning::default(),
+        assumed: Vec::new(),
+        state_part: StatePart::default(),
+    }
+}
