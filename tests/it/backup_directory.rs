@@ -148,19 +148,21 @@ fn another_user_browses_a_copy_of_his_own() {
         here.display(),
         mnt.display()
     ));
-    if !mounted.status.success() {
-        eprintln!("nobody may not mount here: {}", sh::said(&mounted));
-    } else {
-        let told = run(&format!(
-            "{} verify {}/web1/disks/vda/backups",
-            bin.display(),
-            mnt.display()
-        ));
-        let right = sh::said(&told).matches(": right, ").count();
+    // where /dev/fuse is root's alone the files are all he has
+    let may_mount = mounted.status.success();
+    let path = match may_mount {
+        true => mnt.join("web1/disks/vda/backups"),
+        false => here.clone(),
+    };
+    let told = run(&format!("{} verify {}", bin.display(), path.display()));
+    if may_mount {
         let ended = run(&format!("{} umount {}", bin.display(), mnt.display()));
-        assert!(told.status.success() && right == 3, "{}", sh::said(&told));
         assert!(ended.status.success(), "{}", sh::said(&ended));
+    } else {
+        eprintln!("nobody may not mount here: {}", sh::said(&mounted));
     }
+    let right = sh::said(&told).matches(": right, ").count();
+    assert!(told.status.success() && right == 3, "{}", sh::said(&told));
     fs::remove_dir_all(&place).expect("what was made for him goes");
     shelf.bench.finish();
 }
