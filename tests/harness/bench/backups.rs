@@ -148,7 +148,7 @@ impl Shelf {
             oracle::assert_same(&point.disk_raw(), bytes);
             assert_eq!(
                 names(&point.0),
-                ["disk.raw", "plan", "point.json"],
+                ["disk.raw", "files", "partitions", "plan", "point.json"],
                 "what a backup that is complete has"
             );
             files.push(format!("{name}.json"));
