@@ -52,8 +52,8 @@ pub enum NodeKey {
     Disk(String),
     DiskFile(String, DiskFile),
     Section(String, Section),
-    /// The directory of a disk's kinds of backups
-    Backups(String),
+    /// The directory of the kinds of backups, of a disk or of all
+    Backups(Option<String>),
     /// disk, name
     Bitmap(String, String),
     Point(PointKey),

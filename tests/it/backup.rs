@@ -13,6 +13,7 @@ use qmpfs_tests::tree::{assert_errno, text, write_line};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
 
+mod all;
 mod following;
 
 /// Holds a job up, so that a test meets it at work.

@@ -56,6 +56,12 @@ impl Journal {
         write_json(&place.journal(&self.manifest.name), self)
     }
 
+    /// The one of that name, if there is one that can be understood.
+    pub fn read(place: &Place, name: &str) -> Option<Journal> {
+        let journal: Journal = read_json(&place.journal(name)).ok()?;
+        (journal.version == VERSION && journal.manifest.name == name).then_some(journal)
+    }
+
     /// Forgets it.
     pub fn remove(&self, place: &Place) -> Result<(), Failure> {
         remove(&place.journal(&self.manifest.name))
@@ -83,11 +89,9 @@ impl Journal {
             else {
                 continue;
             };
-            match read_json::<Journal>(&place.journal(stem)) {
-                Ok(journal) if journal.version == VERSION && journal.manifest.name == stem => {
-                    journals.push(journal);
-                }
-                Ok(_) | Err(_) => strange.push(name.into_owned()),
+            match Journal::read(place, stem) {
+                Some(journal) => journals.push(journal),
+                None => strange.push(name.into_owned()),
             }
         }
         Ok((journals, strange))

@@ -164,10 +164,9 @@ fn backup(
         Some(why) => (BackupStage::Broken(why), Vec::new()),
     };
     Backup {
-        manifest: manifest.clone(),
-        stage,
         layers,
         doubt,
+        ..Backup::new(manifest.clone(), stage)
     }
 }
 

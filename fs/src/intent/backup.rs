@@ -15,18 +15,8 @@ pub(super) fn mkdir(
 ) -> Result<Intent, Failure> {
     allowed(verbs, Effect::Makes)?;
     fit(name)?;
-    if !verbs.backups {
-        return Err(Failure::new(
-            Errno::EPERM,
-            "no directory for backups was named at the mount",
-        )
-        .next("mount with --backup-dir DIR"));
-    }
-    // one that failed gives its name up
-    if disk
-        .backup(name)
-        .is_some_and(|backup| !has_failed(disk, backup.job()))
-    {
+    with_a_place(verbs)?;
+    if is_taken(disk, name) {
         return Err(Failure::new(
             Errno::EEXIST,
             format!("there is a backup '{name}' of disk '{}'", disk.name),
@@ -39,6 +29,24 @@ pub(super) fn mkdir(
         kind,
         name: name.to_owned(),
     })
+}
+
+/// Without a backup directory there are no backups.
+pub(super) fn with_a_place(verbs: Verbs) -> Result<(), Failure> {
+    if verbs.backups {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::EPERM,
+        "no directory for backups was named at the mount",
+    )
+    .next("mount with --backup-dir DIR"))
+}
+
+/// Whether a disk has a backup of that name; one that failed gives its name up.
+pub(super) fn is_taken(disk: &Disk, name: &str) -> bool {
+    let backup = disk.backup(name);
+    backup.is_some_and(|backup| !has_failed(disk, backup.job()))
 }
 
 fn has_failed(disk: &Disk, job: Option<&str>) -> bool {

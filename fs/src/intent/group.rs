@@ -1,7 +1,7 @@
-//! What a mkdir in snapshots/ or live/ and an rmdir there mean: points of all disks that can take part.
+//! What a mkdir in snapshots/, live/ or backups/KIND/ and an rmdir there mean: points of all disks that can take part.
 //! Pure.
 
-use super::{Effect, Intent, Verbs, allowed, connected, fit, unambiguous};
+use super::{Effect, Intent, Verbs, allowed, backup, connected, fit, unambiguous};
 use crate::errno::{Errno, Failure};
 use crate::model::{Disk, Model};
 use crate::tree::{Group, GroupKind};
@@ -18,6 +18,18 @@ pub(super) fn mkdir(
     fit(name)?;
     match kind {
         GroupKind::Snapshots => snapshots(model, name),
+        GroupKind::Backup(kind) => {
+            backup::with_a_place(verbs)?;
+            let disks = model.disks.iter();
+            if let Some(disk) = disks.into_iter().find(|disk| backup::is_taken(disk, name)) {
+                return Err(taken_on(disk, name));
+            }
+            connected(model)?;
+            Ok(Intent::TakeBackups {
+                kind,
+                name: name.to_owned(),
+            })
+        }
         GroupKind::Live => {
             let taken = model.disks.iter().find(|disk| disk.live(name).is_some());
             if let Some(disk) = taken {
@@ -34,8 +46,10 @@ pub(super) fn mkdir(
 /// What `rmdir` of points of all disks means.
 pub(super) fn rmdir(group: Group<'_>) -> Result<Intent, Failure> {
     let (id, name) = (group.record.id.clone(), group.name);
-    if group.kind == GroupKind::Live {
-        return Ok(Intent::DeleteLives { id, name });
+    match group.kind {
+        GroupKind::Snapshots => {}
+        GroupKind::Live => return Ok(Intent::DeleteLives { id, name }),
+        GroupKind::Backup(kind) => return Ok(Intent::DeleteBackups { kind, id, name }),
     }
     for (disk, _) in &group.members {
         unambiguous(disk, &group.point.name)?;

@@ -73,7 +73,11 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Chain,
             format!("virsh snapshot-revert {} {name}", model.vm.name),
         ),
-        Intent::TakeBackup { .. } | Intent::DeleteBackup { .. } | Intent::DeleteBitmap { .. } => (
+        Intent::TakeBackup { .. }
+        | Intent::TakeBackups { .. }
+        | Intent::DeleteBackup { .. }
+        | Intent::DeleteBackups { .. }
+        | Intent::DeleteBitmap { .. } => (
             // the filter of a job, and bitmaps, that libvirt does not know stand in its jobs' way
             Reach::Chain,
             format!("virsh backup-begin {}", model.vm.name),

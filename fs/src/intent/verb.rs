@@ -136,6 +136,22 @@ pub enum Intent {
         /// Its identity.
         id: String,
     },
+    /// `mkdir backups/KIND/NAME`
+    TakeBackups {
+        /// What is copied.
+        kind: BackupKind,
+        /// The name of all of them.
+        name: String,
+    },
+    /// `rmdir backups/KIND/NAME`
+    DeleteBackups {
+        /// Where it is listed.
+        kind: BackupKind,
+        /// Its identity.
+        id: String,
+        /// Its name in the tree.
+        name: String,
+    },
     /// `rm disks/DISK/bitmaps/NAME`
     DeleteBitmap {
         /// The disk's name.
@@ -204,6 +220,12 @@ impl Intent {
                 "rmdir",
                 format!("/disks/{disk}/backups/{}/{name}", kind.name()),
             ),
+            Intent::TakeBackups { kind, name } => {
+                ("mkdir", format!("/backups/{}/{name}", kind.name()))
+            }
+            Intent::DeleteBackups { kind, name, .. } => {
+                ("rmdir", format!("/backups/{}/{name}", kind.name()))
+            }
             Intent::DeleteBitmap { disk, name } => ("rm", format!("/disks/{disk}/bitmaps/{name}")),
             Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
             Intent::ControlJob { disk, id, command } => {

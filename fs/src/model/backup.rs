@@ -1,7 +1,7 @@
 //! Backups as plain data: the manifest that lies beside each file, and what of it can be shown.
 //! It knows no directory, no QEMU and no job's end.
 
-use super::{GroupRecord, Layer};
+use super::{GroupRecord, Layer, PointRecord};
 
 /// What a person asked for.
 #[derive(
@@ -109,6 +109,23 @@ pub struct Manifest {
     pub qmpfs_version: String,
 }
 
+impl Manifest {
+    /// What stands in the record of any point.
+    fn point(&self) -> PointRecord {
+        PointRecord {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            time: self.time.clone(),
+            consistency: self.consistency.clone(),
+            frozen_ms: self.frozen_ms,
+            quiesce_error: self.quiesce_error.clone(),
+            // it is found by its manifest, whatever its inode
+            inode: 0,
+            group: self.group.clone(),
+        }
+    }
+}
+
 /// How far a backup is.
 #[derive(Debug, Clone)]
 pub enum BackupStage {
@@ -125,6 +142,8 @@ pub enum BackupStage {
 pub struct Backup {
     /// What is written down.
     pub manifest: Manifest,
+    /// The same, as a point says it.
+    pub record: PointRecord,
     /// How far it is.
     pub stage: BackupStage,
     /// The files it is made of, base first, its own the last; none before it is complete.
@@ -134,6 +153,17 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// With nothing to read.
+    pub fn new(manifest: Manifest, stage: BackupStage) -> Self {
+        Backup {
+            record: manifest.point(),
+            manifest,
+            stage,
+            layers: Vec::new(),
+            doubt: None,
+        }
+    }
+
     /// Whether there is something to read.
     pub fn is_complete(&self) -> bool {
         match self.stage {

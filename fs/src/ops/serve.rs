@@ -202,6 +202,12 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::TakeBackup { disk, kind, name } => {
             backup::take(engine, &disk, kind, &name, logged).await;
         }
+        Intent::TakeBackups { kind, name } => {
+            backup::all::take(engine, kind, &name, logged).await;
+        }
+        Intent::DeleteBackups { kind, id, .. } => {
+            logged(backup::all::delete(&engine, kind, &id).await);
+        }
         Intent::DeleteBackup { disk, id, .. } => {
             logged(backup::delete(&engine, &disk, &id).await);
         }

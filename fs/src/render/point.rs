@@ -283,7 +283,8 @@ fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
         Found::Layer { layer, .. } => (GroupKind::Snapshots, layer.record.as_ref()?),
         Found::Branch { branch, .. } => (GroupKind::Snapshots, branch.layer.record.as_ref()?),
         Found::Live { live, .. } => (GroupKind::Live, &live.record),
-        Found::Backup { .. } | Found::Internal { .. } => return None,
+        Found::Backup { backup, .. } => (GroupKind::Backup(backup.manifest.kind), &backup.record),
+        Found::Internal { .. } => return None,
     };
     let id = record.group.as_ref()?.id.clone();
     find_group(model, &GroupKey { kind, id })

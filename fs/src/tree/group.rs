@@ -2,7 +2,7 @@
 //! There is no other list of them: a group is there as long as one of its points is. Pure.
 
 use super::Section;
-use crate::model::{Disk, GroupRecord, Model, PointRecord};
+use crate::model::{BackupKind, Disk, GroupRecord, Model, PointRecord};
 use std::collections::HashMap;
 
 /// What kind of points are taken of all disks at one instant.
@@ -12,10 +12,12 @@ pub enum GroupKind {
     Snapshots,
     /// Instants of the running disks.
     Live,
+    /// Not in the root directory itself, but in its `backups`.
+    Backup(BackupKind),
 }
 
 impl GroupKind {
-    /// All of them, as listed.
+    /// Those with a directory in the root directory, as listed.
     pub const ALL: [GroupKind; 2] = [GroupKind::Snapshots, GroupKind::Live];
 
     /// The section of a disk that lists such a point.
@@ -23,10 +25,11 @@ impl GroupKind {
         match self {
             GroupKind::Snapshots => Section::Snapshots,
             GroupKind::Live => Section::Live,
+            GroupKind::Backup(kind) => Section::Backup(kind),
         }
     }
 
-    /// Its directory in the root directory.
+    /// Its directory.
     pub fn name(self) -> &'static str {
         self.section().name()
     }
@@ -97,6 +100,11 @@ fn records(disk: &Disk, kind: GroupKind) -> Vec<&PointRecord> {
             records.flatten().collect()
         }
         GroupKind::Live => disk.lives.iter().map(|live| &live.record).collect(),
+        GroupKind::Backup(kind) => {
+            let backups = disk.backups.iter();
+            let own = backups.filter(|backup| backup.manifest.kind == kind);
+            own.map(|backup| &backup.record).collect()
+        }
     }
 }
 
@@ -170,8 +178,11 @@ pub fn find_group<'a>(model: &'a Model, key: &GroupKey) -> Option<Group<'a>> {
 pub fn link_target(model: &Model, key: &GroupKey, disk: &str) -> Option<String> {
     let group = find_group(model, key)?;
     let point = group.member(disk)?;
-    let section = key.kind.name();
-    Some(format!("../../disks/{disk}/{section}/{}", point.name))
+    let (section, name) = (key.kind.name(), &point.name);
+    Some(match key.kind {
+        GroupKind::Snapshots | GroupKind::Live => format!("../../disks/{disk}/{section}/{name}"),
+        GroupKind::Backup(_) => format!("../../../disks/{disk}/backups/{section}/{name}"),
+    })
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use super::{
     backup_key, checkpoint, checkpoints, external_key, find_group, find_point, groups, has_inside,
     internal_key, layer_dir_name, layer_key, live_key, point_place, saving, short_name,
 };
-use crate::model::{Contents, Disk, Model};
+use crate::model::{BackupKind, Contents, Disk, Model};
 
 /// The directory of the disks.
 const DISKS: &str = "disks";
 /// The directory of the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
 
-/// The directory of a disk's kinds of backups.
+/// The directory of the kinds of backups, of a disk or of all.
 const BACKUPS: &str = "backups";
 
 /// What the object of a group or checkpoint is called; a disk of that name has no link.
@@ -89,7 +89,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
                 let wait = DiskFile::Wait;
                 wanted.add(wait.name(), || Some(NodeKey::DiskFile(disk.clone(), wait)));
                 add_sections(disk, |section| *section == Section::Jobs, &mut wanted);
-                wanted.add(BACKUPS, || Some(NodeKey::Backups(disk.clone())));
+                wanted.add(BACKUPS, || Some(NodeKey::Backups(Some(disk.clone()))));
             }
         }
         NodeKey::Root => {
@@ -100,6 +100,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
                 wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
             }
             wanted.add(CHECKPOINTS, || Some(NodeKey::Checkpoints));
+            wanted.add(BACKUPS, || Some(NodeKey::Backups(None)));
             wanted.add(DISKS, || Some(NodeKey::Disks));
         }
         NodeKey::Groups(kind) => {
@@ -129,10 +130,15 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             }
             let own = |section: &Section| section.backup().is_none();
             add_sections(disk, own, &mut wanted);
-            wanted.add(BACKUPS, || Some(NodeKey::Backups(disk.clone())));
+            wanted.add(BACKUPS, || Some(NodeKey::Backups(Some(disk.clone()))));
         }
-        NodeKey::Backups(disk) if model.disk(disk).is_some() => {
+        NodeKey::Backups(Some(disk)) if model.disk(disk).is_some() => {
             add_sections(disk, |section| section.backup().is_some(), &mut wanted);
+        }
+        NodeKey::Backups(None) => {
+            for kind in BackupKind::ALL.map(GroupKind::Backup) {
+                wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
+            }
         }
         NodeKey::Section(disk, section) => {
             if let Some(disk) = model.disk(disk) {
@@ -167,7 +173,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
         NodeKey::Checkpoint(_)
         | NodeKey::Vm(_)
         | NodeKey::Disk(_)
-        | NodeKey::Backups(_)
+        | NodeKey::Backups(Some(_))
         | NodeKey::Job(..) => (),
         // no directories
         NodeKey::RootFile(_)
@@ -283,6 +289,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         | NodeKey::RootFile(_)
         | NodeKey::Groups(_)
         | NodeKey::Checkpoints
+        | NodeKey::Backups(None)
         | NodeKey::Disks => true,
         NodeKey::Checkpoint(name) | NodeKey::CheckpointJson(name) => {
             saving(model) == Some(name) || checkpoint(model, name).is_some()
@@ -298,7 +305,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::Disk(disk)
         | NodeKey::DiskFile(disk, _)
         | NodeKey::Section(disk, _)
-        | NodeKey::Backups(disk) => model.disk(disk).is_some(),
+        | NodeKey::Backups(Some(disk)) => model.disk(disk).is_some(),
         NodeKey::Bitmap(disk, name) => model
             .disk(disk)
             .is_some_and(|disk| disk.bitmaps.iter().any(|bitmap| bitmap.name == *name)),
@@ -316,10 +323,12 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
 /// The directory it stands in; the root is its own.
 pub fn parent(key: &NodeKey) -> NodeKey {
     match key {
+        NodeKey::Groups(GroupKind::Backup(_)) => NodeKey::Backups(None),
         NodeKey::Root
         | NodeKey::RootFile(_)
-        | NodeKey::Groups(_)
+        | NodeKey::Groups(GroupKind::Snapshots | GroupKind::Live)
         | NodeKey::Checkpoints
+        | NodeKey::Backups(None)
         | NodeKey::Disks => NodeKey::Root,
         NodeKey::Checkpoint(_) => NodeKey::Checkpoints,
         NodeKey::CheckpointJson(name) | NodeKey::CheckpointLink(name, _) => {
@@ -333,8 +342,8 @@ pub fn parent(key: &NodeKey) -> NodeKey {
             Some((vm, _)) => NodeKey::VmDisks(vm.to_owned()),
             None => NodeKey::Disks,
         },
-        NodeKey::Section(disk, Section::Backup(_)) => NodeKey::Backups(disk.clone()),
-        NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) | NodeKey::Backups(disk) => {
+        NodeKey::Section(disk, Section::Backup(_)) => NodeKey::Backups(Some(disk.clone())),
+        NodeKey::DiskFile(disk, _) | NodeKey::Section(disk, _) | NodeKey::Backups(Some(disk)) => {
             NodeKey::Disk(disk.clone())
         }
         NodeKey::Bitmap(disk, _) => NodeKey::Section(disk.clone(), Section::Bitmaps),
@@ -352,7 +361,7 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
     let name = match key {
         NodeKey::Root => return "/".to_owned(),
         NodeKey::RootFile(file) => return format!("/{}", file.name()),
-        NodeKey::Groups(kind) => return format!("/{}", kind.name()),
+        NodeKey::Groups(kind) => kind.name().to_owned(),
         NodeKey::Disks => return format!("/{DISKS}"),
         NodeKey::Checkpoints => return format!("/{CHECKPOINTS}"),
         NodeKey::Checkpoint(name) => name.clone(),
@@ -367,7 +376,8 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         NodeKey::Disk(disk) => short_name(disk).to_owned(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),
         NodeKey::Section(_, section) => section.name().to_owned(),
-        NodeKey::Backups(_) => BACKUPS.to_owned(),
+        NodeKey::Backups(None) => return format!("/{BACKUPS}"),
+        NodeKey::Backups(Some(_)) => BACKUPS.to_owned(),
         NodeKey::Bitmap(_, name) => name.clone(),
         NodeKey::Point(point) => match point_place(model, point) {
             Some((_, _, name)) => name,
@@ -378,7 +388,10 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         NodeKey::Job(_, id) => id.clone(),
         NodeKey::JobFile(_, _, file) => file.name().to_owned(),
     };
-    format!("{}/{name}", path_of(model, &parent(key)))
+    match parent(key) {
+        NodeKey::Root => format!("/{name}"),
+        above => format!("{}/{name}", path_of(model, &above)),
+    }
 }
 
 #[cfg(test)]

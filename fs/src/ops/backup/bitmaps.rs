@@ -4,7 +4,8 @@
 //! Invariant: whichever layer is active, a bitmap there marks all that was written since its instant.
 //! What cannot be brought along is left out, and the next incremental backup is a whole one.
 
-use super::{Persistence, persistence_of, plan};
+use super::plan;
+use super::prepare::{Persistence, persistence_of};
 use crate::errno::Failure;
 use crate::model::Disk;
 use qmpbridge::command::{

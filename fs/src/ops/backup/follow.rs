@@ -2,7 +2,7 @@
 //! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
 
 use super::room::State;
-use super::{Making, remove, target, try_undo};
+use super::{Making, remove, target, together, try_undo};
 use crate::backups::Stage;
 use crate::errno::{Errno, Failure};
 use crate::ops::blocking::blocking;
@@ -46,7 +46,18 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) 
 
 async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
-    match copied(engine, bridge, making, job).await {
+    let complete = match copied(engine, bridge, making, job).await {
+        Ok(()) => {
+            write_copied(making).await?;
+            together::all_copied(engine, bridge, making).await
+        }
+        Err(failure) => Err(match making.journal.manifest.group {
+            None => failure,
+            Some(_) => failure
+                .next("backups of all disks end together: see the other disks' in the log, too"),
+        }),
+    };
+    match complete {
         Ok(()) => finish(engine, bridge, making).await,
         Err(failure) => {
             if failure.outcome_known() {
@@ -155,16 +166,20 @@ async fn look_at_room(making: &mut Making) -> Result<State, Failure> {
     Ok(state)
 }
 
-/// The copy is complete: that is written down before QEMU forgets it, and then the file is named.
+/// The copy is complete: that is written down before QEMU forgets it.
+pub(super) async fn write_copied(making: &mut Making) -> Result<(), Failure> {
+    making.room = None;
+    making.journal.stage = Stage::Copied;
+    let (journal, place) = (making.journal.clone(), making.place.clone());
+    blocking(move || journal.write(&place)).await
+}
+
+/// And then the file is named.
 pub(super) async fn finish(
     engine: &Engine,
     bridge: &Bridge,
     making: &mut Making,
 ) -> Result<(), Failure> {
-    making.room = None;
-    making.journal.stage = Stage::Copied;
-    let (journal, place) = (making.journal.clone(), making.place.clone());
-    blocking(move || journal.write(&place)).await?;
     bridge.dismiss_job(&making.job).await?;
     let (name, id) = (
         making.journal.manifest.name.clone(),

@@ -126,33 +126,29 @@ mod tests {
     const SIZE: u64 = 1 << 30;
 
     fn backup(id: &str) -> Backup {
-        Backup {
-            manifest: Manifest {
-                version: 1,
-                id: id.into(),
-                kind: BackupKind::Incremental,
-                name: format!("name-{id}"),
-                vm: "web1".into(),
-                disk: "vda".into(),
-                time: String::new(),
-                copied: Copied::Full,
-                why_full: None,
-                previous: None,
-                bitmap: Some(bitmap_name(id)),
-                virtual_size: SIZE,
-                file: None,
-                digest: None,
-                consistency: "crash".into(),
-                frozen_ms: None,
-                quiesce_error: None,
-                group: None,
-                qemu_version: String::new(),
-                qmpfs_version: String::new(),
-            },
-            stage: BackupStage::Complete,
-            layers: Vec::new(),
-            doubt: None,
-        }
+        let manifest = Manifest {
+            version: 1,
+            id: id.into(),
+            kind: BackupKind::Incremental,
+            name: format!("name-{id}"),
+            vm: "web1".into(),
+            disk: "vda".into(),
+            time: String::new(),
+            copied: Copied::Full,
+            why_full: None,
+            previous: None,
+            bitmap: Some(bitmap_name(id)),
+            virtual_size: SIZE,
+            file: None,
+            digest: None,
+            consistency: "crash".into(),
+            frozen_ms: None,
+            quiesce_error: None,
+            group: None,
+            qemu_version: String::new(),
+            qmpfs_version: String::new(),
+        };
+        Backup::new(manifest, BackupStage::Complete)
     }
 
     fn bitmap(id: &str) -> Bitmap {

@@ -1,6 +1,7 @@
 //! Backups that a killed daemon, or a QEMU that died, left half made: taken up, finished or taken back,
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
+use super::together::{self, Others};
 use super::{Making, follow, try_undo};
 use crate::backups::{Journal, Stage};
 use crate::errno::{Errno, Failure};
@@ -67,15 +68,22 @@ async fn one(
             return Ok(None);
         }
         Stage::Copied => {
-            note("finishing the backup");
-            return follow::finish(engine, bridge, making).await.map(|()| None);
+            if together::others(engine, bridge, making).await? != Others::TakenBack {
+                note("finishing the backup");
+                return follow::finish(engine, bridge, making).await.map(|()| None);
+            }
         }
         Stage::Running => {}
     }
     let jobs = bridge.jobs().await?;
     match jobs.into_iter().find(|job| job.id == making.job) {
-        Some(job) if job.status == JobStatus::Concluded && job.error.is_none() => {
+        Some(job)
+            if job.status == JobStatus::Concluded
+                && job.error.is_none()
+                && together::others(engine, bridge, making).await? != Others::TakenBack =>
+        {
             note("finishing the backup");
+            follow::write_copied(making).await?;
             follow::finish(engine, bridge, making).await?;
             Ok(None)
         }

@@ -61,12 +61,12 @@ async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Fail
     }
 }
 
-fn find<'a>(disk: &'a Disk, id: &str) -> Result<&'a Backup, Failure> {
+pub(super) fn find<'a>(disk: &'a Disk, id: &str) -> Result<&'a Backup, Failure> {
     let mut backups = disk.backups.iter();
     backups.find(|it| it.manifest.id == id).ok_or_else(gone)
 }
 
-fn gone() -> Failure {
+pub(super) fn gone() -> Failure {
     Failure::new(Errno::ENOENT, "the backup is gone").next("see which there are: ls backups/*")
 }
 
@@ -79,7 +79,7 @@ fn standing_on<'a>(backups: &'a [Backup], id: &str) -> Vec<&'a Backup> {
     backups.iter().filter(on).collect()
 }
 
-fn not_stood_on(backups: &[Backup], backup: &Backup) -> Result<(), Failure> {
+pub(super) fn not_stood_on(backups: &[Backup], backup: &Backup) -> Result<(), Failure> {
     let above = standing_on(backups, &backup.manifest.id);
     let Some(first) = above.first() else {
         return Ok(());

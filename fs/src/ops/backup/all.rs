@@ -1,0 +1,145 @@
+//! `mkdir` and `rmdir` in backups/KIND/ at the top of the mount: one instant of all disks. It knows who
+//! takes part, and that none is removed while one must stay.
+
+use super::{Asked, begin, follow, remove};
+use crate::errno::Failure;
+use crate::intent;
+use crate::layer_file;
+use crate::model::{Backup, BackupKind, Disk, GroupRecord};
+use crate::ops::engine::Engine;
+use crate::ops::{Answer, check, control};
+use crate::tree::{GroupKey, GroupKind, find_group};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// Makes a backup of all disks that can have one. `answer` is called once the instant is fixed, or nothing
+/// came of it.
+pub(in crate::ops) async fn take(
+    engine: Rc<Engine>,
+    kind: BackupKind,
+    name: &str,
+    answer: Answer<()>,
+) {
+    match begin_all(&engine, kind, name).await {
+        Ok(begun) => {
+            answer(Ok(()));
+            for (making, job) in begun {
+                tokio::task::spawn_local(follow::run(Rc::clone(&engine), making, job));
+            }
+        }
+        Err(failure) => answer(Err(failure)),
+    }
+}
+
+async fn begin_all(
+    engine: &Engine,
+    kind: BackupKind,
+    name: &str,
+) -> Result<Vec<(super::Making, qmpbridge::JobHandle)>, Failure> {
+    let (able, _) = parted(engine.observe().await?);
+    let guards = engine.hold_all(&able).await?;
+    let (now, unable) = parted(engine.observe().await?);
+    if now != able {
+        return Err(check::changed());
+    }
+    if able.is_empty() {
+        return Err(intent::none_can(&unable));
+    }
+    let disks: Vec<_> = guards
+        .into_iter()
+        .map(|guard| (guard, layer_file::random_hex()))
+        .collect();
+    let members = disks
+        .iter()
+        .map(|(guard, id)| (guard.name().to_owned(), id.clone()));
+    let group = GroupRecord {
+        id: layer_file::random_hex(),
+        members: members.collect(),
+        missing: unable,
+    };
+    let asked = Asked {
+        kind,
+        name,
+        group: Some(group),
+    };
+    begin(engine, disks, &asked).await
+}
+
+/// The disks that can take part, and why the others cannot.
+fn parted(disks: Vec<Disk>) -> (BTreeSet<String>, BTreeMap<String, String>) {
+    let (mut able, mut unable) = (BTreeSet::new(), BTreeMap::new());
+    for disk in disks {
+        match check::root_of(&disk) {
+            Ok(_) => {
+                able.insert(disk.name);
+            }
+            Err(failure) => {
+                unable.insert(disk.name, failure.message);
+            }
+        }
+    }
+    (able, unable)
+}
+
+/// Removes what is left of a backup of all disks; nothing of it while one disk's must stay.
+pub(in crate::ops) async fn delete(
+    engine: &Engine,
+    kind: BackupKind,
+    id: &str,
+) -> Result<(), Failure> {
+    let model = engine.current();
+    let key = GroupKey {
+        kind: GroupKind::Backup(kind),
+        id: id.to_owned(),
+    };
+    let group = find_group(&model, &key).ok_or_else(remove::gone)?;
+    let mut members: Vec<(&Disk, &Backup)> = Vec::new();
+    for (disk, record) in &group.members {
+        let backup = remove::find(disk, &record.id)?;
+        if backup.job().is_none() {
+            let refused = remove::not_stood_on(&disk.backups, backup)
+                .and_then(|()| refuse_if_read(engine, backup));
+            refused.map_err(|failure| failure.of_disk(&disk.name))?;
+        }
+        members.push((disk, backup));
+    }
+    // one job that is cancelled ends the others: that is no failure of theirs
+    let at_work = |backup: &Backup| backup.job().is_some();
+    for (disk, _) in members.iter().filter(|(_, backup)| at_work(backup)) {
+        engine.set_cancelled(&disk.name, true);
+    }
+    let mut outcome = Ok(());
+    for (disk, backup) in members {
+        let deleted = match backup.job() {
+            Some(job) => cancel(engine, disk, backup, job).await,
+            None => remove::delete(engine, &disk.name, &backup.manifest.id).await,
+        };
+        outcome = outcome.and(deleted.map_err(|failure| failure.of_disk(&disk.name)));
+    }
+    if let Err(failure) = engine.refresh(&[]).await {
+        tracing::debug!(%failure, "refresh after the removal of a backup of all disks");
+    }
+    outcome
+}
+
+/// Ends a job, unless it ends with that of another disk already.
+async fn cancel(engine: &Engine, disk: &Disk, backup: &Backup, job: &str) -> Result<(), Failure> {
+    let told = control::cancel(engine, &disk.name, job).await;
+    engine.set_cancelled(&disk.name, true);
+    engine.hide_backup(&disk.name, &backup.manifest.id);
+    match told {
+        Err(failure) if failure.outcome_known() => {
+            tracing::debug!(%failure, "a job that ends with another one");
+            Ok(())
+        }
+        told => told,
+    }
+}
+
+fn refuse_if_read(engine: &Engine, backup: &Backup) -> Result<(), Failure> {
+    let Some(file) = backup.layers.last().and_then(|layer| layer.file) else {
+        return Ok(());
+    };
+    let point = format!("'{}'", backup.manifest.name);
+    check::close(engine, check::state_of(file), &point).map(drop)
+}

@@ -1,0 +1,132 @@
+//! The instant of backups, of one disk or of several: bitmaps and jobs begin where the guest's
+//! filesystems are frozen if they can be. It knows no file.
+
+use super::prepare::{Persistence, Prepared};
+use super::room::Room;
+use super::{Asked, Making, plan};
+use crate::errno::Failure;
+use crate::model::PointRecord;
+use crate::ops::blocking::blocking;
+use crate::ops::engine::Engine;
+use crate::ops::quiesce::{Quiesced, Quiescing};
+use qmpbridge::Bridge;
+use qmpbridge::command::{
+    BackupPerf, BitmapMode, BlockDirtyBitmapAdd, BlockdevBackup, OnError, Sync, TransactionAction,
+};
+
+/// Lets the instant pass. Gives all of them back, whatever came of it.
+pub(super) async fn pass(
+    engine: &Engine,
+    bridge: &Bridge,
+    prepared: Vec<Prepared>,
+    quiescing: Quiescing,
+    asked: &Asked<'_>,
+) -> (Vec<Making>, Result<(), Failure>) {
+    let jobs: Vec<_> = prepared.iter().map(|one| one.job(engine)).collect();
+    let bitmaps: Vec<_> = prepared.iter().filter_map(Prepared::bitmap).collect();
+    let active = prepared.iter().map(|one| one.disk.active.path.clone());
+    let files = active.collect();
+    let mut makings: Vec<Making> = prepared.into_iter().map(|one| one.making).collect();
+    let what = match (&asked.group, makings.first()) {
+        (None, Some(making)) => making.path(),
+        (Some(_), _) | (None, None) => format!("/backups/{}/{}", asked.kind.name(), asked.name),
+    };
+    let begun = begin(engine, bridge, (jobs, bitmaps), quiescing, (files, &what)).await;
+    let (time, quiesced) = match begun {
+        Ok(begun) => begun,
+        Err(failure) => return (makings, Err(failure)),
+    };
+    let mut record = PointRecord {
+        consistency: "crash".into(),
+        ..PointRecord::default()
+    };
+    quiesced.tell(&mut record);
+    for making in &mut makings {
+        let manifest = &mut making.journal.manifest;
+        manifest.time.clone_from(&time);
+        manifest.consistency.clone_from(&record.consistency);
+        manifest.frozen_ms = record.frozen_ms;
+        manifest.quiesce_error.clone_from(&record.quiesce_error);
+        engine.show_backup(&making.guard, making.shown());
+        // until the copy is complete the one that was written before does as well
+        let (journal, place) = (making.journal.clone(), making.place.clone());
+        if let Err(failure) = blocking(move || journal.write(&place)).await {
+            tracing::warn!(%failure, "a backup's journal is not complete");
+        }
+    }
+    (makings, Ok(()))
+}
+
+/// When it was, and how quiet.
+async fn begin(
+    engine: &Engine,
+    bridge: &Bridge,
+    (jobs, bitmaps): (Vec<TransactionAction>, Vec<TransactionAction>),
+    mut quiescing: Quiescing,
+    (files, what): (Vec<std::path::PathBuf>, &str),
+) -> Result<(String, Quiesced), Failure> {
+    let several = jobs.len() > 1;
+    if several && !bitmaps.is_empty() {
+        // QEMU takes no bitmap into a transaction whose jobs end together; begun a little
+        // earlier it marks a little more
+        bridge.transaction(bitmaps.clone()).await?;
+    }
+    quiescing.freeze(files).await?;
+    let time = crate::render::now();
+    let begun = match several {
+        true => bridge.grouped_transaction(jobs).await,
+        false => {
+            bridge
+                .transaction(bitmaps.into_iter().chain(jobs).collect())
+                .await
+        }
+    };
+    let quiesced = quiescing.thaw(engine, what.trim_start_matches('/')).await;
+    begun?;
+    Ok((time, quiesced))
+}
+
+impl Prepared {
+    /// The job.
+    fn job(&self, engine: &Engine) -> TransactionAction {
+        let config = &engine.config.backup;
+        let sync = match self.plan.bitmap {
+            None => Sync::Full,
+            Some(_) => Sync::Bitmap,
+        };
+        let job = self.making.job.clone();
+        let limit = self.making.room.as_ref().and_then(Room::speed_limit);
+        let backup = BlockdevBackup {
+            bitmap: self.plan.bitmap.clone(),
+            // what it marks is what the bitmap's name says, whatever becomes of this job
+            bitmap_mode: self.plan.bitmap.as_ref().map(|_| BitmapMode::Never),
+            compress: config.compress.then_some(true),
+            speed: match (config.speed, limit) {
+                (Some(speed), Some(limit)) => Some(speed.min(limit)),
+                (speed, limit) => speed.or(limit),
+            },
+            on_source_error: Some(OnError::Report),
+            // a job that stops lets the guest's writes fail as long as it stands (docs/decisions/0014)
+            on_target_error: Some(OnError::Report),
+            perf: config
+                .max_workers
+                .map(|max_workers| BackupPerf { max_workers }),
+            ..BlockdevBackup::new(job, self.root.clone(), self.target.clone(), sync)
+        };
+        TransactionAction::BlockdevBackup(backup)
+    }
+
+    /// The bitmap that begins with it.
+    fn bitmap(&self) -> Option<TransactionAction> {
+        let persistence = self.bitmap?;
+        Some(TransactionAction::BlockDirtyBitmapAdd(
+            BlockDirtyBitmapAdd {
+                node: self.root.clone(),
+                name: plan::bitmap_name(&self.making.journal.manifest.id),
+                granularity: None,
+                persistent: Some(persistence == Persistence::Stored),
+                disabled: None,
+            },
+        ))
+    }
+}

@@ -1,0 +1,169 @@
+//! What a backup needs before its instant: its plan, its journal, its file and nodes, and room. One
+//! disk; a failure leaves nothing behind.
+
+use super::plan::{self, Plan};
+use super::room::Room;
+use super::{Asked, Making, NEEDS, target, undo};
+use crate::backups::{self, Journal};
+use crate::errno::{Errno, Failure};
+use crate::model::{Copied, Disk, Format, Manifest};
+use crate::ops::blocking::blocking;
+use crate::ops::check;
+use crate::ops::engine::{DiskGuard, Engine};
+use qmpbridge::{Bridge, JobId, Node, NodeName};
+
+/// What is ready for its instant.
+pub(super) struct Prepared {
+    pub(super) disk: Disk,
+    pub(super) root: NodeName,
+    pub(super) target: NodeName,
+    pub(super) plan: Plan,
+    /// Whether the bitmap can be stored in the image; None where there is none.
+    pub(super) bitmap: Option<Persistence>,
+    pub(super) making: Making,
+}
+
+/// Whether a dirty bitmap outlives QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Persistence {
+    Stored,
+    InMemory,
+}
+
+/// All that can be done before the instant. A failure leaves nothing behind.
+pub(super) async fn prepare(
+    engine: &Engine,
+    bridge: &Bridge,
+    guard: DiskGuard,
+    asked: &Asked<'_>,
+    id: String,
+) -> Result<Prepared, Failure> {
+    let Asked { kind, name, .. } = *asked;
+    for needed in NEEDS {
+        if !bridge.supports(needed) {
+            return Err(qmpbridge::Error::TooOld { needs: needed }.into());
+        }
+    }
+    let disk = engine.observe_disk(&guard).await?;
+    let root = check::root_of(&disk)?;
+    let bitmap = persistence(bridge, &root).await?;
+    let place = engine.place_of(guard.name()).await?;
+    let size = disk.active.virtual_size;
+    let (looked_at, like, wanted) = (place.clone(), disk.active_path.clone(), name.to_owned());
+    let listing = blocking(move || {
+        looked_at.make(&like)?;
+        if !looked_at.is_free(&wanted) {
+            return Err(Failure::new(
+                Errno::EEXIST,
+                format!(
+                    "{} exists, or is on its way",
+                    looked_at.file(&wanted).display()
+                ),
+            )
+            .next("choose another name"));
+        }
+        Ok(backups::list(&looked_at))
+    })
+    .await?;
+    let plan = plan::choose(kind, &listing.backups, &disk.bitmaps, size);
+    let job = JobId::new(format!("qmpfs-backup-{id}"))
+        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    let manifest = Manifest {
+        version: 1,
+        kind,
+        name: name.to_owned(),
+        vm: engine.vm_name().await?,
+        disk: disk.name.clone(),
+        time: crate::render::now(),
+        copied: plan.copied,
+        why_full: plan.why_full.clone(),
+        previous: plan.previous.clone(),
+        bitmap: bitmap.map(|_| plan::bitmap_name(&id)),
+        virtual_size: size,
+        file: None,
+        digest: None,
+        consistency: "crash".into(),
+        frozen_ms: None,
+        quiesce_error: None,
+        group: asked.group.clone(),
+        qemu_version: bridge.version().to_string(),
+        qmpfs_version: env!("CARGO_PKG_VERSION").into(),
+        id,
+    };
+    let mut making = Making {
+        guard,
+        journal: Journal::new(job.as_str(), manifest),
+        place,
+        job,
+        room: None,
+    };
+    match make_target(bridge, &mut making, &disk, &plan).await {
+        Ok(target) => Ok(Prepared {
+            disk,
+            root,
+            target,
+            plan,
+            bitmap,
+            making,
+        }),
+        Err(failure) => {
+            if failure.outcome_known() {
+                undo(engine, bridge, &making).await;
+            } else {
+                engine.settle_later(making.guard.name());
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Whether a bitmap of that node can be stored; None where there can be none.
+async fn persistence(bridge: &Bridge, root: &NodeName) -> Result<Option<Persistence>, Failure> {
+    let graph = bridge.graph().await?;
+    let node = graph.node(root).filter(|node| !node.read_only);
+    Ok(node.map(persistence_of))
+}
+
+pub(super) fn persistence_of(node: &Node) -> Persistence {
+    let compat = node.format_specific.get("compat");
+    match compat.and_then(serde_json::Value::as_str) {
+        Some("1.1") if node.driver == "qcow2" => Persistence::Stored,
+        Some(_) | None => Persistence::InMemory,
+    }
+}
+
+/// The journal, the file, its nodes, and room for what is expected.
+async fn make_target(
+    bridge: &Bridge,
+    making: &mut Making,
+    disk: &Disk,
+    plan: &Plan,
+) -> Result<NodeName, Failure> {
+    let Manifest { id, name, .. } = making.journal.manifest.clone();
+    let path = making.place.unfinished(&name, &id);
+    let (journal, place, like) = (
+        making.journal.clone(),
+        making.place.clone(),
+        disk.active_path.clone(),
+    );
+    let made = path.clone();
+    blocking(move || {
+        journal.write(&place)?;
+        place.create(&made, &like).map(drop)
+    })
+    .await?;
+    let size = disk.active.virtual_size;
+    let target = target::open(bridge, &path, &id, size, plan.previous.as_ref()).await?;
+    let expected = match plan.copied {
+        Copied::Changes => plan.marked,
+        Copied::Full => match disk.active.format {
+            Format::Qcow2 | Format::Raw => {
+                let layers = disk.layers.iter().chain([&disk.active]);
+                layers.fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size))
+            }
+            Format::Other(_) => size,
+        },
+    };
+    making.room = Some(blocking(move || Room::take(&path, expected, size)).await?);
+    Ok(target)
+}

@@ -1,0 +1,280 @@
+//! `mkdir backups/KIND/NAME` at the top of the mount: backups of all disks at one instant, all or none, beside a writer that
+//! would tell two instants apart.
+
+use std::fs;
+use std::path::PathBuf;
+
+use libc::{EBUSY, EEXIST};
+use qmpfs_tests::faults::names;
+use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::several::{RAW, SEALED, Several, reached};
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
+use qmpfs_tests::tree::{Point, assert_errno};
+use qmpfs_tests::{oracle, sample, wait};
+use serde_json::json;
+
+const DISKS: [&str; 3] = [SEALED[0].0, SEALED[1].0, RAW];
+
+/// Several disks with a backup directory.
+struct Rig {
+    several: Several,
+    dir: PathBuf,
+}
+
+impl Rig {
+    fn new(name: &str, attachment: Attachment, options: &[&str]) -> Self {
+        let scratch = Scratch::new(name);
+        let dirs = ["one", "two", "three"].map(|dir| scratch.dir(dir));
+        let dir = scratch.dir("backups");
+        let path = dir.display().to_string();
+        let all = [&["--backup-dir", &path, "-o", "name=web1"], options].concat();
+        Rig {
+            several: Several::on(scratch, dirs, attachment, &all),
+            dir: dir.join("web1"),
+        }
+    }
+
+    fn of_all(&self, kind: &str, name: &str) -> Point {
+        Point(
+            self.several
+                .mount
+                .path()
+                .join("backups")
+                .join(kind)
+                .join(name),
+        )
+    }
+
+    /// The names in the directories of the disks' backups.
+    fn files(&self) -> Vec<String> {
+        let all = DISKS
+            .iter()
+            .flat_map(|disk| match self.dir.join(disk).is_dir() {
+                true => names(&self.dir.join(disk)),
+                false => Vec::new(),
+            });
+        all.collect()
+    }
+
+    /// Makes one, and everything that must be true of it.
+    #[track_caller]
+    fn keep(&self, kind: &str, name: &str) {
+        self.several.writer().progress(3);
+        let before = self.several.writer().done();
+        let made = self.of_all(kind, name).make();
+        made.unwrap_or_else(|e| panic!("{e}\n{}", self.several.mount.text("log")));
+        let after = self.several.writer().done() + 1;
+        let end = self.several.mount.wait_idle();
+        assert_eq!(end, "done\n", "{}", self.several.mount.text("log"));
+        self.several.writer().progress(3);
+        let found = self.verify(kind, name);
+        assert!(
+            found[1] >= before && found[0] <= after,
+            "{found:?}, made between {before} and {after}"
+        );
+    }
+
+    /// All of it is of one instant, by qemu-img as in the mount.
+    #[track_caller]
+    fn verify(&self, kind: &str, name: &str) -> [u64; 2] {
+        let found = [0, 1].map(|disk| {
+            let disk = DISKS[disk];
+            let raw = self.several.scratch().file("expected.raw");
+            let file = self.dir.join(disk).join(format!("{name}.qcow2"));
+            oracle::check(&file);
+            oracle::convert(&file, &raw);
+            let link = self.of_all(kind, name).0.join(disk);
+            oracle::assert_same(&link.join("disk.raw"), &raw);
+            reached(&raw)
+        });
+        assert!(
+            found[0] == found[1] || found[0] == found[1] + 1,
+            "two instants: {found:?}"
+        );
+        let json = self.of_all(kind, name).json();
+        assert_eq!(json["disks"], json!(DISKS));
+        assert_eq!(json["complete"], true);
+        found
+    }
+
+    /// All of it is there, or nothing is.
+    #[track_caller]
+    fn all_or_none(&self, kind: &str, name: &str) -> bool {
+        let there = DISKS.map(|disk| self.dir.join(disk).join(format!("{name}.qcow2")).exists());
+        assert!(there == [true; 3] || there == [false; 3], "{there:?}");
+        assert_eq!(self.of_all(kind, name).exists(), there[0]);
+        let hidden = self
+            .files()
+            .into_iter()
+            .filter(|name| name.starts_with('.'));
+        assert_eq!(hidden.collect::<Vec<_>>(), Vec::<String>::new());
+        there[0]
+    }
+
+    fn is_idle(&self) -> bool {
+        DISKS.iter().all(|disk| {
+            let jobs = self
+                .several
+                .mount
+                .path()
+                .join("disks")
+                .join(disk)
+                .join("jobs");
+            fs::read_dir(jobs).is_ok_and(|mut jobs| jobs.next().is_none())
+        })
+    }
+
+    fn bitmaps(&self) -> usize {
+        let count = |disk: &&str| self.several.mount.disk(disk).list("bitmaps").len();
+        DISKS.iter().map(count).sum()
+    }
+}
+
+over_attachments! {
+    one_instant_of_all_disks => |name, attachment| {
+        let mut rig = Rig::new(name, attachment, &[]);
+        rig.keep("full", "a");
+        rig.keep("incremental", "b");
+        for disk in &DISKS {
+            let point = rig.several.mount.disk(disk).backup("incremental", "b").json();
+            assert_eq!(point["previous"], "a", "{point}");
+            assert_eq!(point["same_instant"], json!(DISKS));
+        }
+        assert_eq!(rig.bitmaps(), DISKS.len(), "older ones go");
+        assert_errno(rig.of_all("full", "b").make(), &[EEXIST]);
+        assert_errno(rig.of_all("full", "a").delete(), &[EBUSY]);
+        rig.several.restart();
+        rig.keep("incremental", "c");
+        // nothing of it goes while one is read
+        let reader = fs::File::open(rig.of_all("incremental", "c").0.join("vdb/disk.raw"));
+        assert_errno(rig.of_all("incremental", "c").delete(), &[EBUSY]);
+        assert_eq!(rig.of_all("incremental", "c").json()["complete"], true);
+        drop(reader);
+        for (kind, name) in [("incremental", "c"), ("incremental", "b"), ("full", "a")] {
+            rig.of_all(kind, name).delete_when_closed();
+            assert!(!rig.all_or_none(kind, name));
+        }
+        assert_eq!(rig.files(), Vec::<String>::new());
+        assert_eq!(rig.bitmaps(), 0);
+        rig.several.finish();
+    }
+}
+
+/// Holds jobs up.
+const SLOW: &[&str] = &["-o", "speed=64k"];
+
+over_attachments! {
+    /// It ends with any of its jobs, whoever ends that; and with rmdir.
+    one_that_does_not_become_complete_leaves_nothing => |name, attachment| {
+        let mut rig = Rig::new(name, attachment, SLOW);
+        rig.several.writer().progress(40);
+        for how in ["rmdir", "rmdir of one", "another monitor"] {
+            rig.of_all("full", "a").make().expect("mkdir");
+            assert!(rig.of_all("full", "a").exists());
+            assert_errno(rig.of_all("full", "b").make(), &[EBUSY]);
+            assert_errno(rig.several.mount.disk("vdb").backup("full", "b").make(), &[EBUSY]);
+            let job = rig.several.mount.disk("vdb").only_job();
+            match how {
+                "rmdir" => {
+                    rig.of_all("full", "a").delete().expect("rmdir");
+                    assert!(!rig.of_all("full", "a").exists(), "the name goes at once");
+                    assert_eq!(rig.several.mount.wait_idle(), "done\n");
+                }
+                "rmdir of one" => fs::remove_dir(job).expect("rmdir"),
+                _ => {
+                    let id = job.file_name().expect("a name").to_string_lossy().into_owned();
+                    rig.several.machine.qmp.run("job-cancel", json!({"id": id}));
+                }
+            }
+            wait::until_true("nothing is left", || rig.files().is_empty() && rig.bitmaps() == 0);
+            for disk in &DISKS {
+                let jobs = rig.several.mount.disk(disk).0.join("jobs");
+                for failed in names(&jobs) {
+                    wait::until_true("it has ended", || {
+                        let _ = fs::remove_dir(jobs.join(&failed));
+                        !jobs.join(&failed).exists()
+                    });
+                }
+            }
+        }
+        rig.of_all("full", "a").make().expect("mkdir");
+        rig.several.machine.limit_jobs(0);
+        assert_eq!(rig.several.mount.wait_idle(), "done\n");
+        rig.verify("full", "a");
+        rig.several.finish();
+    }
+}
+
+#[test]
+fn refused_for_one_disk_it_is_begun_on_none() {
+    let rig = Rig::new("backup-all-refused", Attachment::StorageDaemon, &[]);
+    let nodes = |rig: &mut Rig| rig.several.nodes();
+    let mut rig = rig;
+    let before = nodes(&mut rig);
+    // a file that somebody put in its way
+    fs::create_dir_all(rig.dir.join(RAW)).expect("a directory");
+    fs::write(rig.dir.join(RAW).join("a.qcow2"), b"mine").expect("a file");
+    assert_errno(rig.of_all("full", "a").make(), &[EEXIST]);
+    assert_eq!(rig.files(), ["a.qcow2"]);
+    assert_eq!((nodes(&mut rig), rig.bitmaps()), (before, 0));
+    fs::remove_file(rig.dir.join(RAW).join("a.qcow2")).expect("it goes");
+    rig.keep("full", "a");
+    rig.several.finish();
+}
+
+/// qmpfs dies before or after commands of it: it is on all disks, or on none.
+#[test]
+fn qmpfs_killed_at_commands() {
+    for (attachment, name) in [
+        (Attachment::StorageDaemon, "backup-all-killed-qsd"),
+        (Attachment::Blockdev, "backup-all-killed-blockdev"),
+    ] {
+        let mut rig = Rig::new(name, attachment, &[]);
+        let steps = Steps::new(rig.several.scratch());
+        let monitor = rig.several.machine.qmpfs_socket();
+        let proxy = Proxy::new(rig.several.scratch(), monitor, &steps);
+        rig.several.mount.mount_through(proxy.socket());
+        rig.several.wait_for_disks();
+        for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
+            for number in sample::steps(nth) {
+                steps.arm(COMMANDS, number, deed, [rig.several.mount.pid(), 0]);
+                let outcome = rig.of_all("full", "a").make();
+                wait::until_true("it is over, or killed", || steps.fired() || rig.is_idle());
+                let (fired, seen) = steps.disarm();
+                if fired {
+                    rig.several.mount.mount_again();
+                    rig.several.wait_for_disks();
+                } else {
+                    outcome.unwrap_or_else(|e| panic!("{e}: {seen:?}"));
+                }
+                wait::until_true("all is settled", || rig.is_idle());
+                println!("{deed:?} {number}: {:?}", rig.files());
+                if rig.all_or_none("full", "a") {
+                    rig.verify("full", "a");
+                    rig.of_all("full", "a").delete_when_closed();
+                }
+                wait::until_true("no bitmap is left", || rig.bitmaps() == 0);
+                assert_eq!(rig.files(), Vec::<String>::new());
+                if !fired {
+                    assert!(number > 12, "it has more commands than {seen:?}");
+                    break;
+                }
+            }
+        }
+        rig.several.finish();
+    }
+}
+
+/// The host dies while it is made: nothing is left of it.
+#[test]
+fn the_host_dies_while_it_is_made() {
+    let mut rig = Rig::new("backup-all-fall", Attachment::StorageDaemon, SLOW);
+    rig.several.writer().progress(40);
+    rig.of_all("full", "a").make().expect("mkdir");
+    rig.several.power_cut();
+    wait::until_true("nothing is left", || rig.files().is_empty());
+    assert!(!rig.of_all("full", "a").exists());
+    rig.several.finish();
+}
