@@ -107,6 +107,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         );
         command(
             &mut text,
+            &format!("mkdir {mnt}/backups/incremental/NAME"),
+            "the same of all disks, at one instant",
+        );
+        command(
+            &mut text,
             &format!("qmpfs verify {dir}/backups"),
             "read them whole and compare them with what they were",
         );

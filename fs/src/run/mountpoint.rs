@@ -25,10 +25,13 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
     let shown = path.display().to_string();
     let found = std::fs::metadata(path);
     // A killed daemon leaves a mount that answers nothing; canonicalize would fail on it too.
-    if found
-        .as_ref()
-        .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
-    {
+    // The second is what is said to who asked in the moment in which it died.
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED];
+    if found.as_ref().is_err_and(|error| {
+        error
+            .raw_os_error()
+            .is_some_and(|code| dead.contains(&code))
+    }) {
         let path = resolved_without_looking(path)?;
         match topmost(&path)? {
             Some(entry) if entry.fs_type == FS_TYPE => {
