@@ -427,9 +427,15 @@ mod tests {
                 "snapshots",
                 "live",
                 "checkpoints",
+                "backups",
                 "disks"
             ]
         );
+        let backups = NodeKey::Backups(None);
+        assert_eq!(names(&model, &backups), ["full", "incremental"]);
+        let full = lookup(&model, &backups, "full").expect("it is listed");
+        assert_eq!(path_of(&model, &full), "/backups/full");
+        assert_eq!(parent(&full), backups);
         assert_eq!(names(&model, &NodeKey::Disks), ["vda", "vdb"]);
         assert_eq!(
             names(&model, &section(Section::Layers)),
