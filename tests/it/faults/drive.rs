@@ -274,6 +274,7 @@ impl<V: Verb> Driver<V> {
         self.verb.judge(&mut self.bench, &round);
         self.bench.verify();
         self.clean(&round.at);
+        self.bench.forget_bytes();
         if fired && self.dice.below(8) == 0 {
             self.bench.restart();
         }
