@@ -86,6 +86,8 @@ pub struct Tuning {
     pub filtered: bool,
     /// `detect-zeroes`, unless it is off.
     pub detect_zeroes: Option<String>,
+    /// It is written by clients of an export alone, whom nobody can stop.
+    pub exported: bool,
 }
 
 impl Disk {

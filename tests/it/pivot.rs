@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::tree::text;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
@@ -91,5 +93,64 @@ fn a_directory_that_cannot_be_written_for_long() {
     assert_eq!(oracle::chain(&bench.active()), [bench.active()]);
     bench.verify();
     bench.restart();
+    bench.finish();
+}
+
+/// Clients of a storage daemon cannot be stopped while they are moved: unless told to, nobody moves them.
+#[test]
+fn clients_that_cannot_be_stopped_are_not_moved() {
+    let mut bench = Bench::new("pivot-clients", Attachment::StorageDaemon);
+    bench.write(200);
+    bench.seal("one");
+    let plan = text(&bench.point("one").0.join("plan"));
+    assert!(plan.contains("its clients cannot be stopped"), "{plan}");
+    assert!(plan.contains("block-stream"), "{plan}");
+    bench.remove("one");
+    bench.restart();
+    bench.finish();
+}
+
+/// With `-o merge=commit` they are, and if both programs die just then what they wrote may be lost: that is said.
+#[test]
+fn clients_whose_move_was_cut_short_are_told() {
+    let options = ["-o", "merge=commit"];
+    let mut bench = Bench::with_options("pivot-cut", Attachment::StorageDaemon, &options);
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    let mut last = None;
+    let mut before = bench.writer().acknowledged();
+    for name in ["whole", "cut"] {
+        bench.seal(name);
+        bench.write(20);
+        bench.flush();
+        before = bench.writer().acknowledged();
+        let (number, deed) = match last {
+            None => (100, Deed::Pass),
+            Some(number) => (number, Deed::KillAfter),
+        };
+        steps.arm(COMMANDS, number, deed, [bench.mount.pid(), 0]);
+        bench.begin_removal(name);
+        let _ = bench.disk().wait();
+        let (fired, seen) = steps.disarm();
+        assert_eq!(fired, last.is_some(), "{seen:?}");
+        last = seen.iter().position(|step| step == "job-complete");
+        assert!(last.is_some(), "{seen:?}");
+    }
+    bench.writer().progress(50);
+    bench.writer().expect_the_end();
+    bench.mount.kill9();
+    bench.boot_after_a_fall(Some(&before));
+    bench.mount.mount_again();
+    wait::until_true("the merge has ended", || {
+        !bench.sealed("cut").exists() && bench.disk().list("jobs").is_empty()
+    });
+    let log = bench.mount.text("log");
+    assert!(log.contains("may be LOST IN PART"), "{log}");
+    bench.verify();
+    bench.restart();
+    let log = bench.mount.text("log");
+    assert_eq!(log.matches("LOST IN PART").count(), 1, "told once: {log}");
     bench.finish();
 }

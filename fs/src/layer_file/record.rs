@@ -52,6 +52,9 @@ pub struct MergeJournal {
     pub below: Option<PathBuf>,
     /// We stopped the VM and owe it a `cont`.
     pub resume: bool,
+    /// Clients that cannot be stopped are being moved onto this file.
+    #[serde(default)]
+    pub moving: bool,
     /// The inode of the file it is written on.
     pub inode: u64,
 }

@@ -217,6 +217,7 @@ async fn begin(
         upper_record: up.record.clone(),
         below,
         resume: false,
+        moving: false,
         inode,
     };
     Ok(Merge {

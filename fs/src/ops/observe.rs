@@ -106,6 +106,7 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
             file_no_flush: protocol.is_some_and(|node| node.cache.no_flush),
             filtered: !root.filters_above.is_empty(),
             detect_zeroes: Some(top.detect_zeroes.clone()).filter(|mode| mode != "off"),
+            exported: matches!(root.kind, RootKind::Export),
         },
         branches: Vec::new(),
         assumed: Vec::new(),

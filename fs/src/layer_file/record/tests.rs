@@ -49,6 +49,7 @@ fn what_was_written_is_read_until_it_is_cleared() {
         overlay: "/x/.web1.qcow2.0123456789ab".into(),
         sealed: "/x/web1.before.qcow2".into(),
         resume: false,
+        moving: false,
         inode: record(&path).inode,
     };
     write_point(&path, &record(&path)).unwrap();

@@ -58,6 +58,7 @@ fn switched_off_disks_with_their_points() {
         upper_record: None,
         below: Some(one.clone()),
         resume: false,
+        moving: false,
         inode: sys::file_id(&two).unwrap().ino,
     };
     write_merge(&two, &journal).unwrap();

@@ -139,7 +139,8 @@ impl Engine {
             _lock: lock,
             _claim: claim,
         };
-        if self.unsettled.borrow().contains(disk) {
+        // a verb may be faster than who settles all disks of a QEMU that is back
+        if self.is_unsettled(disk) || self.is_settling() {
             recover::files_and_graph(self, &guard).await?;
         }
         Ok(Turn::Now(guard))

@@ -136,6 +136,10 @@ pub fn choose(
         MergePolicy::Auto => {}
     }
     match (stream, commit) {
+        (Ok(()), Ok(())) if up_is_active && disk.tuning.exported => Ok(streamed(format!(
+            "stream copies {} bytes; a commit would move the disk, and its clients cannot be stopped for that",
+            facts.stream_bytes
+        ))),
         (Ok(()), Ok(())) if facts.commit_bytes < facts.stream_bytes => Ok(committed(format!(
             "commit copies {} bytes, stream would copy {}",
             facts.commit_bytes, facts.stream_bytes

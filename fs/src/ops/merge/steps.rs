@@ -219,6 +219,9 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
         merge.journal.resume = true;
         layer_file::write_merge(&merge.here().path, &merge.journal)?;
         engine.stop_guest().await?;
+    } else if merge.disk.tuning.exported {
+        merge.journal.moving = true;
+        layer_file::write_merge(&merge.here().path, &merge.journal)?;
     }
     Ok(())
 }
@@ -229,6 +232,10 @@ pub(super) async fn go_on_before_pivot(engine: &Engine, merge: &mut Merge) -> Re
     if merge.journal.resume && merge.alone.is_some() {
         engine.resume_guest().await?;
         merge.journal.resume = false;
+        layer_file::write_merge(&merge.here().path, &merge.journal)?;
+    }
+    if merge.journal.moving {
+        merge.journal.moving = false;
         layer_file::write_merge(&merge.here().path, &merge.journal)?;
     }
     merge.alone = None;

@@ -182,6 +182,9 @@ async fn end(
             finish::commit(bridge, &committed, &engine.carried(disk)).await
         }
         // begun and not ended: [`to_resume`] takes it up again
+        (Some(Verb::CommitActive), Some(_)) if journal.moving => {
+            was_moving(engine, disk, path, journal)
+        }
         (Some(Verb::Commit | Verb::CommitActive), Some(_)) => Ok(()),
         (Some(Verb::Stream | Verb::Commit | Verb::CommitActive) | None, _) => {
             engine.report_once(&format!(
@@ -192,6 +195,27 @@ async fn end(
             Ok(())
         }
     }
+}
+
+/// Clients were to be moved onto this file when somebody died, and D still names the layer they were on. QEMU that
+/// has it open as D was started since: it may have been on the other one before.
+fn was_moving(
+    engine: &Engine,
+    disk: &Disk,
+    path: &Path,
+    journal: &MergeJournal,
+) -> Result<(), Failure> {
+    if disk.active.path == disk.active_path {
+        engine.log.note(&format!(
+            "disk '{}': qmpfs and the storage daemon ended while its clients were moved onto '{}': what they wrote from that moment on may be LOST IN PART, and the disk a mixture of two moments (next: check its filesystems before you trust it, or go back to a point or a backup)",
+            disk.name, journal.point.name
+        ));
+    }
+    let journal = MergeJournal {
+        moving: false,
+        ..journal.clone()
+    };
+    layer_file::write_merge(path, &journal)
 }
 
 /// Somebody else's layer was on its way out of the chain, as the file above it says.
