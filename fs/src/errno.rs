@@ -207,7 +207,7 @@ impl From<qmpbridge::Error> for Failure {
         };
         let next = match &error {
             Error::MonitorTaken => {
-                "give QEMU one more monitor for qmpfs: -qmp unix:PATH,server=on,wait=off"
+                "while a checkpoint is saved or loaded, wait and mount again; else give QEMU one more monitor for qmpfs: -qmp unix:PATH,server=on,wait=off"
             }
             Error::NobodyListens { .. } => {
                 "start the VM; if it is switched off, mount its image files instead of its socket"

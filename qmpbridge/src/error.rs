@@ -13,7 +13,8 @@ use crate::names::JobId;
 pub enum Error {
     /// There is no connection now, or it broke before the answer came. The command may have been carried out.
     Disconnected,
-    /// The monitor accepts the connection but does not greet: it serves one client at a time and has one.
+    /// The monitor accepts the connection but does not greet: it serves one client at a time and has one, or QEMU answers
+    /// nobody for now, as while it saves a checkpoint. That cannot be told apart.
     MonitorTaken,
     /// There is no file at the address.
     NoSocket {
@@ -77,7 +78,7 @@ impl fmt::Display for Error {
         match self {
             Error::Disconnected => f.write_str("QEMU is disconnected"),
             Error::MonitorTaken => {
-                f.write_str("the monitor does not greet: another client holds it")
+                f.write_str("the monitor does not greet: another client holds it, or QEMU is busy and answers nobody")
             }
             Error::NoSocket { path } => write!(f, "no such socket: {}", path.display()),
             Error::NotASocket { path } => write!(f, "not a socket: {}", path.display()),

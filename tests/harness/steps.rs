@@ -65,6 +65,11 @@ impl Steps {
         seen
     }
 
+    /// The steps so far.
+    pub fn seen(&self) -> Vec<String> {
+        self.plan.steps()
+    }
+
     /// Whether it came to the deed.
     pub fn fired(&self) -> bool {
         self.plan.fired()

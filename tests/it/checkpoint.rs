@@ -9,7 +9,10 @@ use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::{Mounted, program};
+use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::sample;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::{assert_errno, json, text};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
@@ -378,4 +381,83 @@ fn a_qemu_killed_while_it_saves_boots_what_was_written() {
     save(&bench.mount, "after");
     bench.verify();
     bench.finish();
+}
+
+/// What is done to a checkpoint while qmpfs is killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Make,
+    Remove,
+}
+
+/// Killed before and after each step: the next mount finds the whole checkpoint or none, no job, and the VM running.
+fn killed_at_every_step(name: &str, verb: Verb) {
+    let mut bench = Bench::new(name, Attachment::Blockdev);
+    let steps = Steps::new(bench.scratch());
+    bench.mount.set_environment(steps.environment(bench.dir()));
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    save(&bench.mount, "kept");
+    let mut round = 0;
+    for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
+        for number in sample::steps(nth) {
+            round += 1;
+            let name = format!("n{round}");
+            let path = checkpoint(&bench.mount, &name);
+            if verb == Verb::Remove {
+                save(&bench.mount, &name);
+            }
+            bench.write(2);
+            bench.writer().progress(3);
+            steps.arm(COMMANDS | FILES, number, deed, [bench.mount.pid(), 0]);
+            let answer = match verb {
+                Verb::Make => fs::create_dir(&path),
+                Verb::Remove => fs::remove_dir(&path),
+            };
+            let _ = fs::read(bench.mount.path().join("wait"));
+            let (fired, seen) = steps.disarm();
+            println!("{deed:?} at step {number}, {:?}: {answer:?}", seen.get(number));
+            if fired {
+                bench.mount.kill9();
+                bench.mount.mount_again();
+                bench.wait_for_disk();
+            } else {
+                answer.expect("undisturbed it works");
+                assert_eq!(path.is_dir(), verb == Verb::Make);
+            }
+            wait::until_true("no job is left", || jobs(&mut bench.machine) == 0);
+            let status = bench.machine.qmp.run("query-status", json!({}));
+            assert_eq!(status["status"], "running");
+            for there in names(&bench.mount.path().join("checkpoints")) {
+                let said = what(&bench.mount, &there);
+                assert_eq!(said["complete"], true, "{said:#}");
+                let raw = bench.scratch().file("now.raw");
+                oracle::convert_internal(&bench.active(), &there, &raw);
+                oracle::assert_same(&bench.disk().internal(&there).disk_raw(), &raw);
+            }
+            if path.is_dir() {
+                wait::until_true("it is removed", || fs::remove_dir(&path).is_ok());
+                bench.mount.wait_idle();
+            }
+            assert_eq!(names(&bench.mount.path().join("checkpoints")), ["kept"]);
+            bench.verify();
+            if !fired {
+                assert!(!seen.is_empty(), "no step was seen");
+                break;
+            }
+        }
+    }
+    bench.restart();
+    bench.finish();
+}
+
+#[test]
+fn killed_at_every_step_of_a_mkdir() {
+    killed_at_every_step("checkpoint-kill-make", Verb::Make);
+}
+
+#[test]
+fn killed_at_every_step_of_a_rmdir() {
+    killed_at_every_step("checkpoint-kill-remove", Verb::Remove);
 }

@@ -16,6 +16,9 @@ use qmpfs_tests::tree::{assert_errno, json, text, write_line};
 use qmpfs_tests::{oracle, wait};
 use serde_json::json;
 
+/// So much RAM takes long enough to be loaded that a test meets QEMU at it.
+const RAM: usize = 64 << 20;
+
 const LIVE: [&str; 2] = ["-o", "live_rollback"];
 
 fn save(mount: &Mounted, name: &str) {
@@ -262,6 +265,47 @@ fn killed_at_every_command_of_a_load() {
     }
     assert!(number >= 8, "stop, save, load and cont: {number}");
     bench.finish();
+}
+
+/// Killed in the midst of a load QEMU may leave a disk of two moments; both checkpoints are whole, and the next mount
+/// says which one to start with.
+#[test]
+fn a_qemu_killed_while_it_loads_leaves_both_checkpoints() {
+    let mut bench = Bench::with_ram("load-qemu-killed", Attachment::Blockdev, RAM, &LIVE);
+    save(&bench.mount, "one");
+    let one = bytes(&bench, "one");
+    bench.write(20);
+    let present = bench.begin_rollback();
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    steps.arm(COMMANDS, 100, Deed::Pass, [0, 0]);
+    let path = bench.mount.path().join("rollback");
+    let caller = std::thread::spawn(move || write_line(&path, b"one\n"));
+    let pid = bench.machine.pid().cast_signed();
+    wait::until_true("QEMU has begun to load", || {
+        steps.seen().iter().any(|step| step == "snapshot-load")
+    });
+    // SAFETY: a plain system call on a process that this test started.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let _ = caller.join().expect("the caller");
+    steps.disarm();
+    bench.boot_after_a_fall(None);
+    bench.wait_for_disk();
+    wait::until_true("it is settled", || {
+        !oracle::marks(&bench.active()).contains(&"load".to_owned())
+    });
+    let log = bench.mount.text("log");
+    let [there] = &kept(&bench.mount)[..] else {
+        panic!("what was is kept\n{log}")
+    };
+    assert!(log.contains("start it with -loadvm"), "{log}");
+    for (name, expected) in [("one", &one), (there.as_str(), &present)] {
+        oracle::assert_same(&bytes(&bench, name), expected);
+        oracle::assert_same(&bench.disk().internal(name).disk_raw(), expected);
+    }
+    bench.machine.quit();
 }
 
 /// A real guest: what it counts in its memory goes back with the files on its disk, and both fit.

@@ -29,7 +29,9 @@ impl Drop for Immutable {
 
 /// A large layer below a smaller active one: a commit of the active layer, still at work when the test gets to it.
 fn committed_from_the_top(name: &str, attachment: Attachment) -> Bench {
-    let mut bench = Bench::with_bulk(name, attachment, 256 << 20);
+    // a storage daemon commits only when it is told to
+    let options = ["-o", "merge=commit"];
+    let mut bench = Bench::with_bulk_and_options(name, attachment, 256 << 20, &options);
     bench.write_bulk();
     bench.write_bulk();
     bench.seal("one");

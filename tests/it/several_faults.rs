@@ -7,18 +7,26 @@ use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
 use qmpfs_tests::proxy::Proxy;
-use qmpfs_tests::sample;
+use qmpfs_tests::sample::{self, Share};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{SEALED, Several};
-use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
+use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
 use serde_json::json;
 
 use crate::several::assert_runs;
 
-/// Far more changing commands than the verbs of two disks have.
-const TOO_MANY: usize = 60;
+/// Far more steps than the verbs of two disks have.
+const TOO_MANY: usize = 300;
+
+/// Every day the commands are the steps; a larger run takes the operations on files as well.
+fn kinds() -> u32 {
+    match Share::asked_for() {
+        Share::Everyday => COMMANDS,
+        Share::Rounds(_) | Share::Full => COMMANDS | FILES,
+    }
+}
 
 /// A mkdir of all disks that fails: directories, marks and nodes are as before; without the fault it is made.
 #[track_caller]
@@ -251,7 +259,7 @@ fn at_work(several: &mut Several) -> String {
     panic!("every merge was over before it could be slowed down");
 }
 
-/// Runs `verb` again and again, each time qmpfs is killed at a later command (`sample::steps`), until it ends without
+/// Runs `verb` again and again, each time qmpfs is killed at a later step (`sample::steps`), until it ends without
 /// having been killed.
 fn at_every_command(
     several: &mut Several,
@@ -263,6 +271,8 @@ fn at_every_command(
     let steps = Steps::new(several.scratch());
     let proxy = Proxy::new(several.scratch(), several.machine.qmpfs_socket(), &steps);
     let direct = several.machine.qmpfs_socket().to_path_buf();
+    let environment = steps.environment(several.scratch().path());
+    several.mount.set_environment(environment);
     let mut round = 0;
     for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
         for number in sample::steps(nth) {
@@ -271,10 +281,10 @@ fn at_every_command(
             prepare(several, round);
             several.mount.mount_through(proxy.socket());
             several.wait_for_disks();
-            steps.arm(COMMANDS, number, deed, [several.mount.pid(), 0]);
+            steps.arm(kinds(), number, deed, [several.mount.pid(), 0]);
             verb(several, round);
             let (killed, commands) = steps.disarm();
-            println!("{deed:?} at command {number} of {commands:?}");
+            println!("{deed:?} at step {number}, {:?}", commands.get(number));
             after_the_kill(several);
             several.mount.mount_through(&direct);
             several.wait_for_disks();

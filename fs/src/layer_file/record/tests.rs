@@ -32,6 +32,7 @@ fn journal(path: &Path) -> MergeJournal {
         upper_record: None,
         below: Some("/x/base.qcow2".into()),
         resume: true,
+        moving: false,
         inode: sys::file_id(path).unwrap().ino,
     }
 }
@@ -49,7 +50,7 @@ fn what_was_written_is_read_until_it_is_cleared() {
         overlay: "/x/.web1.qcow2.0123456789ab".into(),
         sealed: "/x/web1.before.qcow2".into(),
         resume: false,
-        moving: false,
+
         inode: record(&path).inode,
     };
     write_point(&path, &record(&path)).unwrap();
