@@ -10,7 +10,6 @@ use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::{Mounted, program};
 use qmpfs_tests::proxy::Proxy;
-use qmpfs_tests::sample;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::{assert_errno, json, text};
@@ -400,8 +399,8 @@ fn killed_at_every_step(name: &str, verb: Verb) {
     bench.wait_for_disk();
     save(&bench.mount, "kept");
     let mut round = 0;
-    for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
-        for number in sample::steps(nth) {
+    for deed in [Deed::KillBefore, Deed::KillAfter] {
+        for number in 0.. {
             round += 1;
             let name = format!("n{round}");
             let path = checkpoint(&bench.mount, &name);
@@ -417,7 +416,10 @@ fn killed_at_every_step(name: &str, verb: Verb) {
             };
             let _ = fs::read(bench.mount.path().join("wait"));
             let (fired, seen) = steps.disarm();
-            println!("{deed:?} at step {number}, {:?}: {answer:?}", seen.get(number));
+            println!(
+                "{deed:?} at step {number}, {:?}: {answer:?}",
+                seen.get(number)
+            );
             if fired {
                 bench.mount.kill9();
                 bench.mount.mount_again();

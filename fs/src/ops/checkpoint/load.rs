@@ -238,8 +238,13 @@ pub(in crate::ops) async fn settle(
     let ended = ended.iter().find(|job| job.id.as_str() == journal.job);
     let well = ended.is_some_and(|job| job.error.is_none());
     let failed = ended.is_some_and(|job| job.error.is_some());
+    let another_qemu = match journal.qemu {
+        Some(pid) => bridge.peer_pid() != Some(pid),
+        // over TCP it has no process id: one that knows nothing of a load, and runs, was started since
+        None => journal.step != LoadStep::Save && ended.is_none() && status == "running",
+    };
     let of_one_moment = match (status.as_str(), journal.step) {
-        _ if journal.qemu.is_some() && journal.qemu != bridge.peer_pid() => {
+        _ if another_qemu => {
             engine.log.note(&format!(
                 "the VM ended on its way back to the checkpoint '{tag}': if its disks are of two moments, end it and start it with -loadvm {back}"
             ));
