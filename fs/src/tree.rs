@@ -162,7 +162,7 @@ pub enum Section {
 
 impl Section {
     /// All of them, as listed.
-    pub const ALL: [Section; 8] = [
+    pub const ALL: [Section; 9] = [
         Section::Layers,
         Section::Snapshots,
         Section::Internal,
@@ -171,6 +171,7 @@ impl Section {
         Section::Bitmaps,
         Section::Backup(BackupKind::ALL[0]),
         Section::Backup(BackupKind::ALL[1]),
+        Section::Backup(BackupKind::ALL[2]),
     ];
 
     /// The kind of backups it lists; None for a directory of the disk's own.

@@ -13,17 +13,26 @@ pub enum BackupKind {
     Full,
     /// What was written since the backup before it.
     Incremental,
+    /// A file that stands alone, of the moment in which somebody says so.
+    Mirror,
 }
 
 impl BackupKind {
     /// All of them, as listed.
-    pub const ALL: [BackupKind; 2] = [BackupKind::Full, BackupKind::Incremental];
+    pub const ALL: [BackupKind; 3] = [
+        BackupKind::Full,
+        BackupKind::Incremental,
+        BackupKind::Mirror,
+    ];
+    /// Those that can be of all disks at one instant.
+    pub const OF_ALL_DISKS: [BackupKind; 2] = [BackupKind::Full, BackupKind::Incremental];
 
     /// The directory that lists them.
     pub fn name(self) -> &'static str {
         match self {
             BackupKind::Full => "full",
             BackupKind::Incremental => "incremental",
+            BackupKind::Mirror => "mirror",
         }
     }
 }

@@ -5,7 +5,7 @@
 pub struct Job {
     /// QEMU's job id, the directory's name.
     pub id: String,
-    /// "stream", "commit" or "backup"; of others' jobs whatever QEMU calls it.
+    /// "stream", "commit", "backup" or "mirror"; of others' jobs whatever QEMU calls it.
     pub verb: String,
     /// The point it makes or removes; empty for others' jobs.
     pub point: String,
@@ -29,7 +29,12 @@ impl Job {
 
     /// Whether its end leaves everything as it was. A commit has changed what it writes to.
     pub fn can_be_cancelled(&self) -> bool {
-        matches!(self.verb.as_str(), "stream" | "backup")
+        matches!(self.verb.as_str(), "stream" | "backup" | "mirror")
+    }
+
+    /// Whether it is one of ours that ends when it is told to.
+    pub fn is_mirror(&self) -> bool {
+        self.verb == "mirror" && !self.by_others()
     }
 
     /// Whether work is still to come.

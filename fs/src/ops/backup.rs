@@ -7,6 +7,7 @@ pub(super) mod all;
 pub(super) mod bitmaps;
 mod follow;
 mod instant;
+mod mirror;
 mod plan;
 mod prepare;
 mod recover;
@@ -15,6 +16,7 @@ mod room;
 mod target;
 mod together;
 
+pub(super) use mirror::end as end_mirror;
 pub(super) use recover::settle;
 pub(super) use remove::{delete, delete_bitmap, plan_text};
 
@@ -149,7 +151,7 @@ impl Making {
     fn entry(&self, state: &str) -> Job {
         Job {
             id: self.job.as_str().into(),
-            verb: "backup".into(),
+            verb: self.verb().into(),
             point: self.journal.manifest.name.clone(),
             state: state.into(),
             progress: (0, 0),
@@ -157,6 +159,10 @@ impl Making {
             limit: None,
             error: None,
         }
+    }
+
+    fn verb(&self) -> &'static str {
+        prepare::job_word(self.journal.manifest.kind)
     }
 
     fn shown(&self) -> Backup {

@@ -2,6 +2,7 @@
 //! takes of a job in which state; it does not know what the job is for.
 //! Invariant: what is asked twice is done once. A job is paused when `query-block-jobs` says so.
 
+use super::backup;
 use super::engine::{Engine, Held};
 use crate::errno::{Errno, Failure};
 use crate::intent::JobCommand;
@@ -21,7 +22,9 @@ pub(super) async fn job(
         .ok_or_else(|| has_ended(id))?;
     match (command, engine.is_queued(disk, id)) {
         (JobCommand::Cancel, _) => return cancel(engine, disk, id).await,
-        (JobCommand::Finish | JobCommand::Pivot, _) => return Err(no_mirror(&job, command)),
+        (JobCommand::Finish | JobCommand::Pivot, _) if !job.is_mirror() => {
+            return Err(no_mirror(&job, command));
+        }
         (JobCommand::Pause, true) => {
             engine.hold_queued(disk, id, Held::Paused);
             return Ok(());
@@ -34,13 +37,17 @@ pub(super) async fn job(
             engine.limit_queued(disk, id, bytes);
             return Ok(());
         }
-        (JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_), false) => {}
+        (JobCommand::Finish | JobCommand::Pivot, _)
+        | (JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_), false) => {}
     }
     let bridge = engine.bridge()?;
     let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
     let seen = info(bridge, &job)
         .await?
         .ok_or_else(|| not_there(engine, disk, id))?;
+    if let JobCommand::Finish | JobCommand::Pivot = command {
+        return backup::end_mirror(engine, disk, &seen, command).await;
+    }
     let told = match command {
         JobCommand::Pause if !seen.paused && engine.pivots(disk) => {
             return Err(Failure::new(

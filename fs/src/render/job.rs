@@ -40,7 +40,11 @@ pub(super) fn words(job: &Job) -> String {
     } else {
         " cancel"
     };
-    format!("pause resume speed BYTES[kMGT]{cancel}\n")
+    let finish = match job.is_mirror() && !job.ended() {
+        true => " finish",
+        false => "",
+    };
+    format!("pause resume speed BYTES[kMGT]{finish}{cancel}\n")
 }
 
 pub(super) fn progress(job: &Job) -> Progress<'_> {

@@ -136,7 +136,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             add_sections(disk, |section| section.backup().is_some(), &mut wanted);
         }
         NodeKey::Backups(None) => {
-            for kind in BackupKind::ALL.map(GroupKind::Backup) {
+            for kind in BackupKind::OF_ALL_DISKS.map(GroupKind::Backup) {
                 wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
             }
         }
@@ -433,6 +433,8 @@ mod tests {
         );
         let backups = NodeKey::Backups(None);
         assert_eq!(names(&model, &backups), ["full", "incremental"]);
+        let own = NodeKey::Backups(Some("vda".into()));
+        assert_eq!(names(&model, &own), ["full", "incremental", "mirror"]);
         let full = lookup(&model, &backups, "full").expect("it is listed");
         assert_eq!(path_of(&model, &full), "/backups/full");
         assert_eq!(parent(&full), backups);

@@ -5,6 +5,7 @@ use super::room::State;
 use super::{Making, remove, target, together, try_undo};
 use crate::backups::Stage;
 use crate::errno::{Errno, Failure};
+use crate::model::BackupKind;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::merge;
@@ -28,7 +29,7 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) 
     };
     engine
         .log
-        .record("backup", &path, 0, &told, started.elapsed());
+        .record(making.verb(), &path, 0, &told, started.elapsed());
     let id = making.journal.manifest.id.clone();
     engine.backups_changed(&disk);
     if outcome.is_ok() || cancelled {
@@ -169,6 +170,11 @@ async fn look_at_room(making: &mut Making) -> Result<State, Failure> {
 /// The copy is complete: that is written down before QEMU forgets it.
 pub(super) async fn write_copied(making: &mut Making) -> Result<(), Failure> {
     making.room = None;
+    let manifest = &mut making.journal.manifest;
+    if manifest.kind == BackupKind::Mirror {
+        // its instant is its end
+        manifest.time = crate::render::now();
+    }
     making.journal.stage = Stage::Copied;
     let (journal, place) = (making.journal.clone(), making.place.clone());
     blocking(move || journal.write(&place)).await

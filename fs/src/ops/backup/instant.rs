@@ -3,9 +3,9 @@
 
 use super::prepare::{Persistence, Prepared};
 use super::room::Room;
-use super::{Asked, Making, plan};
+use super::{Asked, Making, mirror, plan};
 use crate::errno::Failure;
-use crate::model::PointRecord;
+use crate::model::{BackupKind, PointRecord};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::quiesce::{Quiesced, Quiescing};
@@ -22,6 +22,13 @@ pub(super) async fn pass(
     quiescing: Quiescing,
     asked: &Asked<'_>,
 ) -> (Vec<Making>, Result<(), Failure>) {
+    if asked.kind == BackupKind::Mirror {
+        let mut begun = Ok(());
+        for one in &prepared {
+            begun = mirror::begin(engine, bridge, one).await;
+        }
+        return (prepared.into_iter().map(|one| one.making).collect(), begun);
+    }
     let jobs: Vec<_> = prepared.iter().map(|one| one.job(engine)).collect();
     let bitmaps: Vec<_> = prepared.iter().filter_map(Prepared::bitmap).collect();
     let active = prepared.iter().map(|one| one.disk.active.path.clone());

@@ -53,7 +53,7 @@ pub(super) fn choose(
     virtual_size: u64,
 ) -> Plan {
     match kind {
-        BackupKind::Full => return Plan::full(None),
+        BackupKind::Full | BackupKind::Mirror => return Plan::full(None),
         BackupKind::Incremental => {}
     }
     // the newest one says why, if none will do

@@ -3,10 +3,10 @@
 
 use super::plan::{self, Plan};
 use super::room::Room;
-use super::{Asked, Making, NEEDS, target, undo};
+use super::{Asked, Making, NEEDS, mirror, target, undo};
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
-use crate::model::{Copied, Disk, Format, Manifest};
+use crate::model::{BackupKind, Copied, Disk, Format, Manifest};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
@@ -30,6 +30,14 @@ pub(super) enum Persistence {
     InMemory,
 }
 
+/// What kind of job it is.
+pub(super) fn job_word(kind: BackupKind) -> &'static str {
+    match kind {
+        BackupKind::Full | BackupKind::Incremental => "backup",
+        BackupKind::Mirror => "mirror",
+    }
+}
+
 /// All that can be done before the instant. A failure leaves nothing behind.
 pub(super) async fn prepare(
     engine: &Engine,
@@ -39,14 +47,25 @@ pub(super) async fn prepare(
     id: String,
 ) -> Result<Prepared, Failure> {
     let Asked { kind, name, .. } = *asked;
-    for needed in NEEDS {
-        if !bridge.supports(needed) {
-            return Err(qmpbridge::Error::TooOld { needs: needed }.into());
+    let more: &[&str] = match kind {
+        BackupKind::Full | BackupKind::Incremental => &[],
+        BackupKind::Mirror => &mirror::NEEDS,
+    };
+    for needs in NEEDS.iter().chain(more) {
+        if !bridge.supports(needs) {
+            return Err(qmpbridge::Error::TooOld { needs }.into());
         }
+    }
+    if kind == BackupKind::Mirror {
+        mirror::suits(engine.config.quiesce)?;
     }
     let disk = engine.observe_disk(&guard).await?;
     let root = check::root_of(&disk)?;
-    let bitmap = persistence(bridge, &root).await?;
+    let bitmap = match kind {
+        BackupKind::Full | BackupKind::Incremental => persistence(bridge, &root).await?,
+        // nothing begins at its instant
+        BackupKind::Mirror => None,
+    };
     let place = engine.place_of(guard.name()).await?;
     let size = disk.active.virtual_size;
     let (looked_at, like, wanted) = (place.clone(), disk.active_path.clone(), name.to_owned());
@@ -66,7 +85,7 @@ pub(super) async fn prepare(
     })
     .await?;
     let plan = plan::choose(kind, &listing.backups, &disk.bitmaps, size);
-    let job = JobId::new(format!("qmpfs-backup-{id}"))
+    let job = JobId::new(format!("qmpfs-{}-{id}", job_word(kind)))
         .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
     let manifest = Manifest {
         version: 1,
