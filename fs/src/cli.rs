@@ -9,6 +9,7 @@ pub use options::Options;
 use crate::bytes;
 use crate::cat;
 use crate::errno::{Errno, Failure};
+use crate::guest;
 use crate::model::Format;
 use crate::ops::Source;
 use crate::verify;
@@ -46,6 +47,8 @@ Options for -o, comma-separated:
                       as for other FUSE filesystems; umask applies to 0777 and 0444 and is 077
   kernel_cache        read disk.raw through the kernel's page cache, always: for programs that
                       map it (mmap) on kernels before 6.6, or read the same places again and again
+  symlinks=rewrite|guest|hide
+                      how guests' symbolic links are shown in files/ (rewrite: so that they stay in there)
   passthrough         with ro: a disk.raw that is one raw file is read by the kernel itself (Linux
                       6.9, root), as the file is: cut short, it just ends there
   rw, default_permissions, nosuid, nodev, noexec, noatime
@@ -139,6 +142,9 @@ enum Command {
         #[arg(long)]
         follow: bool,
     },
+    /// Parse a guest's filesystem for a mount, which starts this by itself
+    #[command(name = guest::COMMAND, hide = true)]
+    GuestReader,
     /// Print the completion script of a shell
     Completions {
         /// Which shell
@@ -179,6 +185,8 @@ pub enum Action {
     Verify(verify::Request),
     /// `qmpfs cat`
     Cat(cat::Request),
+    /// The hidden command of a mount's own processes.
+    GuestReader,
     /// Something to print.
     Print(Vec<u8>),
 }
@@ -258,6 +266,7 @@ fn action(command: Command) -> Result<Action, Failure> {
                 Reach::Guarded
             },
         })),
+        Command::GuestReader => Ok(Action::GuestReader),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "qmpfs", &mut script);

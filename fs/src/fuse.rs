@@ -6,6 +6,8 @@
 mod attr;
 mod caller;
 mod files;
+mod guest;
+mod guest_data;
 mod handles;
 mod inside;
 mod message;
@@ -34,6 +36,7 @@ use fuser::{
 };
 use shared::Shared;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -92,6 +95,11 @@ impl Filesystem for Qmpfs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run("lookup", |shared| {
+            match guest::place(shared, parent) {
+                Some(Ok(place)) => return guest::lookup(shared, place, name, reply),
+                Some(Err(errno)) => return reply.error(errno),
+                None => {}
+            }
             names::lookup(shared, parent, name, reply)
         });
     }
@@ -106,16 +114,26 @@ impl Filesystem for Qmpfs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.run("getattr", |shared| names::getattr(shared, ino, reply));
+        self.run("getattr", |shared| match guest::place(shared, ino) {
+            Some(Ok(place)) => guest::getattr(shared, place, reply),
+            Some(Err(errno)) => reply.error(errno),
+            None => names::getattr(shared, ino, reply),
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.run("readlink", |shared| names::readlink(shared, ino, reply));
+        self.run("readlink", |shared| match guest::place(shared, ino) {
+            Some(Ok(place)) => guest::readlink(shared, place, reply),
+            Some(Err(errno)) => reply.error(errno),
+            None => names::readlink(shared, ino, reply),
+        });
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", |shared| {
-            names::opendir(shared, req.pid(), ino, reply)
+        self.run("opendir", |shared| match guest::place(shared, ino) {
+            Some(Ok(place)) => guest::opendir(shared, place, reply),
+            Some(Err(errno)) => reply.error(errno),
+            None => names::opendir(shared, req.pid(), ino, reply),
         });
     }
 
@@ -149,6 +167,12 @@ impl Filesystem for Qmpfs {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
         self.run("open", |shared| {
+            match guest::place(shared, ino) {
+                Some(Ok(_)) if writes => return reply.error(fuser::Errno::EROFS),
+                Some(Ok(place)) => return guest::open(shared, req.pid(), place, reply),
+                Some(Err(errno)) => return reply.error(errno),
+                None => {}
+            }
             if writes {
                 files::open_control(shared, ino, reply);
             } else {
@@ -183,6 +207,11 @@ impl Filesystem for Qmpfs {
         reply: ReplyLseek,
     ) {
         self.run("lseek", |shared| {
+            if let (Some(handle), Ok(offset)) = (shared.handles.get(fh), u64::try_from(offset))
+                && matches!(&*handle, handles::Handle::GuestFile(_))
+            {
+                return guest_data::lseek(handle, offset, whence, reply);
+            }
             files::lseek(shared, fh, offset, whence, reply)
         });
     }
@@ -213,18 +242,27 @@ impl Filesystem for Qmpfs {
         reply: ReplyEntry,
     ) {
         self.run("mkdir", |shared| {
+            if guest::place(shared, parent).is_some() {
+                return reply.error(fuser::Errno::EROFS);
+            }
             verbs::mkdir(shared, req.pid(), parent, name, reply)
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("rmdir", |shared| {
+            if let Some(errno) = guest::no_write(shared, req.pid(), parent) {
+                return reply.error(errno);
+            }
             verbs::rmdir(shared, req.pid(), parent, name, reply)
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.run("unlink", |shared| {
+            if let Some(errno) = guest::no_write(shared, req.pid(), parent) {
+                return reply.error(errno);
+            }
             verbs::unlink(shared, req.pid(), parent, name, reply);
         });
     }
@@ -408,11 +446,22 @@ impl Filesystem for Qmpfs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.run("getxattr", |_| names::getxattr(ino, name, size, reply));
+        self.run("getxattr", |shared| match guest::place(shared, ino) {
+            Some(Ok(place)) => {
+                let name = name.as_bytes().to_vec();
+                guest::xattr(&place, guest::Wanted::Value(name), size, reply);
+            }
+            Some(Err(errno)) => reply.error(errno),
+            None => names::getxattr(ino, name, size, reply),
+        });
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(fuser::Errno::ENOTSUP);
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.run("listxattr", |shared| match guest::place(shared, ino) {
+            Some(Ok(place)) => guest::xattr(&place, guest::Wanted::Names, size, reply),
+            Some(Err(errno)) => reply.error(errno),
+            None => reply.error(fuser::Errno::ENOTSUP),
+        });
     }
 }
 

@@ -2,18 +2,34 @@
 //! It knows views and `qmpfs-guestfs`; it knows no FUSE and no QMP. Whatever it answers, it answers
 //! from a thread of its own: bytes that a guest wrote keep nobody else waiting.
 
+mod cache;
+mod links;
 mod note;
+mod number;
+mod remote;
+mod serve;
+mod slots;
 mod source;
 mod survey;
+mod tree;
+mod wire;
+mod worker;
 
+pub use links::{Links, depends_on_depth, shown};
 pub use note::note;
+pub use number::Number;
+pub use serve::serve;
 pub use survey::{Survey, Volume};
+pub use tree::{Desk, Tree};
+pub use wire::{Answer, Named, Node, Question};
+pub use worker::COMMAND;
 
 use crate::errno::{Errno, Failure};
 use crate::leases::MEASURING;
 use crate::ops::{EngineHandle, Request};
 use crate::tree::{PointKey, has_inside};
 use crate::view::View;
+use slots::Slots;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,16 +54,80 @@ enum Known {
 #[derive(Clone)]
 pub struct Guests {
     engine: EngineHandle,
+    links: Links,
     surveys: Arc<Mutex<HashMap<PointKey, Known>>>,
+    trees: Arc<Mutex<Trees>>,
+    slots: Arc<Slots>,
+}
+
+/// The filesystems that somebody has looked into.
+#[derive(Default)]
+struct Trees {
+    all: Vec<Arc<Tree>>,
+    /// By point and partition, the index of the newest.
+    places: HashMap<(PointKey, u32), usize>,
 }
 
 impl Guests {
     /// Nothing is known yet.
-    pub fn new(engine: EngineHandle) -> Guests {
+    pub fn new(engine: EngineHandle, links: Links) -> Guests {
         Guests {
             engine,
+            links,
             surveys: Arc::default(),
+            trees: Arc::default(),
+            slots: Arc::default(),
         }
+    }
+
+    /// How symbolic links are shown.
+    pub fn links(&self) -> Links {
+        self.links
+    }
+
+    /// The filesystem in a partition of a point. It is opened when it is asked something.
+    pub fn tree(&self, point: &PointKey, volume: &Volume) -> Result<Arc<Tree>, Failure> {
+        let mut trees = self.trees();
+        let place = (point.clone(), volume.partition.number);
+        let known = trees
+            .places
+            .get(&place)
+            .and_then(|index| trees.all.get(*index));
+        if let Some(tree) = known {
+            return Ok(Arc::clone(tree));
+        }
+        let index = trees.all.len();
+        let number = u16::try_from(index).ok();
+        let number = number.filter(|number| u64::from(*number) < number::TREES_MAX);
+        let number = number.ok_or_else(|| {
+            let words = "more filesystems were read than can be numbered";
+            Failure::new(Errno::EOPNOTSUPP, words).next("mount again")
+        })?;
+        let (engine, slots) = (self.engine.clone(), Arc::clone(&self.slots));
+        let tree = Tree::new(number, point.clone(), volume.clone(), engine, slots);
+        let tree = Arc::new(tree);
+        trees.all.push(Arc::clone(&tree));
+        trees.places.insert(place, index);
+        Ok(tree)
+    }
+
+    /// The tree of a number.
+    pub fn numbered(&self, number: u16) -> Option<Arc<Tree>> {
+        self.trees().all.get(usize::from(number)).cloned()
+    }
+
+    /// Why the files of a partition cannot be shown, if that was tried.
+    pub fn trouble(&self, point: &PointKey, number: u32) -> Option<String> {
+        let tree = {
+            let trees = self.trees();
+            let index = trees.places.get(&(point.clone(), number))?;
+            Arc::clone(trees.all.get(*index)?)
+        };
+        tree.trouble()
+    }
+
+    fn trees(&self) -> MutexGuard<'_, Trees> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is on the disk of a point, if that is known already.

@@ -127,6 +127,14 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// Another one of the same, for `pid`. None while the point is being removed.
+    pub fn again(&self, pid: u32) -> Option<Lease> {
+        let key = self.leases.book().held.get(&self.number)?.0.clone();
+        self.leases.hold(key, pid)
+    }
+}
+
 impl Drop for Closed {
     fn drop(&mut self) {
         self.leases.book().closed.remove(&self.key);

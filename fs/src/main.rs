@@ -3,6 +3,7 @@
 use qmpfs::cat::{self, Ended};
 use qmpfs::cli::{self, Action};
 use qmpfs::errno::Failure;
+use qmpfs::guest;
 use qmpfs::run;
 use qmpfs::verify;
 use std::io::Write;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
             // `qmpfs cat IMAGE | head`: nothing to say, and not all was written
             Ended::NobodyReads => ExitCode::FAILURE,
         }),
+        Action::GuestReader => guest::serve().map(|()| ExitCode::SUCCESS),
         Action::Print(text) => std::io::stdout()
             .write_all(&text)
             .map(|()| ExitCode::SUCCESS)

@@ -103,10 +103,12 @@ fn start(config: &MountConfig, mountpoint: &Path, in_background: bool) -> Result
             uid: options.uid.unwrap_or(uid),
             gid: options.gid.unwrap_or(gid),
             umask: options.umask,
+            guest_owners: uid == 0 && options.uid.is_none() && options.gid.is_none(),
         },
         verbs: options.verbs(),
         kernel_cache: options.kernel_cache,
         passthrough: options.passthrough,
+        links: options.links,
         auto_unmount: options.auto_unmount,
     };
     let unmounted = sender.clone();

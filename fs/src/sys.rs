@@ -2,6 +2,7 @@
 //! It knows libc and file descriptors; it knows no layer, no view and no errno of ours, and
 //! answers plain `io::Result`s.
 
+mod confine;
 mod daemon;
 mod file;
 mod lock;
@@ -11,6 +12,7 @@ mod process;
 mod socket;
 mod xattr;
 
+pub use confine::confine;
 pub use daemon::{
     Process, Side, StopSignals, close_standard_streams, fork_before_any_thread, new_session,
     own_ids, xattr_text,

@@ -43,7 +43,7 @@ pub struct View {
     content: Content,
     /// Bytes that are data, once somebody has asked.
     allocated: OnceLock<u64>,
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl View {
@@ -52,7 +52,7 @@ impl View {
         View {
             content: Content::Chain(opened),
             allocated: OnceLock::new(),
-            _lease: lease,
+            lease: lease,
         }
     }
 
@@ -61,8 +61,22 @@ impl View {
         View {
             content: Content::Served(disk, identity.to_owned()),
             allocated: OnceLock::new(),
-            _lease: lease,
+            lease: lease,
         }
+    }
+
+    /// The same view, held by `pid` as well. None while its point is being removed.
+    pub fn again(&self, pid: u32) -> Option<View> {
+        Some(View {
+            content: match &self.content {
+                Content::Chain(opened) => Content::Chain(Arc::clone(opened)),
+                Content::Served(disk, identity) => {
+                    Content::Served(Arc::clone(disk), identity.clone())
+                }
+            },
+            allocated: OnceLock::new(),
+            lease: self.lease.again(pid)?,
+        })
     }
 
     /// The server's disk, if it is one: nobody needs to wait for its answers.

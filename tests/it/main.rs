@@ -35,6 +35,7 @@ mod control;
 mod embedded;
 mod faults;
 mod faults_to_survive;
+mod files;
 mod guest;
 mod harness;
 mod inside;

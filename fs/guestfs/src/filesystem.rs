@@ -36,6 +36,11 @@ pub trait Filesystem: Send {
     fn xattrs(&self, node: u64) -> Result<Vec<Xattr>, Error>;
 }
 
+/// Whether there is a reader for a kind.
+pub fn is_known(kind: Kind) -> bool {
+    matches!(kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4)
+}
+
 /// Opens the filesystem of a kind; Unsupported where there is no reader for it.
 pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, Error> {
     match kind {

@@ -16,7 +16,8 @@ mod source;
 
 pub use error::Error;
 pub use filesystem::{
-    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Place, Time, Xattr, open,
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Place, Time, Xattr,
+    is_known, open,
 };
 pub use partitions::{Partition, Scheme, Table};
 pub use probe::{Found, Kind, probe};

@@ -3,6 +3,7 @@
 use crate::bytes;
 use crate::errno::{Errno, Failure};
 use crate::fuse::Access;
+use crate::guest::Links;
 use crate::intent::Verbs;
 use crate::model::{Format, Quiesce};
 use crate::ops::{BackupConfig, LiveSettings, MergePolicy};
@@ -53,6 +54,8 @@ pub struct Options {
     pub fs_name: Option<String>,
     /// `kernel_cache`
     pub kernel_cache: bool,
+    /// `symlinks=`
+    pub links: Links,
     /// `passthrough`
     pub passthrough: bool,
     /// `auto_unmount`
@@ -80,6 +83,7 @@ impl Default for Options {
             umask: DEFAULT_UMASK,
             fs_name: None,
             kernel_cache: false,
+            links: Links::default(),
             passthrough: false,
             auto_unmount: false,
         }
@@ -195,6 +199,9 @@ impl Options {
             None => (option, None),
         };
         match (name, value) {
+            ("symlinks", Some("rewrite")) => self.links = Links::Rewrite,
+            ("symlinks", Some("guest")) => self.links = Links::Guest,
+            ("symlinks", Some("hide")) => self.links = Links::Hide,
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,
             ("no_delete", None) => self.no_delete = true,

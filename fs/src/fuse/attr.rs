@@ -3,6 +3,7 @@
 use super::LONGEST_READ;
 use crate::render::Sizes;
 use fuser::{FileAttr, FileType, INodeNo};
+use qmpfs_guestfs::{Attributes, FileKind};
 use std::time::SystemTime;
 
 /// Unit of `st_blocks`, whatever the block size.
@@ -18,9 +19,25 @@ pub struct Owner {
     /// Taken away from 0777, 0666 and 0444. The w of a directory stays, or the kernel would refuse
     /// an unlink inside a point by itself and a recursive delete could not be told from rmdir.
     pub umask: u16,
+    /// Guests' files are shown with the owners and permissions that they have there: for root, who may
+    /// copy them so. For others they are their own, and readable.
+    pub guest_owners: bool,
 }
 
 impl Owner {
+    /// Owner, group and permissions of a guest's file.
+    pub(super) fn of_guest(&self, of: &Attributes) -> (u32, u32, u16) {
+        if self.guest_owners {
+            return (of.owner.0, of.owner.1, of.permissions);
+        }
+        let perm = match of.kind {
+            FileKind::Directory => 0o555,
+            _ if of.permissions & 0o111 != 0 => 0o555,
+            _ => 0o444,
+        };
+        (self.uid, self.gid, perm & !self.umask)
+    }
+
     /// A directory with `subdirectories` entries that are directories.
     pub(super) fn directory(&self, ino: u64, subdirectories: usize, time: SystemTime) -> FileAttr {
         let nlink = u32::try_from(subdirectories)
@@ -99,6 +116,7 @@ mod tests {
             uid: 7,
             gid: 8,
             umask: 0o077,
+            guest_owners: true,
         };
         let directory = owner.directory(2, 3, UNIX_EPOCH);
         assert_eq!((directory.perm, directory.nlink), (0o700, 5));

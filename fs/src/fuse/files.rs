@@ -5,7 +5,7 @@ use super::handles::{Handle, OpenView, Window};
 use super::pages::Habit;
 use super::shared::Shared;
 use super::shared::stream_of;
-use super::{TEXT_FLAGS, caller, failed, inside, message, verbs};
+use super::{TEXT_FLAGS, caller, failed, guest_data, inside, message, verbs};
 use crate::errno::{Errno, Failure};
 use crate::nbd::Seek;
 use crate::ops::{Request, WaitScope};
@@ -200,7 +200,12 @@ pub(super) fn read(
         return reply.error(fuser::Errno::EBADF);
     };
     match &*handle {
-        Handle::Directory(_) => reply.error(fuser::Errno::EISDIR),
+        Handle::Directory(_) | Handle::GuestDirectory { .. } => {
+            reply.error(fuser::Errno::EISDIR);
+        }
+        Handle::GuestFile(_) => {
+            guest_data::read(shared, &handle, request, (offset, size), reply);
+        }
         Handle::Text(text) | Handle::Control { text, .. } => reply.data(part(text, offset, size)),
         Handle::Lines(stream, reader) => {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -367,9 +372,16 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
             let length = shared.log.stream(*stream).length();
             Ok(seek_text(length, offset, whence))
         }
-        (Some(Handle::Wait { .. } | Handle::Directory(_)), Ok(offset)) => {
-            Ok(seek_text(0, offset, whence))
-        }
+        // A guest's file was sought before it came here.
+        (
+            Some(
+                Handle::Wait { .. }
+                | Handle::Directory(_)
+                | Handle::GuestDirectory { .. }
+                | Handle::GuestFile(_),
+            ),
+            Ok(offset),
+        ) => Ok(seek_text(0, offset, whence)),
     };
     answer_seek(found, whence, reply);
 }

@@ -2,12 +2,15 @@
 //! `events` grow, a view is held open (and with it its lease) until its last reader closes it.
 
 use super::pages::Habit;
+use crate::guest::{Number, Tree};
 use crate::ops::WaitScope;
 use crate::report::{Reader, Stream};
 use crate::tree::{NodeKey, PointKey};
 use crate::view::{Cursor, View};
 use fuser::{BackingId, FileHandle, FileType};
+use qmpfs_guestfs::Extent;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -33,6 +36,17 @@ pub(super) enum Handle {
     },
     /// A `disk.raw`, or a partition of one.
     View(OpenView),
+    /// A file of a guest.
+    GuestFile(GuestFile),
+    /// A directory of a guest.
+    GuestDirectory {
+        /// The tree it is in.
+        tree: Arc<Tree>,
+        /// Which one.
+        number: Number,
+        /// Its names, as far as they were asked for.
+        names: Mutex<Names>,
+    },
     /// A directory's names as they were when it was opened.
     Directory(Vec<Entry>),
 }
@@ -82,11 +96,41 @@ impl Window {
     }
 }
 
+/// A file of a guest that is open.
+pub(super) struct GuestFile {
+    /// The filesystem it is in.
+    pub(super) tree: Arc<Tree>,
+    /// The disk's bytes.
+    pub(super) view: Arc<View>,
+    /// Which node of the filesystem.
+    pub(super) node: u64,
+    /// Its bytes.
+    pub(super) size: u64,
+    /// Where they are on the disk.
+    pub(super) extents: Vec<Extent>,
+    /// Up to where the extents tell.
+    pub(super) known: u64,
+    /// Where its reader is.
+    pub(super) cursor: Cursor,
+    /// Where the bytes read of the disk are counted.
+    pub(super) bytes_read: Arc<AtomicU64>,
+}
+
+/// Names of a guest's directory.
+pub(super) struct Names {
+    /// They, `.` and `..` first.
+    pub(super) entries: Vec<Entry>,
+    /// Where to go on; None at the end.
+    pub(super) next: Option<u64>,
+    /// Answers that brought none.
+    pub(super) empty: usize,
+}
+
 /// One name of a directory.
 pub(super) struct Entry {
     pub(super) ino: u64,
     pub(super) kind: FileType,
-    pub(super) name: String,
+    pub(super) name: OsString,
 }
 
 /// The table of open handles.

@@ -4,22 +4,55 @@
 use super::handles::{Entry, Handle};
 use super::names::reply_entry;
 use super::shared::{Attributes, Shared, VIEW_TTL};
-use super::{TEXT_FLAGS, errno, failed};
+use super::{TEXT_FLAGS, errno, failed, guest};
 use crate::errno::Errno;
-use crate::guest::Survey;
+use crate::guest::{Number, Question, Survey, Volume, gone};
 use crate::render::Sizes;
 use crate::tree::{Inside, NodeKey, PointKey};
 use fuser::{FileType, ReplyEntry, ReplyOpen};
 use std::sync::Arc;
 
-/// What is listed in a directory of a point's inside.
-fn names(survey: &Survey, directory: Inside) -> Vec<Inside> {
-    let numbers = survey.volumes.iter().map(|volume| volume.partition.number);
+/// What is listed in a directory of a point's inside, besides the guests' own trees.
+fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: Inside) -> Vec<Inside> {
+    let volumes = survey.volumes.iter();
     match directory {
-        Inside::Partitions => numbers.map(Inside::Partition).collect(),
-        Inside::Files => numbers.map(Inside::Note).collect(),
+        Inside::Partitions => volumes
+            .map(|volume| Inside::Partition(volume.partition.number))
+            .collect(),
+        Inside::Files => volumes
+            .filter(|volume| {
+                let trouble = shared.guests.trouble(point, volume.partition.number);
+                !volume.is_readable() || trouble.is_some()
+            })
+            .map(|volume| Inside::Note(volume.partition.number))
+            .collect(),
         Inside::Partition(_) | Inside::Note(_) => Vec::new(),
     }
+}
+
+/// The partitions whose files are listed in a directory.
+fn trees(survey: &Survey, directory: Inside) -> impl Iterator<Item = &Volume> {
+    let volumes = survey.volumes.iter();
+    volumes.filter(move |volume| directory == Inside::Files && volume.is_readable())
+}
+
+/// Answers with the root of a guest's tree.
+fn reply_root(shared: &Arc<Shared>, point: &PointKey, volume: &Volume, reply: ReplyEntry) {
+    let tree = match shared.guests.tree(point, volume) {
+        Ok(tree) => tree,
+        Err(failure) => return reply.error(failed(&failure)),
+    };
+    let (in_answer, of) = (Arc::clone(shared), Arc::clone(&tree));
+    tree.work(move |desk| {
+        let root = desk.and_then(|desk| {
+            let (root, _) = of.opened().ok_or_else(gone)?;
+            guest::node_of(desk.ask(&Question::Node(root)))
+        });
+        match root {
+            Ok(node) => guest::reply_node(&in_answer, &of, &node, 0, reply),
+            Err(failure) => reply.error(failed(&failure)),
+        }
+    });
 }
 
 pub(super) fn lookup(
@@ -34,7 +67,11 @@ pub(super) fn lookup(
             Ok(survey) => survey,
             Err(failure) => return reply.error(failed(&failure)),
         };
-        let found = names(&survey, directory);
+        let mut trees = trees(&survey, directory);
+        if let Some(volume) = trees.find(|volume| volume.partition.number.to_string() == name) {
+            return reply_root(&in_answer, &key, volume, reply);
+        }
+        let found = names(&in_answer, &key, &survey, directory);
         match found.into_iter().find(|inside| inside.name() == name) {
             Some(inside) => {
                 let model = in_answer.engine.model();
@@ -59,10 +96,25 @@ pub(super) fn opendir(
         let model = in_answer.engine.model();
         let own = NodeKey::Inside(key.clone(), directory);
         let mut entries = in_answer.entries(&model, &own);
-        entries.extend(names(&survey, directory).into_iter().map(|inside| Entry {
+        let others = names(&in_answer, &key, &survey, directory);
+        for volume in trees(&survey, directory) {
+            let number = volume.partition.number;
+            let tree = in_answer.guests.tree(&key, volume).ok();
+            let of = tree.map(|tree| Number {
+                tree: tree.number,
+                depth: 0,
+                node: tree.opened().map_or(0, |(root, _)| root),
+            });
+            entries.push(Entry {
+                ino: of.and_then(Number::inode).unwrap_or(1),
+                kind: FileType::Directory,
+                name: number.to_string().into(),
+            });
+        }
+        entries.extend(others.into_iter().map(|inside| Entry {
             ino: in_answer.ids.number(&NodeKey::Inside(key.clone(), inside)),
             kind: FileType::RegularFile,
-            name: inside.name(),
+            name: inside.name().into(),
         }));
         let handle = in_answer.handles.insert(Handle::Directory(entries));
         reply.opened(handle, fuser::FopenFlags::empty());

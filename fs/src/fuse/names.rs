@@ -3,7 +3,7 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, inside, utf8, verbs};
+use super::{GENERATION, NO_TTL, failed, guest, inside, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
@@ -136,8 +136,18 @@ fn opened_directory(shared: &Shared, key: &NodeKey, reply: ReplyOpen) {
     reply.opened(handle, fuser::FopenFlags::empty());
 }
 
-pub(super) fn readdir(shared: &Shared, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+pub(super) fn readdir(
+    shared: &Arc<Shared>,
+    fh: FileHandle,
+    offset: u64,
+    mut reply: ReplyDirectory,
+) {
     let handle = shared.handles.get(fh);
+    if let Some(handle) = &handle
+        && matches!(&**handle, Handle::GuestDirectory { .. })
+    {
+        return guest::readdir(shared, Arc::clone(handle), offset, reply);
+    }
     let Some(Handle::Directory(entries)) = handle.as_deref() else {
         return reply.error(fuser::Errno::EBADF);
     };

@@ -10,7 +10,7 @@ use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
 use super::{OnEnd, Qmpfs};
 use crate::errno::Failure;
-use crate::guest::Guests;
+use crate::guest::{Guests, Links};
 use crate::intent::Verbs;
 use crate::ops::EngineHandle;
 use crate::report::Log;
@@ -54,6 +54,8 @@ pub struct Settings {
     pub kernel_cache: bool,
     /// Let the kernel read raw files by itself.
     pub passthrough: bool,
+    /// How guests' symbolic links are shown.
+    pub links: Links,
     /// Have fusermount unmount when this process dies.
     pub auto_unmount: bool,
 }
@@ -87,7 +89,7 @@ pub fn mount(
     let sizes =
         SizeCache::start(move |request| opener.send(request)).map_err(|error| failed(&error))?;
     let shared = Shared {
-        guests: Guests::new(engine.clone()),
+        guests: Guests::new(engine.clone(), settings.links),
         sizes,
         engine,
         log,

@@ -80,7 +80,8 @@ impl Shared {
             let survey = self.guests.known(point)?;
             let path = path_of(model, &NodeKey::Point(point.clone()));
             let path = self.mountpoint.join(path.trim_start_matches('/'));
-            return note(&survey, *number, &path, None);
+            let trouble = self.guests.trouble(point, *number);
+            return note(&survey, *number, &path, trouble.as_deref());
         }
         let sizes = key.point().and_then(|point| self.sizes.known(point));
         let plan = |point: &_| self.engine.plan_text(point);
@@ -199,7 +200,7 @@ impl Shared {
             Entry {
                 ino: self.ids.number(key),
                 kind,
-                name,
+                name: name.into(),
             }
         };
         self.ids.tidy(|key| exists(model, key));

@@ -6,6 +6,7 @@ use super::names::reply_entry;
 use super::shared::Shared;
 use super::{caller, errno, failed, utf8};
 use crate::errno::{Errno, Failure};
+use crate::guest::Number;
 use crate::intent;
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
@@ -234,6 +235,9 @@ fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr)
 
 /// What a change of attributes is answered with: a file is a view, a directory has no such verb.
 pub(super) fn no_write(shared: &Shared, ino: INodeNo) -> fuser::Errno {
+    if Number::of_inode(ino.0).is_some() {
+        return fuser::Errno::EROFS;
+    }
     match shared.key(ino) {
         Ok(key) if key.is_dir() => fuser::Errno::EPERM,
         Ok(_) => fuser::Errno::EROFS,

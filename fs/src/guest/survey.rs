@@ -30,6 +30,13 @@ pub struct Volume {
     pub found: Found,
 }
 
+impl Volume {
+    /// Whether there is a reader for what is in it.
+    pub fn is_readable(&self) -> bool {
+        qmpfs_guestfs::is_known(self.found.kind)
+    }
+}
+
 impl Survey {
     /// The partition of a number.
     pub fn volume(&self, number: u32) -> Option<&Volume> {

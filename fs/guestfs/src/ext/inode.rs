@@ -41,7 +41,7 @@ impl Inode {
                 blocks *= u64::from(superblock.block_size / 512);
             }
         }
-        if flags & INLINE != 0 {
+        if is_file && flags & INLINE != 0 {
             // As the kernel counts it, so that nobody takes it for a hole.
             blocks += size.div_ceil(512);
         }

@@ -1,0 +1,417 @@
+//! Requests about a guest's own files. Names and attributes come from the tree's reader; bytes of files
+//! are read here, from the disk, by the extents that the reader has told.
+//! Everything is answered EROFS that would write, to everybody.
+
+use super::handles::{Entry, GuestFile, Handle, Names};
+use super::shared::Shared;
+use super::{GENERATION, caller, failed};
+use crate::errno::{Errno, Failure};
+use crate::guest::{Answer, Links, Node, Number, Question, Tree, depends_on_depth, gone, shown};
+use crate::tree::NodeKey;
+use fuser::{
+    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen,
+    ReplyXattr,
+};
+use qmpfs_guestfs::{FileKind, Time};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A guest's files never change; how long the kernel may believe that of one it was told about.
+const TTL: Duration = Duration::from_secs(30);
+/// Names of one directory that are listed: more fill the memory of who lists them.
+const NAMES_MAX: usize = 2_000_000;
+/// Batches without a name that are shown; a directory of more is one that leads in a circle.
+const EMPTY_MAX: usize = 100_000;
+
+/// What an inode number means that is a guest's.
+pub(super) struct Place {
+    pub(super) tree: Arc<Tree>,
+    pub(super) number: Number,
+}
+
+/// The guest's file of an inode; None for one of our own.
+pub(super) fn place(shared: &Shared, ino: INodeNo) -> Option<Result<Place, fuser::Errno>> {
+    let number = Number::of_inode(ino.0)?;
+    let tree = shared.guests.numbered(number.tree);
+    let tree = tree.filter(|tree| tree.is_there());
+    Some(match tree {
+        Some(tree) => Ok(Place { tree, number }),
+        None => Err(failed(&gone())),
+    })
+}
+
+/// What is answered where something would be written; a recursive delete is held against its process.
+pub(super) fn no_write(shared: &Shared, pid: u32, ino: INodeNo) -> Option<fuser::Errno> {
+    match place(shared, ino)? {
+        Ok(place) => {
+            let point = NodeKey::Point(place.tree.point.clone());
+            let process = caller::process_of(pid);
+            shared.sweeps.remember(process, &point, Instant::now());
+            Some(fuser::Errno::EROFS)
+        }
+        Err(errno) => Some(errno),
+    }
+}
+
+/// The attributes of a node that is named in a directory `depth` below the root.
+fn attributes(
+    shared: &Shared,
+    tree: &Tree,
+    node: &Node,
+    depth: u8,
+) -> Result<FileAttr, fuser::Errno> {
+    let of = &node.attributes;
+    let links = shared.guests.links();
+    let depends = |target: &Vec<u8>| depends_on_depth(links, target);
+    let depth = match of.kind {
+        FileKind::Directory => depth,
+        FileKind::Symlink if node.target.as_ref().is_some_and(depends) => depth,
+        _ => 0,
+    };
+    let number = Number {
+        tree: tree.number,
+        depth,
+        node: node.number,
+    };
+    let ino = number.inode().ok_or_else(|| {
+        failed(&Failure::new(
+            Errno::EOPNOTSUPP,
+            "this file has a number that cannot be shown",
+        ))
+    })?;
+    let shown = node.target.as_ref().map(|it| shown(links, it, depth));
+    let size = match &shown {
+        Some(target) => target.as_ref().map_or(0, |target| target.len() as u64),
+        None => of.size,
+    };
+    let (uid, gid, perm) = shared.owner.of_guest(of);
+    let (major, minor) = of.device;
+    Ok(FileAttr {
+        ino: INodeNo(ino),
+        size,
+        blocks: of.blocks,
+        atime: system_time(of.accessed),
+        mtime: system_time(of.modified),
+        ctime: system_time(of.changed),
+        crtime: UNIX_EPOCH,
+        kind: file_type(of.kind),
+        perm,
+        nlink: of.links,
+        uid,
+        gid,
+        // as the kernel packs it
+        rdev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+        blksize: super::LONGEST_READ,
+        flags: 0,
+    })
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let whole = match time.seconds < 0 {
+        true => UNIX_EPOCH.checked_sub(seconds),
+        false => UNIX_EPOCH.checked_add(seconds),
+    };
+    let time = whole.and_then(|it| it.checked_add(Duration::from_nanos(time.nanoseconds.into())));
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+/// Whether a node is left out of the tree.
+fn is_hidden(shared: &Shared, node: &Node) -> bool {
+    shared.guests.links() == Links::Hide && node.attributes.kind == FileKind::Symlink
+}
+
+/// Answers with a node that is named in a directory `depth` below the root.
+pub(super) fn reply_node(shared: &Shared, tree: &Tree, node: &Node, depth: u8, reply: ReplyEntry) {
+    if is_hidden(shared, node) {
+        return reply.error(fuser::Errno::ENOENT);
+    }
+    match attributes(shared, tree, node, depth) {
+        Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn lookup(shared: &Arc<Shared>, place: Place, name: &OsStr, reply: ReplyEntry) {
+    let Place { tree, number } = place;
+    let (name, below) = (name.as_bytes().to_vec(), number.depth.saturating_add(1));
+    // What a directory's node stands under in the tree says how deep it is; a link stands in its directory.
+    let depth = move |node: &Node| match node.attributes.kind {
+        FileKind::Directory => below,
+        _ => number.depth,
+    };
+    if let Some(node) = tree.known_name(number.node, &name) {
+        return reply_node(shared, &tree, &node, depth(&node), reply);
+    }
+    let directory = number.node;
+    let (in_answer, of) = (Arc::clone(shared), Arc::clone(&tree));
+    tree.ask(
+        Question::Lookup { directory, name },
+        move |answer| match node_of(answer) {
+            Ok(node) => reply_node(&in_answer, &of, &node, depth(&node), reply),
+            Err(failure) => reply.error(failed(&failure)),
+        },
+    );
+}
+
+/// The node of an answer.
+pub(super) fn node_of(answer: Result<Answer, Failure>) -> Result<Node, Failure> {
+    match answer? {
+        Answer::Node(node) => Ok(node),
+        _ => Err(another()),
+    }
+}
+
+fn another() -> Failure {
+    Failure::new(Errno::EIO, "the reader answered another question")
+}
+
+/// Finds out about a node and hands it to `done`.
+fn with_node(place: &Place, done: impl FnOnce(Result<Node, Failure>) + Send + 'static) {
+    match place.tree.known(place.number.node) {
+        Some(node) => done(Ok(node)),
+        None => {
+            let question = Question::Node(place.number.node);
+            place
+                .tree
+                .ask(question, move |answer| done(node_of(answer)));
+        }
+    }
+}
+
+pub(super) fn getattr(shared: &Arc<Shared>, place: Place, reply: ReplyAttr) {
+    let (in_answer, tree, depth) = (
+        Arc::clone(shared),
+        Arc::clone(&place.tree),
+        place.number.depth,
+    );
+    with_node(&place, move |node| {
+        let node = node.map_err(|failure| failed(&failure));
+        match node.and_then(|node| attributes(&in_answer, &tree, &node, depth)) {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    });
+}
+
+pub(super) fn readlink(shared: &Arc<Shared>, place: Place, reply: ReplyData) {
+    let (links, depth) = (shared.guests.links(), place.number.depth);
+    with_node(&place, move |node| match node {
+        Ok(node) => match node.target.as_ref().map(|it| shown(links, it, depth)) {
+            Some(Some(target)) => reply.data(&target),
+            Some(None) => {
+                tracing::warn!("this link leads out of the tree");
+                reply.error(fuser::Errno::ELOOP);
+            }
+            None => reply.error(fuser::Errno::EINVAL),
+        },
+        Err(failure) => reply.error(failed(&failure)),
+    });
+}
+
+pub(super) fn opendir(shared: &Arc<Shared>, place: Place, reply: ReplyOpen) {
+    let own = |name: &str| Entry {
+        // What `..` is the kernel knows better.
+        ino: place.number.inode().unwrap_or(1),
+        kind: FileType::Directory,
+        name: name.into(),
+    };
+    let names = Names {
+        entries: vec![own("."), own("..")],
+        next: Some(0),
+        empty: 0,
+    };
+    let handle = shared.handles.insert(Handle::GuestDirectory {
+        tree: place.tree,
+        number: place.number,
+        names: Mutex::new(names),
+    });
+    reply.opened(handle, fuser::FopenFlags::empty());
+}
+
+pub(super) fn readdir(
+    shared: &Arc<Shared>,
+    handle: Arc<Handle>,
+    offset: u64,
+    mut reply: ReplyDirectory,
+) {
+    let Handle::GuestDirectory {
+        tree,
+        number,
+        names,
+    } = &*handle
+    else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    let cookie = {
+        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = names.entries.iter().enumerate().skip(first);
+        let mut added = false;
+        for (index, entry) in wanted {
+            if reply.add(
+                INodeNo(entry.ino),
+                index as u64 + 1,
+                entry.kind,
+                &entry.name,
+            ) {
+                break;
+            }
+            added = true;
+        }
+        match names.next {
+            Some(cookie) if !added && first >= names.entries.len() => cookie,
+            _ => return reply.ok(),
+        }
+    };
+    let question = Question::List {
+        directory: number.node,
+        cookie,
+    };
+    let (in_answer, again) = (Arc::clone(shared), Arc::clone(&handle));
+    tree.ask(question, move |answer| {
+        match answer.and_then(|answer| listed(&in_answer, &again, cookie, answer)) {
+            Ok(()) => readdir(&in_answer, again, offset, reply),
+            Err(failure) => reply.error(failed(&failure)),
+        }
+    });
+}
+
+/// Adds a batch of names to a listing, unless another reader of it has done so.
+fn listed(shared: &Shared, handle: &Handle, cookie: u64, answer: Answer) -> Result<(), Failure> {
+    let (
+        Handle::GuestDirectory {
+            tree,
+            number,
+            names,
+        },
+        Answer::Names { entries, next },
+    ) = (handle, answer)
+    else {
+        return Err(another());
+    };
+    let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+    if names.next != Some(cookie) {
+        return Ok(());
+    }
+    names.empty += usize::from(entries.is_empty());
+    let goes_on = next.is_none_or(|next| next > cookie);
+    if !goes_on || names.empty > EMPTY_MAX || names.entries.len() + entries.len() > NAMES_MAX {
+        return Err(Failure::new(
+            Errno::EUCLEAN,
+            "damaged: a directory does not end",
+        ));
+    }
+    for named in entries {
+        let (kind, node) = match &named.node {
+            Some(node) if is_hidden(shared, node) => continue,
+            Some(node) => (file_type(node.attributes.kind), node.number),
+            // It is listed, and whoever asks for it is told why it cannot be read.
+            None => (FileType::RegularFile, 0),
+        };
+        let of = Number {
+            tree: tree.number,
+            depth: match kind {
+                FileType::Directory => number.depth.saturating_add(1),
+                _ => 0,
+            },
+            node,
+        };
+        names.entries.push(Entry {
+            ino: of.inode().unwrap_or(1),
+            kind,
+            name: OsString::from_vec(named.name),
+        });
+    }
+    names.next = next;
+    Ok(())
+}
+
+pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpen) {
+    let Place { tree, number } = place;
+    let process = caller::process_of(pid);
+    let (in_answer, of) = (Arc::clone(shared), Arc::clone(&tree));
+    tree.work(move |desk| {
+        let opened = desk.and_then(|desk| {
+            let node = match of.known(number.node) {
+                Some(node) => node,
+                None => node_of(desk.ask(&Question::Node(number.node)))?,
+            };
+            let question = GuestFile::first(number.node);
+            let Answer::Extents(extents) = desk.ask(&question)? else {
+                return Err(another());
+            };
+            // From here on nobody takes the point away.
+            let view = desk.view().again(process).ok_or_else(gone)?;
+            let bytes_read = in_answer.log.counters().reads(&of.point.disk);
+            Ok(GuestFile::new(
+                of,
+                Arc::new(view),
+                &node,
+                extents,
+                bytes_read,
+            ))
+        });
+        match opened {
+            Ok(file) => {
+                let handle = in_answer.handles.insert(Handle::GuestFile(file));
+                reply.opened(handle, fuser::FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(failure) => reply.error(failed(&failure)),
+        }
+    });
+}
+
+/// What `getxattr` and `listxattr` answer with.
+pub(super) enum Wanted {
+    Value(Vec<u8>),
+    Names,
+}
+
+pub(super) fn xattr(place: &Place, wanted: Wanted, size: u32, reply: ReplyXattr) {
+    let question = Question::Xattrs(place.number.node);
+    place.tree.ask(question, move |answer| {
+        let all = match answer {
+            Ok(Answer::Xattrs(all)) => all,
+            Ok(_) => return reply.error(failed(&another())),
+            Err(failure) => return reply.error(failed(&failure)),
+        };
+        let value = match wanted {
+            Wanted::Value(name) => match all.into_iter().find(|(its, _)| *its == name) {
+                Some((_, value)) => value,
+                None => return reply.error(fuser::Errno::NO_XATTR),
+            },
+            Wanted::Names => {
+                let names = all.into_iter().filter(|(name, _)| !name.contains(&0));
+                names
+                    .flat_map(|(mut name, _)| {
+                        name.push(0);
+                        name
+                    })
+                    .collect()
+            }
+        };
+        let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+        if size == 0 {
+            reply.size(length);
+        } else if size < length {
+            reply.error(fuser::Errno::ERANGE);
+        } else {
+            reply.data(&value);
+        }
+    });
+}

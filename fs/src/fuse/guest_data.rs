@@ -1,0 +1,354 @@
+//! The bytes of a guest's file: read from the disk where its extents say they are, zeros between them.
+//! What the reader says is checked: nothing outside its partition is ever read for it.
+
+use super::handles::{GuestFile, Handle};
+use super::message;
+use super::shared::Shared;
+use super::{errno, failed};
+use crate::errno::{Errno, Failure};
+use crate::guest::{Answer, Desk, Node, Question, Tree};
+use crate::sys::Bytes;
+use crate::view::{Cursor, View};
+use fuser::{ReplyData, ReplyLseek, RequestId};
+use qmpfs_guestfs::{Extent, Place};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Stretches that are asked for when a file is opened: nearly all files have fewer.
+const EXTENTS: u32 = 4096;
+/// Stretches that are asked for on the way, for files in more pieces than that.
+const EXTENTS_MORE: u32 = 1024;
+
+thread_local! {
+    /// Bytes that lie in several places; each worker keeps its own.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl GuestFile {
+    /// What is asked before a file is opened.
+    pub(super) fn first(node: u64) -> Question {
+        Question::Extents {
+            node,
+            offset: 0,
+            limit: EXTENTS,
+        }
+    }
+
+    pub(super) fn new(
+        tree: Arc<Tree>,
+        view: Arc<View>,
+        node: &Node,
+        extents: Vec<Extent>,
+        bytes_read: Arc<AtomicU64>,
+    ) -> GuestFile {
+        let size = node.attributes.size;
+        // Up to there it is known what is where.
+        let known = match extents.len() < EXTENTS as usize {
+            true => size,
+            false => extents
+                .last()
+                .map_or(0, |last| last.offset.saturating_add(last.length)),
+        };
+        GuestFile {
+            tree,
+            view,
+            node: node.number,
+            size,
+            extents,
+            known,
+            cursor: Cursor::default(),
+            bytes_read,
+        }
+    }
+}
+
+/// A part of a read.
+enum Part {
+    /// Of the disk.
+    Disk(u64, usize),
+    Hole(usize),
+    /// Of the file, by its reader.
+    Reader(u64, usize),
+}
+
+/// The parts of a stretch of a file, by extents that cover it.
+fn parts(tree: &Tree, extents: &[Extent], offset: u64, size: usize) -> Result<Vec<Part>, Failure> {
+    let end = offset + size as u64;
+    let mut parts = Vec::new();
+    let mut at = offset;
+    let first = extents.partition_point(|it| it.offset.saturating_add(it.length) <= offset);
+    for extent in extents.get(first..).unwrap_or_default() {
+        if extent.offset >= end {
+            break;
+        }
+        let extent_end = extent.offset.checked_add(extent.length).ok_or_else(lie)?;
+        if extent_end <= at {
+            return Err(lie());
+        }
+        if extent.offset > at {
+            parts.push(Part::Hole((extent.offset - at) as usize));
+            at = extent.offset;
+        }
+        let length = (extent_end.min(end) - at) as usize;
+        parts.push(match extent.place {
+            Place::Reader => Part::Reader(at, length),
+            Place::At(start) => {
+                let partition = &tree.volume.partition;
+                let within = start.checked_add(at - extent.offset).ok_or_else(lie)?;
+                let stop = within.checked_add(length as u64).ok_or_else(lie)?;
+                if stop > partition.length {
+                    return Err(lie());
+                }
+                Part::Disk(partition.start + within, length)
+            }
+        });
+        at += length as u64;
+    }
+    if at < end {
+        parts.push(Part::Hole((end - at) as usize));
+    }
+    Ok(parts)
+}
+
+fn lie() -> Failure {
+    Failure::new(Errno::EUCLEAN, "damaged: the stretches of a file")
+}
+
+pub(super) fn read(
+    shared: &Arc<Shared>,
+    handle: &Arc<Handle>,
+    request: RequestId,
+    (offset, size): (u64, u32),
+    reply: ReplyData,
+) {
+    let Handle::GuestFile(file) = &**handle else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let rest = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let size = rest.min(size as usize);
+    if size == 0 {
+        return reply.data(&[]);
+    }
+    let is_here = file.view.server().is_none() && offset + size as u64 <= file.known;
+    let here = is_here.then(|| parts(&file.tree, &file.extents, offset, size));
+    match here {
+        Some(Err(failure)) => reply.error(failed(&failure)),
+        Some(Ok(parts)) if !parts.iter().any(|part| matches!(part, Part::Reader(..))) => {
+            read_here(shared, file, request, &parts, reply);
+        }
+        // A reader or a server has to be asked, and may take its time.
+        Some(Ok(_)) | None => {
+            let file = Arc::clone(handle);
+            let tree = Arc::clone(match &*file {
+                Handle::GuestFile(file) => &file.tree,
+                _ => return reply.error(fuser::Errno::EBADF),
+            });
+            tree.work(move |desk| {
+                let Handle::GuestFile(file) = &*file else {
+                    return reply.error(fuser::Errno::EBADF);
+                };
+                match desk.and_then(|desk| read_asking(desk, file, offset, size)) {
+                    Ok(bytes) => {
+                        file.bytes_read
+                            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        reply.data(&bytes);
+                    }
+                    Err(failure) => reply.error(failed(&failure)),
+                }
+            });
+        }
+    }
+}
+
+/// Reads what lies on the disk, on the thread that was asked.
+fn read_here(
+    shared: &Shared,
+    file: &GuestFile,
+    request: RequestId,
+    parts: &[Part],
+    reply: ReplyData,
+) {
+    let mut reply = Some(reply);
+    let read = BUFFER.with_borrow_mut(|buffer| {
+        if let [Part::Disk(start, length)] = parts {
+            let answered = file
+                .view
+                .answer(&file.cursor, *start, *length, buffer, |parts| {
+                    let reply = reply.take()?;
+                    Some(message::answer(shared.device(), request, reply, parts))
+                })?;
+            let length: u64 = *length as u64;
+            file.bytes_read.fetch_add(length, Ordering::Relaxed);
+            return match answered {
+                Some(Err(error)) if error.raw_os_error() != Some(libc::ENOENT) => {
+                    Err(Failure::io("hand the bytes to the kernel", &error))
+                }
+                Some(_) | None => Ok(()),
+            };
+        }
+        buffer.clear();
+        for part in parts {
+            let start = buffer.len();
+            match part {
+                Part::Hole(length) | Part::Reader(_, length) => buffer.resize(start + length, 0),
+                Part::Disk(at, length) => {
+                    buffer.resize(start + length, 0);
+                    file.view.read(*at, &mut buffer[start..])?;
+                }
+            }
+        }
+        file.bytes_read
+            .fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        if let Some(reply) = reply.take() {
+            let whole = [Bytes::from(&buffer[..])];
+            if let Err(error) = message::answer(shared.device(), request, reply, &whole) {
+                tracing::debug!(%error, "nobody waits for what was read");
+            }
+        }
+        Ok(())
+    });
+    if let (Err(failure), Some(reply)) = (read, reply) {
+        reply.error(failed(&failure));
+    }
+}
+
+/// The stretches of a file from `offset` on, up to `end` at least, unless they end before.
+fn extents_to(
+    desk: &mut Desk,
+    file: &GuestFile,
+    offset: u64,
+    end: u64,
+) -> Result<Vec<Extent>, Failure> {
+    let mut all: Vec<Extent> = Vec::new();
+    let mut at = offset;
+    while at < end {
+        let question = Question::Extents {
+            node: file.node,
+            offset: at,
+            limit: EXTENTS_MORE,
+        };
+        let Answer::Extents(more) = desk.ask(&question)? else {
+            return Err(lie());
+        };
+        let is_last = more.len() < EXTENTS_MORE as usize;
+        let reached = more
+            .last()
+            .and_then(|last| last.offset.checked_add(last.length));
+        all.extend(more);
+        match reached {
+            Some(reached) if !is_last && reached > at => at = reached,
+            Some(_) | None if is_last => break,
+            Some(_) | None => return Err(lie()),
+        }
+    }
+    Ok(all)
+}
+
+fn read_asking(
+    desk: &mut Desk,
+    file: &GuestFile,
+    offset: u64,
+    size: usize,
+) -> Result<Vec<u8>, Failure> {
+    let extents = extents_to(desk, file, offset, offset + size as u64)?;
+    let mut bytes = Vec::with_capacity(size);
+    for part in parts(&file.tree, &extents, offset, size)? {
+        let start = bytes.len();
+        match part {
+            Part::Hole(length) => bytes.resize(start + length, 0),
+            Part::Disk(at, length) => {
+                bytes.resize(start + length, 0);
+                file.view.read(at, &mut bytes[start..])?;
+            }
+            Part::Reader(at, length) => {
+                let question = Question::Read {
+                    node: file.node,
+                    offset: at,
+                    // As much as the kernel asks for at once.
+                    length: length as u32,
+                };
+                match desk.ask(&question)? {
+                    Answer::Bytes(read) if read.len() == length => bytes.extend(read),
+                    _ => return Err(lie()),
+                }
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+pub(super) fn lseek(handle: Arc<Handle>, offset: u64, whence: i32, reply: ReplyLseek) {
+    let Handle::GuestFile(file) = &*handle else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let data = match whence {
+        libc::SEEK_DATA => true,
+        libc::SEEK_HOLE => false,
+        _ => return reply.error(fuser::Errno::EINVAL),
+    };
+    if offset >= file.size {
+        return reply.error(fuser::Errno::ENXIO);
+    }
+    let answer = move |found: Option<u64>, reply: ReplyLseek| match found.map(i64::try_from) {
+        Some(Ok(found)) => reply.offset(found),
+        Some(Err(_)) => reply.error(fuser::Errno::EOVERFLOW),
+        None => reply.error(fuser::Errno::ENXIO),
+    };
+    if file.known >= file.size {
+        return answer(sought(&file.extents, file.size, offset, data), reply);
+    }
+    let tree = Arc::clone(&file.tree);
+    tree.work(move |desk| {
+        let Handle::GuestFile(file) = &*handle else {
+            return reply.error(errno(Errno::EIO));
+        };
+        let extents = desk.and_then(|desk| extents_to(desk, file, offset, file.size));
+        match extents {
+            Ok(extents) => answer(sought(&extents, file.size, offset, data), reply),
+            Err(failure) => reply.error(failed(&failure)),
+        }
+    });
+}
+
+/// Where there is data or a hole next, by extents that cover the rest of the file.
+fn sought(extents: &[Extent], size: u64, offset: u64, data: bool) -> Option<u64> {
+    let mut at = offset;
+    for extent in extents {
+        let end = extent.offset.saturating_add(extent.length);
+        if end <= at {
+            continue;
+        }
+        if data {
+            return Some(extent.offset.max(at)).filter(|at| *at < size);
+        }
+        if extent.offset > at {
+            break;
+        }
+        at = end;
+    }
+    (!data).then(|| at.min(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sought;
+    use qmpfs_guestfs::{Extent, Place};
+
+    #[test]
+    fn data_and_holes_of_a_file() {
+        let extent = |offset, length| Extent {
+            offset,
+            length,
+            place: Place::At(0),
+        };
+        let extents = [extent(10, 10), extent(20, 10), extent(50, 20)];
+        let seek = |offset, data| sought(&extents, 60, offset, data);
+        assert_eq!((seek(0, true), seek(0, false)), (Some(10), Some(0)));
+        assert_eq!((seek(12, true), seek(12, false)), (Some(12), Some(30)));
+        assert_eq!((seek(30, true), seek(30, false)), (Some(50), Some(30)));
+        assert_eq!((seek(55, true), seek(55, false)), (Some(55), Some(60)));
+        assert_eq!(sought(&[], 60, 5, true), None);
+        assert_eq!(sought(&[], 60, 5, false), Some(5));
+    }
+}
