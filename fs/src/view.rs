@@ -52,7 +52,7 @@ impl View {
         View {
             content: Content::Chain(opened),
             allocated: OnceLock::new(),
-            lease: lease,
+            lease,
         }
     }
 
@@ -61,7 +61,7 @@ impl View {
         View {
             content: Content::Served(disk, identity.to_owned()),
             allocated: OnceLock::new(),
-            lease: lease,
+            lease,
         }
     }
 

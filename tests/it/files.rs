@@ -78,7 +78,7 @@ fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tree: &Path) {
     let listing = |of: &str| {
         sh!(
             "cd {of}; find . -printf '%P|%y|%m|%U|%G|%n|%s|%b|%T@|%C@|%l\\n' | sort; \
-             find . \\( -type b -o -type c \\) -exec stat -c '%n %t %T' {{}} +; \
+             find . \\( -type b -o -type c \\) -exec stat -c '%n %t %T' {{}} + | sort; \
              getfattr -h -d -m - -R . 2>/dev/null | sort"
         )
     };

@@ -30,7 +30,7 @@ impl Number {
 
     /// From the kernel's; None for one that is no guest's.
     pub fn of_inode(inode: u64) -> Option<Number> {
-        (inode & GUEST != 0).then(|| Number {
+        (inode & GUEST != 0).then_some(Number {
             // 14 bits
             tree: (inode >> (NODE_BITS + DEPTH_BITS) & (TREES_MAX - 1)) as u16,
             // 8 bits

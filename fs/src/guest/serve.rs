@@ -18,6 +18,7 @@ const INDEX_MAX: usize = 400_000;
 /// `qmpfs guest-reader`: serves the socket that is its standard input.
 pub fn serve() -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::io("read for a mount", &error);
+    sys::close_inherited().map_err(failed)?;
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     sys::confine().map_err(failed)?;
     let disk = Arc::new(Remote::new(UnixStream::from(socket)));

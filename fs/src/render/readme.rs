@@ -49,6 +49,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
     );
     command(
         &mut text,
+        &format!("ls {dir}/snapshots/{point}/files/*"),
+        "the guest's own files in it, by partition",
+    );
+    command(
+        &mut text,
         &format!("cat {mnt}/log"),
         "what each verb did, and why one failed",
     );

@@ -14,6 +14,15 @@ const MEMORY: u64 = 512 << 20;
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
 
+/// Closes what was inherited besides the standard streams; at the beginning, before anything is opened.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: three numbers; nothing of this process has a descriptor of these yet.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Confines this process, for good.
 pub fn confine() -> io::Result<()> {
     limit(libc::RLIMIT_AS, MEMORY)?;

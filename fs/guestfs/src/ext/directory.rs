@@ -7,8 +7,9 @@ use crate::Error;
 use crate::bytes::{le16, le32, slice, u8};
 use crate::filesystem::{DirEntry, FileKind, Listing, is_name};
 
-/// Bytes of a directory that one listing goes through.
-const PIECE: usize = 64 << 10;
+/// Bytes of a directory that one listing goes through: its names, with all targets of links as long as
+/// they can be, are a message of some megabytes.
+const PIECE: usize = 16 << 10;
 /// What an entry has before its name.
 const HEADER: usize = 8;
 /// A directory larger than this has more names than anybody can list.
