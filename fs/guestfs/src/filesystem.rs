@@ -1,6 +1,6 @@
 //! A guest's filesystem as a tree of nodes. Each format has its reader behind this trait.
 
-use crate::{Error, Kind, ReadAt, ext};
+use crate::{Error, Kind, ReadAt, ext, xfs};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -38,15 +38,15 @@ pub trait Filesystem: Send {
 
 /// Whether there is a reader for a kind.
 pub fn is_known(kind: Kind) -> bool {
-    matches!(kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4)
+    matches!(kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Xfs)
 }
 
 /// Opens the filesystem of a kind; Unsupported where there is no reader for it.
 pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, Error> {
     match kind {
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok(Box::new(ext::Ext::open(source)?)),
-        Kind::Xfs
-        | Kind::Btrfs
+        Kind::Xfs => Ok(Box::new(xfs::Xfs::open(source)?)),
+        Kind::Btrfs
         | Kind::Ntfs
         | Kind::Fat
         | Kind::ExFat

@@ -13,6 +13,7 @@ mod filesystem;
 mod partitions;
 mod probe;
 mod source;
+pub mod xfs;
 
 pub use error::Error;
 pub use filesystem::{

@@ -1,0 +1,228 @@
+//! XFS, by the crate `rust-fs-xfs`: its log is recovered in memory when it is opened.
+//! Here is what it leaves open: where extents are in bytes, devices, ACLs as the kernel gives them.
+
+use crate::bytes::{be16, be32};
+use crate::filesystem::{
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Place, Time, Xattr,
+    is_name,
+};
+use crate::{Error, ReadAt};
+use fs_xfs::inode::{Format, Inode};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Names of one listing.
+const NAMES: usize = 1024;
+/// ACLs, as the disk names them and as the kernel does.
+const ACLS: [(&[u8], &[u8]); 2] = [
+    (b"trusted.SGI_ACL_FILE", b"system.posix_acl_access"),
+    (b"trusted.SGI_ACL_DEFAULT", b"system.posix_acl_default"),
+];
+
+/// The disk as that crate reads it.
+struct Disk(Arc<dyn ReadAt>);
+
+impl fs_core::BlockRead for Disk {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> fs_core::Result<()> {
+        Ok(self.0.read_at(offset, buffer)?)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.size()
+    }
+}
+
+/// An open XFS.
+pub struct Xfs {
+    filesystem: fs_xfs::Filesystem,
+    root: u64,
+    /// The names of the directory that was listed last: they come all at once.
+    listed: Mutex<(u64, Vec<DirEntry>)>,
+}
+
+fn failed(error: fs_xfs::Error) -> Error {
+    match error {
+        fs_xfs::Error::Io(words) => Error::Io(std::io::Error::other(words)),
+        fs_xfs::Error::UnsupportedFeature(_) => Error::Unsupported("a feature of this XFS"),
+        fs_xfs::Error::CorruptLog(_) | fs_xfs::Error::DirtyLog => {
+            Error::Corrupt("the log of the XFS")
+        }
+        _ => Error::Corrupt("a structure of the XFS"),
+    }
+}
+
+impl Xfs {
+    /// Reads the superblock, and recovers the log if that is needed.
+    pub fn open(source: Arc<dyn ReadAt>) -> Result<Xfs, Error> {
+        let filesystem = fs_xfs::Filesystem::mount(Arc::new(Disk(source))).map_err(failed)?;
+        let root = filesystem.root_inode().map_err(failed)?.ino;
+        Ok(Xfs {
+            filesystem,
+            root,
+            listed: Mutex::new((0, Vec::new())),
+        })
+    }
+
+    fn inode(&self, node: u64) -> Result<(Inode, Vec<u8>), Error> {
+        self.filesystem.read_inode_raw(node).map_err(failed)
+    }
+
+    fn names(&self, directory: u64) -> Result<Vec<DirEntry>, Error> {
+        let (inode, raw) = self.inode(directory)?;
+        if !inode.is_dir() {
+            return Err(Error::WrongKind);
+        }
+        let found = self.filesystem.read_dir(&inode, &raw).map_err(failed)?;
+        let named = found.into_iter().filter(|entry| is_name(&entry.name));
+        Ok(named
+            .map(|entry| DirEntry {
+                name: entry.name,
+                node: entry.ino,
+                kind: None,
+            })
+            .collect())
+    }
+}
+
+fn time(stamp: fs_xfs::inode::Timestamp) -> Time {
+    Time {
+        seconds: stamp.sec,
+        nanoseconds: stamp.nsec,
+    }
+}
+
+/// A device's numbers as IRIX packed them.
+fn device(inode: &Inode, raw: &[u8]) -> Result<(u32, u32), Error> {
+    if inode.format != Format::Dev {
+        return Ok((0, 0));
+    }
+    let packed = be32(raw, inode.data_fork_offset())?;
+    Ok((packed >> 18, packed & 0x3_ffff))
+}
+
+impl Filesystem for Xfs {
+    fn root(&self) -> u64 {
+        self.root
+    }
+
+    fn journal(&self) -> Journal {
+        match self.filesystem.was_replayed() {
+            true => Journal::Replayed,
+            false => Journal::Clean,
+        }
+    }
+
+    fn attributes(&self, node: u64) -> Result<Attributes, Error> {
+        let (inode, raw) = self.inode(node)?;
+        let kind = FileKind::of_mode(inode.mode.into());
+        let kind = kind.ok_or(Error::Corrupt("an inode is of no kind"))?;
+        let size = self.filesystem.superblock().blocksize;
+        Ok(Attributes {
+            kind,
+            permissions: inode.mode & 0o7777,
+            links: inode.nlink,
+            owner: (inode.uid, inode.gid),
+            size: inode.size,
+            blocks: inode.nblocks.saturating_mul(u64::from(size) / 512),
+            device: device(&inode, &raw)?,
+            accessed: time(inode.atime),
+            modified: time(inode.mtime),
+            changed: time(inode.ctime),
+        })
+    }
+
+    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
+        let names = self.names(directory)?;
+        let found = names.iter().find(|entry| entry.name == name);
+        found.map(|entry| entry.node).ok_or(Error::NotFound)
+    }
+
+    fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if listed.0 != directory || cookie == 0 {
+            *listed = (directory, self.names(directory)?);
+        }
+        let start = usize::try_from(cookie).unwrap_or(usize::MAX);
+        let rest = listed.1.get(start..).ok_or(Error::NotFound)?;
+        let entries: Vec<DirEntry> = rest.iter().take(NAMES).cloned().collect();
+        let next = (entries.len() < rest.len()).then_some(cookie + entries.len() as u64);
+        Ok(Listing { entries, next })
+    }
+
+    fn target(&self, node: u64) -> Result<Vec<u8>, Error> {
+        let (inode, raw) = self.inode(node)?;
+        if !inode.is_symlink() {
+            return Err(Error::WrongKind);
+        }
+        self.filesystem.read_link(&inode, &raw).map_err(failed)
+    }
+
+    fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
+        let (inode, raw) = self.inode(node)?;
+        if !inode.is_regular_file() {
+            return Err(Error::WrongKind);
+        }
+        let superblock = self.filesystem.superblock();
+        let size = u64::from(superblock.blocksize);
+        let found = self.filesystem.data_extents(&inode, &raw).map_err(failed)?;
+        let place = |extent: fs_xfs::extent::Extent| {
+            let of = |number: u64| number.checked_mul(size);
+            let (start, length) = (of(extent.startoff)?, of(extent.blockcount)?);
+            start.checked_add(length)?;
+            Some(Extent {
+                offset: start,
+                length,
+                place: Place::At(superblock.fsblock_offset(extent.startblock)),
+            })
+        };
+        let written = found.into_iter().filter(|extent| !extent.unwritten);
+        let mut extents = Vec::new();
+        for extent in written.map(place) {
+            let extent = extent.ok_or(Error::Corrupt("an extent of a file"))?;
+            if extent.offset + extent.length > offset && extent.offset < inode.size {
+                extents.push(extent);
+            }
+            if extents.len() == limit {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+
+    fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        let (inode, raw) = self.inode(node)?;
+        let mut bytes = vec![0; length];
+        let read = self.filesystem.read_at(&inode, &raw, offset, &mut bytes);
+        bytes.truncate(read.map_err(failed)?);
+        Ok(bytes)
+    }
+
+    fn xattrs(&self, node: u64) -> Result<Vec<Xattr>, Error> {
+        let (inode, raw) = self.inode(node)?;
+        let found = self.filesystem.list_xattrs(&inode, &raw).map_err(failed)?;
+        let mut all = Vec::new();
+        for xattr in found {
+            let known = ACLS.iter().find(|(disk, _)| *disk == xattr.name);
+            if let Some((_, name)) = known {
+                all.push((name.to_vec(), acl(&xattr.value)?));
+            }
+            all.push((xattr.name, xattr.value));
+        }
+        Ok(all)
+    }
+}
+
+/// From the way the disk has it to the way the kernel gives it.
+fn acl(disk: &[u8]) -> Result<Vec<u8>, Error> {
+    /// Tags of users and groups; the ids of others say nothing.
+    const NAMED: [u32; 2] = [2, 8];
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for index in 0..be32(disk, 0)? as usize {
+        let at = 4 + index * 12;
+        let (tag, id, permissions) = (be32(disk, at)?, be32(disk, at + 4)?, be16(disk, at + 8)?);
+        let id = if NAMED.contains(&tag) { id } else { u32::MAX };
+        value.extend((tag as u16).to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    Ok(value)
+}
