@@ -80,10 +80,11 @@ fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tree: &Path) {
         sh!(
             "cd {of}; find . -printf '%P|%y|%m|%U|%G|%n|%s|%b|%T@|%C@|%l\\n' | sort; \
              find . \\( -type b -o -type c \\) -exec stat -c '%n %t %T' {{}} + | sort; \
-             getfattr -h -d -m '^[^s]\\|^se' -R . 2>/dev/null | sort"
+             getfattr -h -d -m '^[^s]|^se' -R . 2>/dev/null | sort"
         )
     };
     let (shown, expected) = (listing(&ours.to_string()), listing(&theirs.to_string()));
+    assert!(expected.contains("user.one=") && expected.contains("security.other="));
     for (shown, expected) in shown.lines().zip(expected.lines()) {
         assert_eq!(shown, expected);
     }
