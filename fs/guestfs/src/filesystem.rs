@@ -178,7 +178,12 @@ pub enum Place {
 /// A name and a value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
+/// The longest name that Linux knows; with a longer one among them a listing comes to nothing.
+const NAME_MAX: usize = 255;
+
 /// Whether a name can stand in a directory. What a guest calls `..` leads nowhere.
 pub(crate) fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= NAME_MAX
+        && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }

@@ -358,18 +358,16 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpe
             // From here on nobody takes the point away.
             let view = desk.view().again(process).ok_or_else(gone)?;
             let bytes_read = in_answer.log.counters().reads(&of.point.disk);
-            Ok(GuestFile::new(
-                of,
-                Arc::new(view),
-                &node,
-                extents,
-                bytes_read,
-            ))
+            let mut flags = fuser::FopenFlags::empty();
+            let stay = of.pages_may_stay(view.fingerprint());
+            flags.set(fuser::FopenFlags::FOPEN_KEEP_CACHE, stay);
+            let file = GuestFile::new(of, Arc::new(view), &node, extents, bytes_read);
+            Ok((file, flags))
         });
         match opened {
-            Ok(file) => {
+            Ok((file, flags)) => {
                 let handle = in_answer.handles.insert(Handle::GuestFile(file));
-                reply.opened(handle, fuser::FopenFlags::FOPEN_KEEP_CACHE);
+                reply.opened(handle, flags);
             }
             Err(failure) => reply.error(failed(&failure)),
         }

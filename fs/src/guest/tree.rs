@@ -57,6 +57,18 @@ struct State {
     trouble: Option<(Instant, Failure)>,
     opened: Option<(u64, Journal)>,
     lost: VecDeque<Instant>,
+    files: Files,
+}
+
+/// What the kernel's pages of the tree's files were filled from.
+#[derive(Default, Clone, Copy, PartialEq)]
+enum Files {
+    #[default]
+    Nothing,
+    /// These files, by their fingerprint.
+    One(u64),
+    /// The files were rewritten by others meanwhile: no page can be believed any more.
+    Several,
 }
 
 /// What the thread works with.
@@ -107,6 +119,17 @@ impl Tree {
         self.cache.name(directory, name)
     }
 
+    /// Whether pages that the kernel has of a file here may be kept, as it is opened from `files`.
+    pub fn pages_may_stay(&self, files: u64) -> bool {
+        let mut state = self.state();
+        state.files = match state.files {
+            Files::Nothing => Files::One(files),
+            Files::One(before) if before == files => Files::One(files),
+            Files::One(_) | Files::Several => Files::Several,
+        };
+        state.files == Files::One(files)
+    }
+
     /// Whether the point is still there.
     pub fn is_there(&self) -> bool {
         has_inside(&self.engine.model(), &self.point)
@@ -146,6 +169,10 @@ impl Tree {
         };
         // Sent while the state is held: the thread ends only when it has seen an empty queue under it.
         let sent = jobs.try_send(Box::new(job));
+        if matches!(sent, Err(TrySendError::Disconnected(_))) {
+            // The thread has panicked, which is our bug; the next question gets another.
+            state.jobs = None;
+        }
         drop(state);
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = sent {
             job(Err(Failure::new(
