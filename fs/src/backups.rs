@@ -7,11 +7,13 @@
 mod digests;
 mod journal;
 mod list;
+mod merged;
 mod place;
 mod shelf;
 
 pub use digests::{Recorded, known_tree, record};
-pub use journal::{Journal, Stage};
+pub use journal::{Journal, Merge, MergeVerb, Stage};
 pub use list::{Listing, Stamp, list, manifest_at, stamp};
+pub use merged::is_merged;
 pub use place::{Place, is_unfinished};
 pub use shelf::{place_on_shelf, shelf};

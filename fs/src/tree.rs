@@ -15,8 +15,8 @@ pub use ids::Ids;
 pub use inside::{Inside, has_inside};
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
 pub use name::{
-    first_free, fit_name, internal_identity, is_root_file, layer_dir_name, layer_identity,
-    name_internals, short_name, valid_name,
+    disk_path, first_free, fit_name, internal_identity, is_root_file, layer_dir_name,
+    layer_identity, name_internals, short_name, valid_name,
 };
 pub use place::{
     Found, backup_key, external_key, find_in, find_point, internal_key, job_of, layer_key,

@@ -18,7 +18,7 @@ pub use ahead::Cursor;
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
 pub use layer::{LayerSpec, OpenLayer, Reach};
-pub use lock::written_by_someone;
+pub use lock::{read_by_someone, written_by_someone};
 
 use crate::errno::{Errno, Failure};
 use crate::leases::Lease;

@@ -28,6 +28,7 @@ macro_rules! over_attachments {
 mod architecture;
 mod backup;
 mod backup_directory;
+mod backup_merge;
 mod bad_input;
 mod checkpoint;
 mod checkpoint_load;

@@ -3,7 +3,7 @@
 
 use super::place::{MANIFEST_MAX, Place, remove, write_json};
 use crate::errno::{Errno, Failure};
-use crate::model::{Finished, Manifest};
+use crate::model::{Finished, Manifest, Previous};
 use crate::sys;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -25,6 +25,30 @@ pub enum Stage {
     Copied,
     /// The file is about to go.
     Removing,
+    /// What is in it is merged into those that stand on it; it is listed no more.
+    Merging,
+}
+
+/// How a backup is merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeVerb {
+    /// `block-stream`: its bytes go up into each that stands on it.
+    Stream,
+    /// `block-commit`: those of the one that stands on it come down, and its file takes that one's name.
+    Commit,
+}
+
+/// A merge that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merge {
+    /// How.
+    pub verb: MergeVerb,
+    /// The backups that stand on it.
+    pub into: Vec<Previous>,
+    /// Of a commit: its file holds the other's instant, and is about to take its name.
+    #[serde(default)]
+    pub copied: bool,
 }
 
 /// See the module.
@@ -38,6 +62,9 @@ pub struct Journal {
     pub job: String,
     /// What the manifest is to say.
     pub manifest: Manifest,
+    /// With `Stage::Merging`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
 }
 
 impl Journal {
@@ -48,6 +75,16 @@ impl Journal {
             stage: Stage::Running,
             job: job.to_owned(),
             manifest,
+            merge: None,
+        }
+    }
+
+    /// Of one that is about to be merged.
+    pub fn of_merge(job: &str, manifest: Manifest, merge: Merge) -> Self {
+        Journal {
+            stage: Stage::Merging,
+            merge: Some(merge),
+            ..Journal::new(job, manifest)
         }
     }
 

@@ -1,10 +1,11 @@
 //! Which backups lie in a disk's directory, and what each stands on. It reads manifests and
 //! headers of backups; the names in those lead nowhere but to another backup of the directory.
 
-use super::journal::{finished, read_json};
+use super::journal::{Journal, Stage, finished, read_json};
+use super::merged;
 use super::place::Place;
 use crate::errno::{Errno, Failure};
-use crate::model::{Backup, BackupStage, FileId, Format, Layer, Manifest};
+use crate::model::{Backup, BackupStage, FileId, Format, Layer, Manifest, Previous};
 use crate::sys;
 use crate::tree::valid_name;
 use qmpfs_qcow2::Header;
@@ -83,6 +84,10 @@ pub fn list(place: &Place) -> Listing {
             Vec::new()
         }
     };
+    let leaving = leaving(place);
+    for manifest in &mut manifests {
+        settle_previous(place, manifest, &leaving);
+    }
     manifests.sort_by(|a, b| (&a.time, &a.name).cmp(&(&b.time, &b.name)));
     let by_id: HashMap<&str, &Manifest> = manifests
         .iter()
@@ -95,6 +100,8 @@ pub fn list(place: &Place) -> Listing {
         .collect();
     let backups = manifests
         .iter()
+        // one that is merged away is still stood on
+        .filter(|manifest| !leaving.iter().any(|gone| gone.id == manifest.id))
         .map(|manifest| backup(manifest, &by_id, &files))
         .collect();
     Listing { stamp, backups }
@@ -112,6 +119,27 @@ impl Seen {
             layer: layer(place, manifest),
             doubt: changed(place, manifest),
         }
+    }
+}
+
+/// Backups that are merged into others, or were when somebody was killed.
+fn leaving(place: &Place) -> Vec<Manifest> {
+    let journals = Journal::all(place).map(|(journals, _)| journals);
+    let merging = journals.unwrap_or_default().into_iter();
+    let merging = merging.filter(|journal| journal.stage == Stage::Merging);
+    merging.map(|journal| journal.manifest).collect()
+}
+
+/// Manifests are rewritten last: what a file stands on is in its header before.
+fn settle_previous(place: &Place, manifest: &mut Manifest, leaving: &[Manifest]) {
+    let on = |gone: &&Manifest| {
+        let previous = manifest.previous.as_ref();
+        previous.is_some_and(|previous| previous.id == gone.id)
+    };
+    if let Some(gone) = leaving.iter().find(on)
+        && merged::is_merged(place, &Previous::of(manifest), gone).unwrap_or(false)
+    {
+        manifest.previous.clone_from(&gone.previous);
     }
 }
 
@@ -194,15 +222,7 @@ fn layer(place: &Place, manifest: &Manifest) -> Result<Layer, String> {
     }
     let header = Header::read(&file).map_err(|error| format!("{shown}: {error}"))?;
     let backing = header.backing.as_ref().map(|backing| backing.name.clone());
-    let expected = manifest
-        .previous
-        .as_ref()
-        .map(|previous| Place::file_name(&previous.name));
-    let as_written = match (&backing, &expected) {
-        (None, None) => true,
-        (Some(name), Some(expected)) => name == expected.as_os_str().as_encoded_bytes(),
-        (Some(_), None) | (None, Some(_)) => false,
-    };
+    let as_written = merged::stands_on(backing.as_deref(), manifest.previous.as_ref());
     if !as_written || header.features.data_file() {
         return Err(format!("{shown} does not stand on what its manifest says"));
     }

@@ -3,7 +3,7 @@
 
 use super::JobCommand;
 use crate::model::BackupKind;
-use crate::tree::PointKey;
+use crate::tree::{PointKey, disk_path};
 
 /// A verb, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl Intent {
                 disk, kind, name, ..
             } => (
                 "rmdir",
-                format!("/disks/{disk}/backups/{}/{name}", kind.name()),
+                format!("{}/backups/{}/{name}", disk_path(disk), kind.name()),
             ),
             Intent::TakeBackups { kind, name } => {
                 ("mkdir", format!("/backups/{}/{name}", kind.name()))
@@ -227,10 +227,11 @@ impl Intent {
                 ("rmdir", format!("/backups/{}/{name}", kind.name()))
             }
             Intent::DeleteBitmap { disk, name } => ("rm", format!("/disks/{disk}/bitmaps/{name}")),
-            Intent::CancelJob { disk, id } => ("rmdir", format!("/disks/{disk}/jobs/{id}")),
-            Intent::ControlJob { disk, id, command } => {
-                ("write", format!("/disks/{disk}/jobs/{id}/ctl '{command}'"))
-            }
+            Intent::CancelJob { disk, id } => ("rmdir", format!("{}/jobs/{id}", disk_path(disk))),
+            Intent::ControlJob { disk, id, command } => (
+                "write",
+                format!("{}/jobs/{id}/ctl '{command}'", disk_path(disk)),
+            ),
         }
     }
 }

@@ -56,6 +56,16 @@ pub struct Previous {
     pub name: String,
 }
 
+impl Previous {
+    /// As others name it.
+    pub fn of(manifest: &Manifest) -> Previous {
+        Previous {
+            id: manifest.id.clone(),
+            name: manifest.name.clone(),
+        }
+    }
+}
+
 /// A file as it was when a backup was complete, whatever its inode: a copy that kept its time is the same.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Finished {

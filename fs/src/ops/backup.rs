@@ -7,6 +7,7 @@ pub(super) mod all;
 pub(super) mod bitmaps;
 mod follow;
 mod instant;
+mod merge;
 mod mirror;
 mod plan;
 mod prepare;
@@ -17,7 +18,7 @@ mod target;
 mod together;
 
 pub(super) use mirror::end as end_mirror;
-pub(super) use recover::settle;
+pub(super) use recover::{settle, settle_shelf};
 pub(super) use remove::{delete, delete_bitmap, plan_text};
 
 use super::Answer;
@@ -26,7 +27,7 @@ use super::engine::{DiskGuard, Engine};
 use super::quiesce::Quiescing;
 use crate::backups::{Journal, Place};
 use crate::errno::Failure;
-use crate::layer_file;
+use crate::layer_file::{self, Claim};
 use crate::model::{Backup, BackupKind, BackupStage, GroupRecord, Job, Manifest};
 use prepare::Prepared;
 use qmpbridge::{Bridge, JobHandle, JobId};
@@ -48,6 +49,8 @@ pub(super) struct Making {
     journal: Journal,
     job: JobId,
     room: Option<Room>,
+    /// Keeps other mounts from the backups that it stands on.
+    _claim: Option<Claim>,
 }
 
 /// What is asked for, of each disk.

@@ -40,7 +40,7 @@ pub(super) async fn job(
         (JobCommand::Finish | JobCommand::Pivot, _)
         | (JobCommand::Pause | JobCommand::Resume | JobCommand::Speed(_), false) => {}
     }
-    let bridge = engine.bridge()?;
+    let bridge = &engine.bridge_of(disk)?;
     let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
     let seen = info(bridge, &job)
         .await?
@@ -92,6 +92,9 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
         engine.drop_queued(disk, id);
         return Ok(());
     }
+    if engine.drop_queued_backup(disk, id) {
+        return Ok(());
+    }
     if !job.can_be_cancelled() {
         return Err(Failure::new(
             Errno::EPERM,
@@ -100,7 +103,7 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
         .next(format!("let it end: cat disks/{disk}/wait")));
     }
     let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-    let bridge = engine.bridge()?;
+    let bridge = &engine.bridge_of(disk)?;
     // before QEMU is told: the job's end may be seen before the answer is
     engine.set_cancelled(disk, true);
     let Err(error) = bridge.cancel_job(&job, qmpbridge::Cancel::Force).await else {

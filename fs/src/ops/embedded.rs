@@ -99,6 +99,22 @@ impl StorageDaemon {
         Ok(daemon)
     }
 
+    /// Starts it with nothing open, for a job on files that are nobody's disk.
+    pub(super) async fn bare() -> Result<Self, Failure> {
+        let (mut child, socket) = spawn()?;
+        match connect(&mut child, &socket).await {
+            Ok(bridge) => Ok(StorageDaemon {
+                child,
+                bridge,
+                disks: Vec::new(),
+            }),
+            Err(failure) => {
+                end_now(&mut child);
+                Err(failure)
+            }
+        }
+    }
+
     /// QEMU's side of it.
     pub(super) fn bridge(&self) -> &Bridge {
         &self.bridge

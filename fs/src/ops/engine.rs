@@ -96,6 +96,8 @@ struct DiskState {
     jobs: RefCell<Vec<Job>>,
     /// Backups that are made, or have failed, each as long as its job is there.
     making: RefCell<Vec<Backup>>,
+    /// Backups that are merged away.
+    removals: backups::Removals,
     /// Points that were removed while another merge was at work, in their order.
     queue: RefCell<VecDeque<Queued>>,
     frozen: RefCell<Option<Frozen>>,

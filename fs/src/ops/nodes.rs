@@ -326,29 +326,22 @@ pub(super) async fn undo_made(bridge: &Bridge, made: &[NodeName]) {
     }
 }
 
-/// Opens a whole chain, base first, in a storage daemon that has none of it yet.
+/// Opens a whole chain, base first, in a storage daemon that has none of it yet. Gives its nodes.
 pub(super) async fn add_chain(
     bridge: &Bridge,
     layers: &[(PathBuf, crate::model::Format)],
-) -> Result<NodeName, Failure> {
+) -> Result<Vec<NodeName>, Failure> {
     let carried = Carried::default();
-    let mut below = None;
+    let mut made: Vec<NodeName> = Vec::new();
     for (index, (path, format)) in layers.iter().enumerate() {
+        let (name, below) = (format.name(), made.last().cloned());
         let node = if index + 1 < layers.len() {
-            add_sealed(bridge, path, format.name(), below, &carried).await?
+            add_sealed(bridge, path, name, below, &carried).await?
         } else {
             let protocol = add_protocol(bridge, path, &carried).await?;
-            add_format(
-                bridge,
-                format.name(),
-                protocol,
-                below,
-                Role::Active,
-                &carried,
-            )
-            .await?
+            add_format(bridge, name, protocol, below, Role::Active, &carried).await?
         };
-        below = Some(node);
+        made.push(node);
     }
-    below.ok_or_else(|| Failure::new(Errno::EINVAL, "a chain has at least one layer"))
+    Ok(made)
 }

@@ -68,7 +68,10 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
             None
         }
     };
-    if let Found::Branch { .. } | Found::Backup { .. } = found {
+    let merged = matches!(found, Found::Backup { .. }) && engine.merges_backups(&point.disk);
+    if let Found::Branch { .. } | Found::Backup { .. } = found
+        && !merged
+    {
         // QEMU has no part in it: somebody may have started a VM on such a file
         refuse_if_written(&chain)?;
     }

@@ -108,6 +108,7 @@ async fn begin(
         engine.refresh(&[]).await?;
     } else if shelf::root(&engine).is_some() {
         engine.refresh(&[]).await?;
+        backup::settle_shelf(&engine).await;
     }
     Ok((engine, daemon))
 }
@@ -209,7 +210,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             logged(backup::all::delete(&engine, kind, &id).await);
         }
         Intent::DeleteBackup { disk, id, .. } => {
-            logged(backup::delete(&engine, &disk, &id).await);
+            backup::delete(engine, &disk, &id, logged).await;
         }
         Intent::DeleteBitmap { disk, name } => {
             let delete =

@@ -24,9 +24,13 @@ pub(super) fn root(engine: &Engine) -> Option<&PathBuf> {
 
 /// Keeps other mounts from a disk's backups. In a mount of a directory who holds the disk has it already.
 pub(super) fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim>, Failure> {
-    match root(engine) {
-        Some(_) => Ok(None),
-        None => place.claim().map(Some),
+    if root(engine).is_some() {
+        return Ok(None);
+    }
+    match place.claim() {
+        // nothing was ever put there
+        Err(failure) if failure.errno == Errno::ENOENT => Ok(None),
+        claimed => claimed.map(Some),
     }
 }
 

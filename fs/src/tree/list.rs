@@ -371,7 +371,7 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         },
         NodeKey::GroupJson(_) | NodeKey::CheckpointJson(_) => GROUP_JSON.to_owned(),
         NodeKey::GroupLink(_, disk) | NodeKey::CheckpointLink(_, disk) => disk.clone(),
-        NodeKey::Vm(vm) => vm.clone(),
+        NodeKey::Vm(vm) => return format!("/{vm}"),
         NodeKey::VmDisks(_) => DISKS.to_owned(),
         NodeKey::Disk(disk) => short_name(disk).to_owned(),
         NodeKey::DiskFile(_, file) => file.name().to_owned(),

@@ -18,6 +18,14 @@ pub fn short_name(disk: &str) -> &str {
     disk.split_once('/').map_or(disk, |(_, name)| name)
 }
 
+/// Where a disk is in the mount, for the log.
+pub fn disk_path(disk: &str) -> String {
+    match disk.split_once('/') {
+        Some((vm, disk)) => format!("/{vm}/disks/{disk}"),
+        None => format!("/disks/{disk}"),
+    }
+}
+
 /// Whether a name is that of a file of the mount itself.
 pub fn is_root_file(name: &str) -> bool {
     RootFile::ALL.iter().any(|file| file.name() == name)

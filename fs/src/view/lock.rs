@@ -30,6 +30,18 @@ pub fn written_by_someone(image: &Path) -> Result<bool, Failure> {
         })
 }
 
+/// Whether somebody, or a view of ours, reads the image. It only looks.
+pub fn read_by_someone(image: &Path) -> Result<bool, Failure> {
+    sys::open_for_reading(image)
+        .and_then(|file| sys::byte_held_elsewhere(&file, CONSISTENT_READ))
+        .map_err(|error| {
+            Failure::io(
+                format_args!("look for locks on {}", image.display()),
+                &error,
+            )
+        })
+}
+
 /// A file locked for reading, until this is dropped. Given back by name, and not left to the last
 /// descriptor: a child that is being started has a copy of each until it runs its program.
 pub(super) struct Locked {

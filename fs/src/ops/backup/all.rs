@@ -83,7 +83,7 @@ fn parted(disks: Vec<Disk>) -> (BTreeSet<String>, BTreeMap<String, String>) {
 
 /// Removes what is left of a backup of all disks; nothing of it while one disk's must stay.
 pub(in crate::ops) async fn delete(
-    engine: &Engine,
+    engine: &Rc<Engine>,
     kind: BackupKind,
     id: &str,
 ) -> Result<(), Failure> {
@@ -97,8 +97,7 @@ pub(in crate::ops) async fn delete(
     for (disk, record) in &group.members {
         let backup = remove::find(disk, &record.id)?;
         if backup.job().is_none() {
-            let refused = remove::not_stood_on(&disk.backups, backup)
-                .and_then(|()| refuse_if_read(engine, backup));
+            let refused = refuse_if_read(engine, backup);
             refused.map_err(|failure| failure.of_disk(&disk.name))?;
         }
         members.push((disk, backup));
@@ -112,7 +111,7 @@ pub(in crate::ops) async fn delete(
     for (disk, backup) in members {
         let deleted = match backup.job() {
             Some(job) => cancel(engine, disk, backup, job).await,
-            None => remove::delete(engine, &disk.name, &backup.manifest.id).await,
+            None => remove::accepted(engine, &disk.name, &backup.manifest.id).await,
         };
         outcome = outcome.and(deleted.map_err(|failure| failure.of_disk(&disk.name)));
     }

@@ -10,6 +10,7 @@ use crate::model::{BackupKind, Copied, Disk, Format, Manifest};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::shelf;
 use qmpbridge::{Bridge, JobId, Node, NodeName};
 
 /// What is ready for its instant.
@@ -67,6 +68,7 @@ pub(super) async fn prepare(
         BackupKind::Mirror => None,
     };
     let place = engine.place_of(guard.name()).await?;
+    let claim = shelf::claim(engine, &place)?;
     let size = disk.active.virtual_size;
     let (looked_at, like, wanted) = (place.clone(), disk.active_path.clone(), name.to_owned());
     let listing = blocking(move || {
@@ -115,6 +117,7 @@ pub(super) async fn prepare(
         place,
         job,
         room: None,
+        _claim: claim,
     };
     match make_target(bridge, &mut making, &disk, &plan).await {
         Ok(target) => Ok(Prepared {

@@ -2,11 +2,12 @@
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
 use super::together::{self, Others};
-use super::{Making, follow, try_undo};
+use super::{Making, follow, merge, try_undo};
 use crate::backups::{Journal, Stage};
 use crate::errno::{Errno, Failure};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::shelf;
 use qmpbridge::{Bridge, JobId, JobStatus};
 use std::rc::Rc;
 
@@ -26,6 +27,15 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
             place.directory().join(name).display()
         ));
     }
+    let merging = |it: &Journal| it.stage == Stage::Merging;
+    if let Some(journal) = journals.iter().find(|it| merging(it)).cloned() {
+        // the others when it is at its end
+        return take_up(engine, guard, journal);
+    }
+    if journals.is_empty() {
+        return Ok(());
+    }
+    let mut claim = Some(shelf::claim(engine, &place)?);
     let mut guard = guard;
     for journal in journals {
         let job = JobId::new(journal.job.as_str())
@@ -36,6 +46,7 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
             journal,
             job,
             room: None,
+            _claim: claim.take().flatten(),
         };
         if let Some(job) = one(engine, bridge, &mut making).await? {
             let engine = Rc::clone(engine);
@@ -44,6 +55,64 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
         }
         engine.backups_changed(making.guard.name());
         guard = making.guard;
+    }
+    Ok(())
+}
+
+/// A merge that was cut short goes on, and holds the disk.
+fn take_up(engine: &Rc<Engine>, guard: DiskGuard, journal: Journal) -> Result<(), Failure> {
+    engine.log.note(&format!(
+        "disk '{}': taking up the merge of the backup '{}' again",
+        guard.name(),
+        journal.manifest.name
+    ));
+    let removal = merge::Removal {
+        id: journal.manifest.id.clone(),
+        job: JobId::new(journal.job.as_str())
+            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?,
+        resumed: Some(journal),
+    };
+    engine.announce(&guard, merge::entry(&removal.job, "merge", "", "created"));
+    tokio::task::spawn_local(merge::run(Rc::clone(engine), guard, removal, None));
+    Ok(())
+}
+
+/// The same of a mount of a directory: removals and merges that were cut short. What else was begun is
+/// the business of its VM's mount.
+pub(in crate::ops) async fn settle_shelf(engine: &Rc<Engine>) {
+    if engine.config.verbs.read_only {
+        return;
+    }
+    let model = engine.current();
+    for disk in &model.disks {
+        if let Err(failure) = settle_one(engine, &disk.name).await {
+            engine.report_once(&format!("disk '{}': not settled: {failure}", disk.name));
+        }
+    }
+    if let Err(failure) = engine.refresh(&[]).await {
+        tracing::debug!(%failure, "refresh after settling");
+    }
+}
+
+async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
+    let place = engine.place_of(disk).await?;
+    let looked_at = place.clone();
+    let (journals, _) = blocking(move || Journal::all(&looked_at)).await?;
+    let of_ours = |it: &&Journal| matches!(it.stage, Stage::Removing | Stage::Merging);
+    if !journals.iter().any(|it| of_ours(&it)) {
+        return Ok(());
+    }
+    let guard = engine.hold(disk).await?;
+    for journal in journals {
+        match journal.stage {
+            Stage::Removing => {
+                let place = place.clone();
+                blocking(move || journal.remove_backup(&place)).await?;
+                engine.backups_changed(disk);
+            }
+            Stage::Merging => return take_up(engine, guard, journal),
+            Stage::Running | Stage::Copied => {}
+        }
     }
     Ok(())
 }
@@ -73,6 +142,8 @@ async fn one(
                 return follow::finish(engine, bridge, making).await.map(|()| None);
             }
         }
+        // it was taken up before the others
+        Stage::Merging => return Ok(None),
         Stage::Running => {}
     }
     let jobs = bridge.jobs().await?;

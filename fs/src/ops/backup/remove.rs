@@ -1,62 +1,65 @@
-//! `rmdir backups/KIND/N` and `rm bitmaps/N`; and the dirty bitmaps that are done with. A backup that
-//! others stand on stays.
+//! `rmdir backups/KIND/N` and `rm bitmaps/N`; and the dirty bitmaps that are done with.
 
-use super::Making;
-use crate::backups::{self, Journal};
+use super::{Making, merge};
+use crate::backups::{self, MergeVerb};
 use crate::errno::{Errno, Failure};
-use crate::model::{Backup, Disk};
+use crate::model::{Backup, Disk, Manifest};
+use crate::ops::Answer;
 use crate::ops::blocking::blocking;
-use crate::ops::check;
 use crate::ops::control;
 use crate::ops::engine::{DiskGuard, Engine};
-use crate::ops::shelf;
 use qmpbridge::Bridge;
 use qmpbridge::command::BlockDirtyBitmapRemove;
 use std::fmt::Write;
+use std::rc::Rc;
+use tokio::sync::oneshot;
 
-/// `rmdir disks/D/backups/KIND/N`: ends one that is made, removes one that is there.
-pub(in crate::ops) async fn delete(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure> {
+/// `rmdir disks/D/backups/KIND/N`: ends one that is made, removes one that is there. `answer` is called once
+/// that is done, or, where others stand on it, once the job that merges it is accepted.
+pub(in crate::ops) async fn delete(engine: Rc<Engine>, disk: &str, id: &str, answer: Answer<()>) {
     let model = engine.current();
     let shown = model.disk(disk).and_then(|disk| find(disk, id).ok());
     if let Some(job) = shown.and_then(Backup::job) {
-        control::cancel(engine, disk, job).await?;
-        engine.hide_backup(disk, id);
-        if let Err(failure) = engine.refresh(&[]).await {
-            tracing::debug!(%failure, "refresh after a cancel");
+        let cancelled = control::cancel(&engine, disk, job).await;
+        if cancelled.is_ok() {
+            engine.hide_backup(disk, id);
+            if let Err(failure) = engine.refresh(&[]).await {
+                tracing::debug!(%failure, "refresh after a cancel");
+            }
         }
-        return Ok(());
+        return answer(cancelled);
     }
-    let guard = engine.hold(disk).await?;
-    let outcome = remove(engine, &guard, id).await;
-    engine.backups_changed(disk);
-    if let Err(failure) = engine.refresh(&[&guard]).await {
-        tracing::debug!(%failure, "refresh after the removal of a backup");
+    if engine.merges_backups(disk) {
+        return answer(merge::queue(&engine, disk, id));
     }
-    outcome
+    match (engine.hold(disk).await, merge::Removal::new(id)) {
+        (Ok(guard), Ok(removal)) => merge::run(engine, guard, removal, Some(answer)).await,
+        (Err(failure), _) | (_, Err(failure)) => answer(Err(failure)),
+    }
 }
 
-async fn remove(engine: &Engine, guard: &DiskGuard, id: &str) -> Result<(), Failure> {
-    let place = engine.place_of(guard.name()).await?;
-    let _claim = shelf::claim(engine, &place)?;
-    let looked_at = place.clone();
-    let listing = blocking(move || Ok(backups::list(&looked_at))).await?;
-    let backup = listing.backups.iter().find(|it| it.manifest.id == id);
-    let backup = backup.ok_or_else(gone)?;
-    not_stood_on(&listing.backups, backup)?;
-    engine.digests.stop(guard.name()).await;
-    // nobody opens it between this look and its end
-    let file = backup.layers.last().and_then(|layer| layer.file);
-    let _closed = match file {
-        None => None,
-        Some(file) => {
-            let point = format!("'{}'", backup.manifest.name);
-            Some(check::close(engine, check::state_of(file), &point)?)
-        }
-    };
-    let journal = Journal::new("", backup.manifest.clone());
-    blocking(move || journal.remove_backup(&place)).await?;
-    match (&backup.manifest.bitmap, engine.bridge()) {
-        (Some(bitmap), Ok(bridge)) => drop_bitmap(engine, bridge, guard.name(), bitmap).await,
+/// The same, until it is accepted.
+pub(super) async fn accepted(engine: &Rc<Engine>, disk: &str, id: &str) -> Result<(), Failure> {
+    let (told, answer) = oneshot::channel();
+    let (engine, disk, id) = (Rc::clone(engine), disk.to_owned(), id.to_owned());
+    tokio::task::spawn_local(async move {
+        let answer: Answer<()> = Box::new(move |outcome| {
+            // who asked waits for it, below
+            let _ = told.send(outcome);
+        });
+        delete(engine, &disk, &id, answer).await;
+    });
+    answer.await.unwrap_or_else(|_| Err(gone()))
+}
+
+/// The dirty bitmap that began with a backup has done its duty.
+pub(super) async fn drop_bitmap_of(
+    engine: &Engine,
+    disk: &str,
+    manifest: &Manifest,
+) -> Result<(), Failure> {
+    match (&manifest.bitmap, engine.bridge()) {
+        (Some(bitmap), Ok(bridge)) => drop_bitmap(engine, bridge, disk, bitmap).await,
         (Some(_) | None, _) => Ok(()),
     }
 }
@@ -71,7 +74,7 @@ pub(super) fn gone() -> Failure {
 }
 
 /// The backups whose files stand on this one's.
-fn standing_on<'a>(backups: &'a [Backup], id: &str) -> Vec<&'a Backup> {
+pub(super) fn standing_on<'a>(backups: &'a [Backup], id: &str) -> Vec<&'a Backup> {
     let on = |it: &&Backup| {
         let previous = it.manifest.previous.as_ref();
         previous.is_some_and(|previous| previous.id == id)
@@ -79,36 +82,17 @@ fn standing_on<'a>(backups: &'a [Backup], id: &str) -> Vec<&'a Backup> {
     backups.iter().filter(on).collect()
 }
 
-pub(super) fn not_stood_on(backups: &[Backup], backup: &Backup) -> Result<(), Failure> {
-    let above = standing_on(backups, &backup.manifest.id);
-    let Some(first) = above.first() else {
-        return Ok(());
-    };
-    let names: Vec<&str> = above.iter().map(|it| it.manifest.name.as_str()).collect();
-    Err(Failure::new(
-        Errno::EBUSY,
-        format!(
-            "the backup {} stands on '{}'",
-            names.join(", "),
-            backup.manifest.name
-        ),
-    )
-    .next(format!(
-        "remove {} first: a chain of backups goes from its end",
-        first.manifest.name
-    )))
-}
-
 /// What `rmdir` of a backup would do, in words.
 pub(in crate::ops) fn plan_text(disk: &Disk, backup: &Backup) -> String {
     if backup.job().is_some() {
         return "verb:    job-cancel\ncopies:  nothing\nremoves: what was copied so far\n".into();
     }
-    if let Err(failure) = not_stood_on(&disk.backups, backup) {
-        return format!(
-            "refused: {} ({})\nnext:    {}\n",
-            failure.message, failure.errno, failure.next
-        );
+    let above: Vec<Backup> = standing_on(&disk.backups, &backup.manifest.id)
+        .into_iter()
+        .cloned()
+        .collect();
+    if !above.is_empty() {
+        return merge_text(backup, &above);
     }
     let mut text = format!(
         "verb:    unlink\ncopies:  nothing\nremoves: {0}.qcow2 and {0}.json\n",
@@ -123,6 +107,29 @@ pub(in crate::ops) fn plan_text(disk: &Disk, backup: &Backup) -> String {
     }
     text.push_str("because: no other backup stands on it\n");
     text
+}
+
+fn merge_text(backup: &Backup, above: &Vec<Backup>) -> String {
+    let name = &backup.manifest.name;
+    let bytes = |backup: &Backup| backup.layers.last().map_or(0, |layer| layer.allocated_size);
+    let others: Vec<&str> = above.iter().map(|it| it.manifest.name.as_str()).collect();
+    let others = others.join(", ");
+    match merge::choose(backup, above, merge::Look::AtManifests) {
+        Ok(plan) => match plan.verb {
+            MergeVerb::Stream => format!(
+                "verb:    block-stream of {name}.qcow2 into {others}, in a storage daemon of its own\ncopies:  up to {} bytes\nremoves: {name}.qcow2 and {name}.json\nbecause: {others} stands on it, and stays as it is\n",
+                bytes(backup).saturating_mul(above.len() as u64)
+            ),
+            MergeVerb::Commit => format!(
+                "verb:    block-commit of {others} into {name}.qcow2, which then is {others}.qcow2, in a storage daemon of its own\ncopies:  up to {} bytes\nremoves: {name}.json\nbecause: {others} stands on it, and stays as it is\n",
+                above.iter().map(bytes).sum::<u64>()
+            ),
+        },
+        Err(failure) => format!(
+            "refused: {} ({})\nnext:    {}\n",
+            failure.message, failure.errno, failure.next
+        ),
+    }
 }
 
 /// `rm disks/D/bitmaps/N`

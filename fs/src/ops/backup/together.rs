@@ -103,7 +103,7 @@ enum Written {
 fn written_down(place: &Place, name: &str, id: &str) -> Written {
     match Journal::read(place, name) {
         Some(journal) if journal.manifest.id == id => match journal.stage {
-            Stage::Copied | Stage::Removing => return Written::Copied,
+            Stage::Copied | Stage::Removing | Stage::Merging => return Written::Copied,
             Stage::Running => return Written::Running(journal.job),
         },
         Some(_) | None => {}

@@ -5,16 +5,114 @@
 use super::{DiskGuard, Engine};
 use crate::backups::{self, Listing, Place, Stamp};
 use crate::errno::{Errno, Failure};
-use crate::model::{Backup, Disk};
+use crate::model::{Backup, Disk, Job};
 use crate::ops::shelf;
+use crate::view::Pin;
 use qmpbridge::command::QueryName;
-use std::collections::HashMap;
+use qmpbridge::{Bridge, JobId};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 /// How long a look at the backup directory is waited for.
 const LOOK_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Backups of a disk that are being removed while a job works on their files.
+#[derive(Default)]
+pub(super) struct Removals {
+    /// Set while there is one: the backups as they were before, and read through the maps made then.
+    kept: RefCell<Option<(Vec<Backup>, Pin)>>,
+    /// Identities of those that are listed no more.
+    leaving: RefCell<BTreeSet<String>>,
+    /// Those whose turn comes: identity, and the job that shows it.
+    queue: RefCell<VecDeque<(String, JobId)>>,
+    /// The storage daemon that has the job.
+    helper: RefCell<Option<Bridge>>,
+}
+
 impl Engine {
+    /// From now on, and until [`Engine::show_backups_anew`], the backups are shown and read as they are
+    /// now, but for one.
+    pub(in crate::ops) fn keep_backups(
+        &self,
+        disk: &str,
+        shown: Vec<Backup>,
+        gone: &str,
+        pin: Pin,
+    ) {
+        let state = self.state(disk);
+        *state.removals.kept.borrow_mut() = Some((shown, pin));
+        state.removals.leaving.borrow_mut().insert(gone.to_owned());
+    }
+
+    /// What lies in the directory is shown again.
+    pub(in crate::ops) fn show_backups_anew(&self, disk: &str, was_leaving: &str) {
+        let state = self.state(disk);
+        *state.removals.kept.borrow_mut() = None;
+        *state.removals.helper.borrow_mut() = None;
+        state.removals.leaving.borrow_mut().remove(was_leaving);
+        self.backups_changed(disk);
+    }
+
+    /// Whether a merge works on the files of the disk's backups.
+    pub(in crate::ops) fn merges_backups(&self, disk: &str) -> bool {
+        self.state(disk).removals.kept.borrow().is_some()
+    }
+
+    /// The storage daemon that has the disk's job, from now on.
+    pub(in crate::ops) fn set_helper(&self, disk: &str, bridge: Bridge) {
+        *self.state(disk).removals.helper.borrow_mut() = Some(bridge);
+    }
+
+    /// Whoever has the disk's jobs: QEMU, or the storage daemon that merges backups.
+    pub(in crate::ops) fn bridge_of(&self, disk: &str) -> Result<Bridge, Failure> {
+        let helper = self.state(disk).removals.helper.borrow().clone();
+        match helper {
+            Some(helper) => Ok(helper),
+            None => self.bridge().cloned(),
+        }
+    }
+
+    /// A backup is removed when its turn comes, and listed no more.
+    pub(in crate::ops) fn queue_backup(
+        &self,
+        disk: &str,
+        id: &str,
+        job: Job,
+    ) -> Result<(), Failure> {
+        let name = JobId::new(job.id.as_str())
+            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+        let state = self.state(disk);
+        state.removals.leaving.borrow_mut().insert(id.to_owned());
+        let mut queue = state.removals.queue.borrow_mut();
+        queue.push_back((id.to_owned(), name));
+        state.jobs.borrow_mut().push(job);
+        drop(queue);
+        self.publish_jobs(disk);
+        Ok(())
+    }
+
+    /// Whose turn it is.
+    pub(in crate::ops) fn next_backup(&self, disk: &str) -> Option<(String, JobId)> {
+        self.state(disk).removals.queue.borrow_mut().pop_front()
+    }
+
+    /// Takes one out of the queue: its name comes back.
+    pub(in crate::ops) fn drop_queued_backup(&self, disk: &str, job: &str) -> bool {
+        let state = self.state(disk);
+        let mut queue = state.removals.queue.borrow_mut();
+        let found = queue.iter().position(|(_, queued)| queued.as_str() == job);
+        let dropped = found.and_then(|at| queue.remove(at));
+        drop(queue);
+        let Some((id, _)) = dropped else {
+            return false;
+        };
+        state.removals.leaving.borrow_mut().remove(&id);
+        state.jobs.borrow_mut().retain(|known| known.id != job);
+        self.publish_jobs(disk);
+        true
+    }
+
     /// What the VM is called, as soon as QEMU can be asked.
     pub(in crate::ops) async fn vm_name(&self) -> Result<String, Failure> {
         let bridge = self.bridge()?;
@@ -108,7 +206,11 @@ impl Engine {
         });
         let listings = self.listings.borrow();
         let listed = listings.get(disk).map(|listing| listing.backups.clone());
-        let mut shown = listed.unwrap_or_default();
+        let kept = state.removals.kept.borrow();
+        let kept = kept.as_ref().map(|(backups, _)| backups.clone());
+        let mut shown = kept.or(listed).unwrap_or_default();
+        let leaving = state.removals.leaving.borrow();
+        shown.retain(|backup| !leaving.contains(&backup.manifest.id));
         shown.retain(|backup| {
             let same = |other: &Backup| other.manifest.name == backup.manifest.name;
             !making.iter().any(same)

@@ -148,7 +148,9 @@ impl Engine {
 
     /// Brings a job's progress up to date.
     pub(in crate::ops) async fn show_progress(&self, disk: &str, id: &str) {
-        let Ok(bridge) = self.bridge() else { return };
+        let Ok(bridge) = self.bridge_of(disk) else {
+            return;
+        };
         let Ok(jobs) = bridge.jobs().await else {
             return;
         };

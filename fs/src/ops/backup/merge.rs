@@ -1,0 +1,485 @@
+//! `rmdir` of a backup on which others stand: exactly that instant goes. A storage daemon of ours streams its
+//! bytes up, or commits those above down, whichever copies less; what is read meanwhile is read through maps
+//! made before. A journal says what is under way, and whoever comes after a kill brings it to its end.
+//! Removals that come meanwhile wait for their turn. Which files and manifests change then is `backups`' business.
+
+use super::remove::{self, gone};
+use crate::backups::{self, Journal, Merge, MergeVerb, Place, Stage};
+use crate::errno::{Errno, Failure};
+use crate::layer_file;
+use crate::leases::Closed;
+use crate::model::{Backup, Format, Job, Previous};
+use crate::ops::blocking::blocking;
+use crate::ops::embedded::StorageDaemon;
+use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::nodes::{self, Carried, Role};
+use crate::ops::{Answer, check, durable, merge as merges, shelf};
+use crate::sys;
+use crate::tree::disk_path;
+use crate::view::{self, LayerSpec};
+use qmpbridge::command::{BlockCommit, BlockStream};
+use qmpbridge::{Bridge, JobHandle, JobId, JobStage, JobStatus};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How often a running job's progress is looked at.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Tables and header of what grows, beside the bytes themselves.
+const SLACK: u64 = 1 << 20;
+
+/// What is to be done to one backup.
+pub(super) struct Removal {
+    pub(super) id: String,
+    pub(super) job: JobId,
+    /// It was begun by somebody who is gone.
+    pub(super) resumed: Option<Journal>,
+}
+
+impl Removal {
+    pub(super) fn new(id: &str) -> Result<Self, Failure> {
+        let job = JobId::new(format!("qmpfs-merge-{}", layer_file::random_hex()))
+            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+        Ok(Removal {
+            id: id.to_owned(),
+            job,
+            resumed: None,
+        })
+    }
+}
+
+/// Removes one, and whatever is queued behind it. `answer` is called once it is accepted, or refused.
+pub(super) async fn run(
+    engine: Rc<Engine>,
+    guard: DiskGuard,
+    first: Removal,
+    answer: Option<Answer<()>>,
+) {
+    let (mut next, mut answer) = (Some(first), answer);
+    while let Some(removal) = next {
+        let (id, job) = (removal.id.clone(), removal.job.clone());
+        let started = Instant::now();
+        let mut told = answer.take();
+        let path = listed_at(&engine, guard.name(), &id);
+        let outcome = one(&engine, &guard, removal, &mut told).await;
+        engine.show_backups_anew(guard.name(), &id);
+        let failed = outcome.err();
+        if let (None, Some(path)) = (&told, path) {
+            let outcome = failed.clone().map_or(Ok(()), Err);
+            engine
+                .log
+                .record("merge", &path, 0, &outcome, started.elapsed());
+        }
+        // a refusal is told as the answer of the rmdir, and leaves no job
+        let shown = failed.clone().filter(|_| told.is_none());
+        engine.thaw(&guard, job.as_str(), shown).await;
+        if let Some(told) = told {
+            told(failed.map_or(Ok(()), Err));
+        }
+        next = engine.next_backup(guard.name()).map(|(id, job)| Removal {
+            id,
+            job,
+            resumed: None,
+        });
+    }
+    engine.rest(&guard);
+    if engine.bridge().is_ok() {
+        merges::go_on(&engine, &guard).await;
+    }
+}
+
+/// Where a backup is listed, for the log.
+fn listed_at(engine: &Engine, disk: &str, id: &str) -> Option<String> {
+    let model = engine.current();
+    let known = engine.listings().remove(disk)?.backups;
+    let shown = model.disk(disk).map_or(&[][..], |disk| &disk.backups);
+    let mut all = shown.iter().chain(&known);
+    let found = all.find(|it| it.manifest.id == id)?;
+    let kind = found.manifest.kind.name();
+    let name = &found.manifest.name;
+    Some(format!("{}/backups/{kind}/{name}", disk_path(disk)))
+}
+
+/// One that waits, behind the one that is at work.
+pub(super) fn queue(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure> {
+    let model = engine.current();
+    let backup = model.disk(disk).map(|disk| remove::find(disk, id));
+    let backup = backup.ok_or_else(gone)??;
+    refuse_if_read(engine, backup)?;
+    let removal = Removal::new(id)?;
+    engine.queue_backup(
+        disk,
+        id,
+        entry(&removal.job, "merge", &backup.manifest.name, "queued"),
+    )
+}
+
+fn refuse_if_read(engine: &Engine, backup: &Backup) -> Result<(), Failure> {
+    let Some(file) = backup.layers.last().and_then(|layer| layer.file) else {
+        return Ok(());
+    };
+    match &engine.leases.readers(file)[..] {
+        [] => Ok(()),
+        readers => Err(check::is_open(
+            readers,
+            &format!("'{}'", backup.manifest.name),
+        )),
+    }
+}
+
+pub(super) fn entry(job: &JobId, verb: &str, name: &str, state: &str) -> Job {
+    Job {
+        id: job.as_str().into(),
+        verb: verb.into(),
+        point: name.into(),
+        state: state.into(),
+        progress: (0, 0),
+        rate: None,
+        limit: None,
+        error: None,
+    }
+}
+
+async fn one(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    removal: Removal,
+    answer: &mut Option<Answer<()>>,
+) -> Result<(), Failure> {
+    let place = engine.place_of(guard.name()).await?;
+    let _claim = shelf::claim(engine, &place)?;
+    let looked_at = place.clone();
+    let (journals, _) = blocking(move || Journal::all(&looked_at)).await?;
+    refuse_unfinished(&journals)?;
+    engine.digests.stop(guard.name()).await;
+    let left = journals.into_iter().filter(|it| it.stage == Stage::Merging);
+    for journal in left {
+        // what was cut short comes first: the chain is not what manifests say until then
+        let is_it = journal.manifest.id == removal.id;
+        merge(engine, guard, &place, &removal.job, journal, None, answer).await?;
+        if is_it {
+            return Ok(());
+        }
+    }
+    if removal.resumed.is_some() {
+        return Ok(());
+    }
+    let looked_at = place.clone();
+    let listing = blocking(move || Ok(backups::list(&looked_at))).await?;
+    let backup = listing
+        .backups
+        .iter()
+        .find(|it| it.manifest.id == removal.id);
+    let backup = backup.ok_or_else(gone)?;
+    // nobody opens it between this look and its end
+    let closed = match backup.layers.last().and_then(|layer| layer.file) {
+        None => None,
+        Some(file) => {
+            let point = format!("'{}'", backup.manifest.name);
+            Some(check::close(engine, check::state_of(file), &point)?)
+        }
+    };
+    let above = remove::standing_on(&listing.backups, &removal.id);
+    if above.is_empty() {
+        let journal = Journal::new("", backup.manifest.clone());
+        blocking(move || journal.remove_backup(&place)).await?;
+    } else {
+        let (looked_at, gone) = (
+            backup.clone(),
+            above.iter().map(|it| Backup::clone(it)).collect(),
+        );
+        let plan = blocking(move || choose(&looked_at, &gone, Look::AtFiles)).await?;
+        let journal = Journal::of_merge(removal.job.as_str(), backup.manifest.clone(), plan);
+        merge(engine, guard, &place, &removal.job, journal, closed, answer).await?;
+    }
+    remove::drop_bitmap_of(engine, guard.name(), &backup.manifest).await
+}
+
+/// A backup that is being made may stand on any of these.
+fn refuse_unfinished(journals: &[Journal]) -> Result<(), Failure> {
+    let making = |it: &&Journal| matches!(it.stage, Stage::Running | Stage::Copied);
+    match journals.iter().find(making) {
+        None => Ok(()),
+        Some(journal) => Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "the backup '{}' is being made, or was cut short",
+                journal.manifest.name
+            ),
+        )
+        .next(
+            "wait for it; one that was cut short is settled by a mount of its VM with --backup-dir",
+        )),
+    }
+}
+
+/// Whether what somebody reads, and what is free, is looked at, too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    AtFiles,
+    AtManifests,
+}
+
+/// How a backup is merged into those that stand on it: whichever copies less, where that is possible.
+pub(super) fn choose(backup: &Backup, above: &Vec<Backup>, look: Look) -> Result<Merge, Failure> {
+    let name = &backup.manifest.name;
+    for one in above.iter().chain([backup]) {
+        if !one.is_complete() {
+            return Err(Failure::new(
+                Errno::EBUSY,
+                format!(
+                    "'{}' cannot be read, and so '{name}' cannot be merged",
+                    one.manifest.name
+                ),
+            )
+            .next("mend it, or remove it first: its point.json says what is wrong"));
+        }
+    }
+    let bytes = |backup: &Backup| backup.layers.last().map_or(0, |layer| layer.allocated_size);
+    let here = bytes(backup);
+    let up = here.saturating_mul(above.len() as u64);
+    let down = above.iter().map(&bytes).sum::<u64>();
+    let mut verb = match above.len() {
+        1 if down < here => MergeVerb::Commit,
+        _ => MergeVerb::Stream,
+    };
+    if look == Look::AtFiles
+        && let Some(file) = backup.layers.last()
+    {
+        // whoever else reads it would see it change
+        if verb == MergeVerb::Commit && view::read_by_someone(&file.path)? {
+            verb = MergeVerb::Stream;
+        }
+        let directory = file.path.parent().unwrap_or(&file.path);
+        let free = sys::free_bytes(directory).unwrap_or(u64::MAX);
+        let needed = match verb {
+            MergeVerb::Commit => down,
+            MergeVerb::Stream => up,
+        };
+        if free < needed.saturating_add(SLACK) {
+            return Err(Failure::new(
+                Errno::ENOSPC,
+                format!("the merge of '{name}' may need {needed} bytes, {free} are free"),
+            )
+            .next("make room in the backup directory, or remove the newest backups first"));
+        }
+    }
+    Ok(Merge {
+        verb,
+        into: above.iter().map(|it| Previous::of(&it.manifest)).collect(),
+        copied: false,
+    })
+}
+
+/// Merges: from the journal to the last name. The journal may have been written by somebody else.
+async fn merge(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    place: &Place,
+    job: &JobId,
+    journal: Journal,
+    _closed: Option<Closed>,
+    answer: &mut Option<Answer<()>>,
+) -> Result<(), Failure> {
+    let Some(plan) = journal.merge.clone() else {
+        return Err(gone());
+    };
+    let (id, name) = (journal.manifest.id.clone(), journal.manifest.name.clone());
+    let (written, looked_at) = (journal.clone(), place.clone());
+    let listing = blocking(move || {
+        written.write(&looked_at)?;
+        Ok(backups::list(&looked_at))
+    })
+    .await?;
+    let specs: Vec<LayerSpec> = listing
+        .backups
+        .iter()
+        .flat_map(|backup| backup.layers.iter().map(LayerSpec::from))
+        .collect();
+    let cache = engine.cache.clone();
+    let pin = blocking(move || cache.pin(&specs, None)).await?;
+    engine.keep_backups(guard.name(), listing.backups.clone(), &id, pin);
+    let verb = match plan.verb {
+        MergeVerb::Stream => "stream",
+        MergeVerb::Commit => "commit",
+    };
+    engine.announce(guard, entry(job, verb, &name, "created"));
+    engine.publish_jobs(guard.name());
+    let outcome = copy(
+        engine,
+        guard,
+        place,
+        job,
+        &journal,
+        &listing.backups,
+        answer,
+    )
+    .await;
+    let place = place.clone();
+    match (outcome, plan.verb) {
+        (Ok(()), _) => blocking(move || journal.conclude(&place)).await,
+        // its file holds neither its own instant nor the other's: the next attempt brings it to its end
+        (Err(failure), MergeVerb::Commit) if answer.is_none() => Err(failure.next(
+            "rmdir of any backup of this disk, or the next mount, tries again; the others are as they were",
+        )),
+        (Err(failure), _) => {
+            blocking(move || journal.take_back(&place)).await?;
+            Err(failure)
+        }
+    }
+}
+
+/// Copies what is not copied yet, in a storage daemon that is gone afterwards.
+async fn copy(
+    engine: &Rc<Engine>,
+    guard: &DiskGuard,
+    place: &Place,
+    job: &JobId,
+    journal: &Journal,
+    listed: &[Backup],
+    answer: &mut Option<Answer<()>>,
+) -> Result<(), Failure> {
+    let Some(plan) = &journal.merge else {
+        return Ok(());
+    };
+    if plan.copied {
+        return Ok(());
+    }
+    for upper in &plan.into {
+        let (looked_at, above, manifest) = (place.clone(), upper.clone(), journal.manifest.clone());
+        let done = blocking(move || backups::is_merged(&looked_at, &above, &manifest)).await?;
+        let backup = listed.iter().find(|it| it.manifest.id == upper.id);
+        let layers = backup.map_or(&[][..], |it| &it.layers);
+        let file = place.file(&journal.manifest.name);
+        let Some(at) = layers.iter().position(|layer| layer.path == file) else {
+            match done {
+                true => continue,
+                false => return Err(gone()),
+            }
+        };
+        let chain: Vec<(PathBuf, Format)> = layers
+            .iter()
+            .map(|layer| (layer.path.clone(), layer.format.clone()))
+            .collect();
+        let daemon = StorageDaemon::bare().await?;
+        let bridge = daemon.bridge().clone();
+        engine.set_helper(guard.name(), bridge.clone());
+        let work = Work {
+            engine,
+            disk: guard.name(),
+            bridge: &bridge,
+            job,
+        };
+        let copied = work.up_or_down(plan.verb, &chain, at, answer).await;
+        // it flushes and closes the files
+        daemon.stop().await;
+        copied?;
+    }
+    Ok(())
+}
+
+/// A job in a storage daemon of ours.
+struct Work<'a> {
+    engine: &'a Engine,
+    disk: &'a str,
+    bridge: &'a Bridge,
+    job: &'a JobId,
+}
+
+impl Work<'_> {
+    /// Opens a chain and merges its layer `at`: into the top one, or the top one into it.
+    async fn up_or_down(
+        &self,
+        verb: MergeVerb,
+        chain: &[(PathBuf, Format)],
+        at: usize,
+        answer: &mut Option<Answer<()>>,
+    ) -> Result<(), Failure> {
+        let made = nodes::add_chain(self.bridge, chain).await?;
+        let (Some(top), Some(here)) = (made.last().cloned(), made.get(at).cloned()) else {
+            return Err(gone());
+        };
+        let below = at.checked_sub(1);
+        let mut handle = match verb {
+            MergeVerb::Stream => {
+                let mut command = BlockStream::new(self.job.clone(), top.clone());
+                command.base_node = below.and_then(|at| made.get(at).cloned());
+                // by its name alone: the directory can be carried elsewhere
+                command.backing_file =
+                    below.and_then(|at| chain[at].0.file_name().map(PathBuf::from));
+                self.bridge.start_job(self.job.clone(), command).await?
+            }
+            MergeVerb::Commit => {
+                if let Some((path, _)) = chain.last() {
+                    let file = sys::file_id(path).map_err(|error| {
+                        Failure::io(format!("look at {}", path.display()), &error)
+                    })?;
+                    // QEMU unshares "consistent read" on what it commits: our lock there would refuse the job
+                    self.engine.cache.unlock(file);
+                }
+                let command = BlockCommit {
+                    base_node: Some(here),
+                    ..BlockCommit::new(self.job.clone(), top.clone())
+                };
+                self.bridge.start_job(self.job.clone(), command).await?
+            }
+        };
+        if let Some(answer) = answer.take() {
+            answer(Ok(()));
+        }
+        match verb {
+            MergeVerb::Stream => {
+                let pending = self.followed(&mut handle, Until::Pending).await?;
+                if pending == Reached::It {
+                    // its header is not to name what lies below before all tables are in the file
+                    let carried = Carried::default();
+                    durable::flush_under_a_job(self.bridge, &top, Role::Active, &carried).await?;
+                    self.bridge.finalize_job(self.job).await?;
+                }
+            }
+            MergeVerb::Commit => {
+                if self.followed(&mut handle, Until::Ready).await? == Reached::It {
+                    self.bridge.complete_job(self.job).await?;
+                }
+            }
+        }
+        handle.wait_concluded().await.map_err(Failure::from)
+    }
+
+    /// Waits for a stage of the job, and shows its progress meanwhile.
+    async fn followed(&self, handle: &mut JobHandle, until: Until) -> Result<Reached, Failure> {
+        loop {
+            let reached = async {
+                Ok::<_, qmpbridge::Error>(match until {
+                    Until::Pending => match handle.wait_pending_or_concluded().await? {
+                        JobStatus::Pending => Reached::It,
+                        _ => Reached::TheEnd,
+                    },
+                    Until::Ready => match handle.wait_ready_or_concluded().await? {
+                        JobStage::Ready => Reached::It,
+                        JobStage::Concluded => Reached::TheEnd,
+                    },
+                })
+            };
+            tokio::select! {
+                reached = reached => return reached.map_err(Failure::from),
+                () = tokio::time::sleep(PROGRESS_EVERY) => {}
+            }
+            self.engine
+                .show_progress(self.disk, self.job.as_str())
+                .await;
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Pending,
+    Ready,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    It,
+    TheEnd,
+}
