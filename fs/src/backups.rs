@@ -15,5 +15,5 @@ pub use digests::{Recorded, known_tree, record};
 pub use journal::{Journal, Merge, MergeVerb, Stage};
 pub use list::{Listing, Stamp, list, manifest_at, stamp};
 pub use merged::is_merged;
-pub use place::{Place, is_unfinished};
+pub use place::{Place, is_unfinished, sweep};
 pub use shelf::{place_on_shelf, shelf};

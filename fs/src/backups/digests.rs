@@ -2,7 +2,7 @@
 //! that one only the changes have to be read then.
 
 use super::journal::read_json;
-use super::place::{Place, remove, write_bytes, write_json};
+use super::place::{Place, json, remove, write_bytes, write_through};
 use crate::digest::Tree;
 use crate::errno::Failure;
 use crate::model::Manifest;
@@ -54,7 +54,8 @@ pub fn record(
         write_bytes(&place.tree(&read.name), &tree.to_bytes())?;
     }
     manifest.digest = Some(digest.to_owned());
-    write_json(&path, &manifest)?;
+    let text = json(&path, &manifest)?;
+    write_through(&place.new_digest(&read.name), &path, &text)?;
     for name in names_of_manifests(place)? {
         if name != read.name {
             remove(&place.tree(&name))?;

@@ -4,7 +4,7 @@
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::sys;
-use crate::tree::fit_name;
+use crate::tree::{fit_name, valid_name};
 use serde::Serialize;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write;
@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 pub(super) const MANIFEST_MAX: u64 = 64 << 10;
 /// What the hidden name of an unfinished file has behind the final one.
 const UNFINISHED: &str = "unfinished-";
+/// What a file's hidden name ends with until it is whole.
+const NEW: &str = ".new";
+/// What the name of a kept tree ends with.
+const TREE: &str = ".blake3";
 /// Backups hold what the guest's own files hold: nobody else reads them.
 const OTHERS: u32 = 0o007;
 
@@ -77,7 +81,12 @@ impl Place {
 
     /// What is kept of a backup's digest, so that the next one need not read what did not change.
     pub fn tree(&self, name: &str) -> PathBuf {
-        self.directory.join(format!(".{name}.blake3"))
+        self.directory.join(format!(".{name}{TREE}"))
+    }
+
+    /// What is written for a digest, until it is whole.
+    pub(super) fn new_digest(&self, name: &str) -> PathBuf {
+        self.directory.join(format!(".{name}{TREE}{NEW}"))
     }
 
     /// The right of this process to change what lies there, until it is dropped: one at a time on this
@@ -178,36 +187,62 @@ pub fn is_unfinished(path: &Path) -> bool {
 
 /// Writes an object under a name at once or not at all, and makes it last.
 pub(super) fn write_json(path: &Path, body: &impl Serialize) -> Result<(), Failure> {
+    write_bytes(path, &json(path, body)?)
+}
+
+/// An object as it is written.
+pub(super) fn json(path: &Path, body: &impl Serialize) -> Result<Vec<u8>, Failure> {
     let mut text = serde_json::to_vec_pretty(body).map_err(|error| {
         let path = path.display();
         Failure::new(Errno::EIO, format!("cannot write {path}: {error}"))
     })?;
     text.push(b'\n');
-    write_bytes(path, &text)
+    Ok(text)
 }
 
 /// The same with bytes.
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = path.with_file_name(format!(".{}{NEW}", name.trim_start_matches('.')));
+    write_through(&hidden, path, bytes)
+}
+
+/// The same, under another name until it is whole.
+pub(super) fn write_through(hidden: &Path, path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let doing = || format!("write {}", path.display());
-    let mut hidden = path.file_name().unwrap_or_default().to_owned();
-    hidden.push(".new");
-    let name = hidden.to_string_lossy();
-    let hidden = path.with_file_name(format!(".{}", name.trim_start_matches('.')));
     let written = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(&hidden)
+        .open(hidden)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&hidden, path));
+        .and_then(|()| std::fs::rename(hidden, path));
     if let Err(error) = written {
         // what failed is what the user must know
-        let _ = std::fs::remove_file(&hidden);
+        let _ = std::fs::remove_file(hidden);
         return Err(Failure::io(doing(), &error));
     }
     layer_file::fsync_dir(path)
+}
+
+/// What was being written when somebody was killed. Nobody writes there now.
+pub fn sweep(place: &Place) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(&place.directory).into_iter().flatten() {
+        let Some(name) = entry
+            .ok()
+            .and_then(|entry| entry.file_name().into_string().ok())
+        else {
+            continue;
+        };
+        let stem = name.strip_prefix('.').and_then(|it| it.strip_suffix(NEW));
+        let stem = stem.and_then(|it| it.strip_suffix(".json").or(it.strip_suffix(TREE)));
+        if stem.is_some_and(valid_name) {
+            remove(&place.directory.join(&name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a name; gone already is fine.

@@ -162,9 +162,9 @@ impl Shelf {
     #[track_caller]
     pub fn names(&self) -> Vec<String> {
         let mut found = names(&self.place());
-        let all = found.len();
-        found.retain(|name| !(name.starts_with('.') && name.ends_with(".blake3")));
-        assert!(all - found.len() <= 1, "only the newest is kept");
+        let kept = found.iter().filter(|name| name.ends_with(".blake3"));
+        assert!(kept.count() <= 1, "only the newest is kept");
+        found.retain(|name| !(name.starts_with('.') && name.contains(".blake3")));
         found
     }
 

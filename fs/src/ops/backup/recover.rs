@@ -3,7 +3,7 @@
 
 use super::together::{self, Others};
 use super::{Making, follow, merge, try_undo};
-use crate::backups::{Journal, Stage};
+use crate::backups::{self, Journal, Stage};
 use crate::errno::{Errno, Failure};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine};
@@ -32,10 +32,14 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
         // the others when it is at its end
         return take_up(engine, guard, journal);
     }
-    if journals.is_empty() {
-        return Ok(());
-    }
-    let mut claim = Some(shelf::claim(engine, &place)?);
+    let mut claim = match shelf::claim(engine, &place) {
+        Ok(claim) => Some(claim),
+        // somebody is at work there, and nothing is left to be done
+        Err(_) if journals.is_empty() => return Ok(()),
+        Err(failure) => return Err(failure),
+    };
+    let swept = place.clone();
+    blocking(move || backups::sweep(&swept)).await?;
     let mut guard = guard;
     for journal in journals {
         let job = JobId::new(journal.job.as_str())
@@ -98,11 +102,13 @@ async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
     let place = engine.place_of(disk).await?;
     let looked_at = place.clone();
     let (journals, _) = blocking(move || Journal::all(&looked_at)).await?;
+    let guard = engine.hold(disk).await?;
+    let swept = place.clone();
+    blocking(move || backups::sweep(&swept)).await?;
     let of_ours = |it: &&Journal| matches!(it.stage, Stage::Removing | Stage::Merging);
     if !journals.iter().any(|it| of_ours(&it)) {
         return Ok(());
     }
-    let guard = engine.hold(disk).await?;
     for journal in journals {
         match journal.stage {
             Stage::Removing => {
