@@ -186,7 +186,7 @@ async fn one(
     } else {
         let (looked_at, gone) = (
             backup.clone(),
-            above.iter().map(|it| Backup::clone(it)).collect(),
+            above.iter().copied().cloned().collect::<Vec<Backup>>(),
         );
         let plan = blocking(move || choose(&looked_at, &gone, Look::AtFiles)).await?;
         let journal = Journal::of_merge(removal.job.as_str(), backup.manifest.clone(), plan);
@@ -221,7 +221,7 @@ pub(super) enum Look {
 }
 
 /// How a backup is merged into those that stand on it: whichever copies less, where that is possible.
-pub(super) fn choose(backup: &Backup, above: &Vec<Backup>, look: Look) -> Result<Merge, Failure> {
+pub(super) fn choose(backup: &Backup, above: &[Backup], look: Look) -> Result<Merge, Failure> {
     let name = &backup.manifest.name;
     for one in above.iter().chain([backup]) {
         if !one.is_complete() {

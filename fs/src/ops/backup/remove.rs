@@ -109,7 +109,7 @@ pub(in crate::ops) fn plan_text(disk: &Disk, backup: &Backup) -> String {
     text
 }
 
-fn merge_text(backup: &Backup, above: &Vec<Backup>) -> String {
+fn merge_text(backup: &Backup, above: &[Backup]) -> String {
     let name = &backup.manifest.name;
     let bytes = |backup: &Backup| backup.layers.last().map_or(0, |layer| layer.allocated_size);
     let others: Vec<&str> = above.iter().map(|it| it.manifest.name.as_str()).collect();
