@@ -343,6 +343,18 @@ impl Bench {
         }
     }
 
+    /// Removes what qmpfs has said it leaves alone: writes of the last milliseconds of a storage daemon.
+    #[track_caller]
+    pub fn remove_left_alone(&self) {
+        for line in self.mount.text("log").lines() {
+            let left = line.split_once(" holds data and is in no chain");
+            let path = left.and_then(|(words, _)| words.rsplit(' ').next());
+            if let Some(path) = path {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+
     /// Removes the bytes of points that are gone: a test of many rounds would fill the host's disk with them.
     #[track_caller]
     pub fn forget_bytes(&self) {

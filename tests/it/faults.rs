@@ -7,6 +7,7 @@ use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::steps::Deed;
 
+mod control;
 mod drive;
 mod queue;
 mod rollback;
@@ -35,6 +36,9 @@ over_attachments!(of_a_commit_of_the_active_layer => |name, attachment| removal(
 over_attachments!(of_three_removals_at_once => |name, attachment| {
     every_step(Bench::with_options(name, attachment, &["-o", "merge=stream"]), queue::Queue::new());
 });
+over_attachments!(of_the_words_of_ctl => |name, attachment| {
+    every_step(Bench::with_bulk_and_options(name, attachment, 64 << 20, &["-o", "merge=stream"]), control::Control::new());
+});
 over_attachments!(of_a_rollback => |name, attachment| {
     let options = ["-o", "live_rollback,merge=stream"];
     every_step(Bench::with_options(name, attachment, &options), rollback::Rollback::new());
@@ -62,6 +66,28 @@ fn commit_at(
 }
 
 over_attachments! {
+    /// QEMU has the layer open by a hidden name already: that name must stay, or the layer's file is taken for one that
+    /// nobody needs.
+    a_connection_lost_while_a_layer_gets_its_hidden_name => |name, attachment| {
+        commit_at(name, attachment, Place::Top, Whom::Nobody, Deed::CutBefore, "blockdev-del");
+    }
+}
+
+/// The same of a QEMU that refuses to let go of the old node.
+#[test]
+fn a_layer_keeps_its_hidden_name_when_the_old_node_stays() {
+    let name = "of_an_old_node";
+    commit_at(
+        name,
+        Attachment::Blockdev,
+        Place::Top,
+        Whom::Nobody,
+        Deed::Fail(0),
+        "blockdev-del",
+    );
+}
+
+over_attachments! {
     /// Between the two names of the file that received the layer above it has a third, hidden one.
     killed_between_the_names_of_a_commit => |name, attachment| {
         commit_at(name, attachment, Place::Bottom, Whom::Qmpfs, Deed::KillBefore, "rename web1.c");
@@ -73,6 +99,14 @@ over_attachments! {
     qemu_killed_between_the_names_of_a_commit => |name, attachment| {
         commit_at(name, attachment, Place::Bottom, Whom::Qemu, Deed::KillAfter, "rename web1.c");
     }
+}
+
+/// Clients of a storage daemon write into the overlay before D names it: that is kept, under one name, and told.
+#[test]
+fn the_host_dies_before_a_storage_daemon_has_its_overlay_named() {
+    let bench = Bench::new("of_a_first_snapshot_cut", Attachment::StorageDaemon);
+    let words = "rename web1.qcow2";
+    at_step(bench, Seal::new(true), Whom::Host, Deed::KillBefore, words);
 }
 
 /// The guest goes on at once, and is moved a little later.

@@ -93,6 +93,14 @@ impl Bench {
         );
     }
 
+    /// How many hidden names there are beside the active path.
+    pub fn hidden_names(&self) -> usize {
+        names(&self.dir)
+            .iter()
+            .filter(|name| is_alias(name))
+            .count()
+    }
+
     /// Whether nothing of a verb is left over: no job, no node without a use, no name that is not its node's own
     /// file, no mark on a file but the points' own, no guest that stands still. Says what there is.
     pub fn left_over(&mut self) -> Result<(), String> {

@@ -271,6 +271,14 @@ impl<V: Verb> Driver<V> {
             at,
         };
         self.settle(&round);
+        if round.booted && self.verb.may_lose_the_last_writes() {
+            assert!(
+                self.bench.hidden_names() <= 1,
+                "one name at most: {}",
+                round.at
+            );
+            self.bench.remove_left_alone();
+        }
         self.verb.judge(&mut self.bench, &round);
         self.bench.verify();
         self.clean(&round.at);

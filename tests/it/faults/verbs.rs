@@ -139,6 +139,12 @@ impl Remove {
     fn names(&self) -> [String; 3] {
         ["a", "b", "c"].map(|name| format!("{name}{}", self.round))
     }
+
+    /// The point that goes.
+    pub(super) fn victim(&self) -> String {
+        let [_, victim, _] = self.names();
+        victim
+    }
 }
 
 impl Verb for Remove {

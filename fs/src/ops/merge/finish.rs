@@ -312,6 +312,22 @@ fn refuse_if_open(
 ) -> Result<(), Failure> {
     let sight = engine.sight(engine.bridge()?);
     let is_it = |name: PathBuf| sys::file_id(&name).is_ok_and(|found| found == file);
+    // a name that is gone may have been this file's
+    let mut names = graph.nodes().filter_map(|node| node.path.as_deref());
+    let beside = |name: &&Path| name.parent() == path.parent();
+    if let Some(gone) = names.find(|name| beside(name) && sight.resolve(name).is_none()) {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "QEMU has a file open as {}, which is not there: {} is not removed",
+                gone.display(),
+                path.display()
+            ),
+        )
+        .next(
+            "see which file QEMU has open (ls -l /proc/PID/fd), and give it that name again (ln)",
+        ));
+    }
     if graph
         .nodes()
         .filter_map(|node| sight.resolve(node.path.as_deref()?))

@@ -5,7 +5,7 @@
 
 use super::plan::Verb;
 use super::{Merge, node};
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
@@ -85,7 +85,9 @@ async fn commit_active(
         let alias = layer_file::alias_path(&merge.disk.active_path);
         layer_file::link_new(&sealed, &alias)?;
         if let Err(failure) = move_below_root(engine, bridge, merge, &alias, carried).await {
-            settle::remove_name(&alias)?;
+            if remove_unused(bridge, &alias, &failure).await.is_err() {
+                engine.settle_later(&merge.disk.name);
+            }
             return Err(failure);
         }
     }
@@ -107,6 +109,22 @@ async fn commit_active(
             Err(refused)
         }
     }
+}
+
+/// A hidden name goes only where QEMU surely has nothing open by it: without its name a layer would not be known for
+/// what it is, and its file would be taken for one that nobody needs.
+async fn remove_unused(bridge: &Bridge, alias: &Path, failure: &Failure) -> Result<(), Failure> {
+    let graph = bridge.graph().await?;
+    let used = graph
+        .nodes()
+        .any(|node| node.path.as_deref() == Some(alias));
+    if used || !failure.outcome_known() {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("QEMU may have {} open", alias.display()),
+        ));
+    }
+    settle::remove_name(alias)
 }
 
 /// Makes every node of the chain one of ours, and looks at the disk again if that changed it.
@@ -152,7 +170,17 @@ async fn move_below_root(
         }
         return Err(failure);
     }
-    nodes::drop_layer(bridge, &graph, &old).await?;
+    if let Err(failure) = nodes::drop_layer(bridge, &graph, &old).await {
+        let graph = bridge.graph().await?;
+        if failure.outcome_known() && graph.node(&old).is_some() {
+            // as it was
+            let role = Role::Active;
+            nodes::set_backing(bridge, &graph, &root, Some(old), role, carried).await?;
+            let graph = bridge.graph().await?;
+            nodes::drop_layer(bridge, &graph, &fresh).await?;
+        }
+        return Err(failure);
+    }
     merge.disk = engine.observe_again(&merge.disk.name).await?;
     Ok(())
 }

@@ -28,6 +28,13 @@ pub(super) async fn unfinished(
         ));
         // a storage daemon may have written there before it died and came back without it
         let written = settle::holds_data(&marker.overlay).unwrap_or(false);
+        if written {
+            engine.log.note(&format!(
+                "disk '{}': the storage daemon ended in the middle of a snapshot: what its clients wrote in its last milliseconds is in {} and LOST to the disk (next: check its filesystems before you trust it)",
+                disk.name,
+                marker.overlay.display()
+            ));
+        }
         let overlay = (!written).then_some(marker.overlay.as_path());
         settle::undo_seal(active, &marker.sealed, overlay, root_file);
         if sys::file_id(active).ok() != Some(root_file) {

@@ -84,8 +84,14 @@ pub(super) fn remove(
     chain: &[FileId],
     report: &dyn Fn(&str),
 ) -> Result<(), Failure> {
+    let mut kept: Vec<FileId> = Vec::new();
     for (path, file) in layer_file::strays(active)? {
         if in_use.contains(&path) {
+            continue;
+        }
+        if kept.contains(&file) {
+            // the name in between of an exchange that was cut short: the file has another one
+            settle::remove_file(&path, file)?;
             continue;
         }
         let another_name = chain.contains(&file) || is_sealed(active, file);
@@ -100,6 +106,7 @@ pub(super) fn remove(
         if another_name || empty {
             settle::remove_file(&path, file)?;
         } else {
+            kept.push(file);
             report(&format!(
                 "{} holds data and is in no chain; it is left alone",
                 path.display()
