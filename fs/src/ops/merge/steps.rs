@@ -5,7 +5,7 @@
 
 use super::plan::Verb;
 use super::{Merge, node};
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
 use crate::layer_file;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
@@ -119,10 +119,7 @@ async fn remove_unused(bridge: &Bridge, alias: &Path, failure: &Failure) -> Resu
         .nodes()
         .any(|node| node.path.as_deref() == Some(alias));
     if used || !failure.outcome_known() {
-        return Err(Failure::new(
-            Errno::EBUSY,
-            format!("QEMU may have {} open", alias.display()),
-        ));
+        return Err(failure.clone());
     }
     settle::remove_name(alias)
 }
