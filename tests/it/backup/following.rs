@@ -9,6 +9,9 @@ use qmpfs_tests::tree::text;
 use qmpfs_tests::{oracle, sample, wait};
 use serde_json::{Value, json};
 
+/// Also where the guest cannot be stopped for the pivot.
+const COMMIT: &[&str] = &["-o", "merge=commit"];
+
 /// What a removal of that point would be.
 fn plan_of(shelf: &Shelf, point: &str) -> String {
     text(&shelf.bench.point(point).0.join("plan"))
@@ -72,7 +75,7 @@ over_attachments! {
 over_attachments! {
     /// The guest writes on all through it; where it cannot be stopped, also between READY and the pivot.
     what_is_written_during_a_commit_of_the_active_layer_is_in_the_next_one => |name, attachment| {
-        let mut shelf = Shelf::new(name, attachment);
+        let mut shelf = Shelf::with_options(name, attachment, COMMIT);
         shelf.keep("full", "b0");
         for round in 1..=3 {
             shelf.bench.write(10);
@@ -133,7 +136,7 @@ fn qmpfs_killed_at_commands_of_a_seal_and_of_a_commit() {
         (Attachment::StorageDaemon, "bitmaps-killed-qsd"),
         (Attachment::Blockdev, "bitmaps-killed-blockdev"),
     ] {
-        let mut shelf = Shelf::new(name, attachment);
+        let mut shelf = Shelf::with_options(name, attachment, COMMIT);
         let steps = Steps::new(shelf.bench.scratch());
         let monitor = shelf.bench.machine.qmpfs_socket();
         let proxy = Proxy::new(shelf.bench.scratch(), monitor, &steps);
