@@ -265,3 +265,69 @@ fn killed_before_steps_of_a_stream() {
 fn killed_after_steps_of_a_commit() {
     killed_at("merge-kill-commit", "full", "full", Deed::KillAfter, 1);
 }
+
+#[test]
+fn what_prune_shows_is_what_it_does() {
+    let mut shelf = Shelf::new("merge-prune", Attachment::StorageDaemon);
+    chain(&mut shelf, &["a", "b", "c", "d"]);
+    let copy = shelf.bench.scratch().file("copied");
+    sh!("cp -a {} {}", shelf.dir().display(), copy.display());
+    let times = [
+        ("full", "2026-01-31T10:00:00Z"),
+        ("a", "2026-02-10T10:00:00Z"),
+        ("b", "2026-02-10T23:00:00Z"),
+        ("c", "2026-02-11T10:05:00Z"),
+        ("d", "2026-02-11T10:55:00Z"),
+    ];
+    for (name, time) in times {
+        let path = copy.join(format!("web1/vda/{name}.json"));
+        let mut manifest = qmpfs_tests::tree::json(&path);
+        manifest["time"] = time.into();
+        fs::write(&path, manifest.to_string()).expect("a manifest of the copy");
+    }
+    let scratch = Scratch::new("merge-prune-mount");
+    let mut mount = Mounted::new(&scratch, &[&copy], &[]);
+    let disk = disk_in(mount.path());
+    let prune = concat!(env!("CARGO_MANIFEST_DIR"), "/../mountscripts/prune");
+    let line = format!(
+        "{prune} --hourly 1 --daily 2 --monthly 2 {}",
+        disk.0.display()
+    );
+    let shown = sh!("{line}");
+    let verdict = |word: &str| -> Vec<String> {
+        let lines = shown.lines().filter(|line| line.starts_with(word));
+        let paths = lines.filter_map(|line| line.split(' ').nth(1));
+        let names = paths.filter_map(|path| path.rsplit('/').next());
+        names.map(str::to_owned).collect()
+    };
+    assert_eq!(verdict("keep"), ["d", "b", "full"], "{shown}");
+    assert_eq!(verdict("remove"), ["c", "a"], "{shown}");
+    shelf.assert_shown(&disk);
+    let again = format!("{prune} --remove --hourly 1 --daily 2 --monthly 2");
+    sh!("{again} {}", disk.0.display());
+    for name in ["a", "c"] {
+        shelf.forget(name);
+    }
+    shelf.assert_shown(&disk);
+    assert_verified(&disk.0.join("backups"), 3);
+
+    // and what docs/RESTORE.md says of the whole disk
+    let point = disk.backup("incremental", "d");
+    let (raw, qcow2) = (scratch.file("new.raw"), scratch.file("new.qcow2"));
+    sh!(
+        "cp --sparse=always {0} {1} && qemu-img convert -O qcow2 {0} {2}",
+        point.disk_raw().display(),
+        raw.display(),
+        qcow2.display()
+    );
+    oracle::check(&qcow2);
+    assert_eq!(point.json()["digest"], oracle::digest(&raw));
+    sh!(
+        "qemu-img convert -O raw {} {}",
+        qcow2.display(),
+        raw.display()
+    );
+    assert_eq!(point.json()["digest"], oracle::digest(&raw));
+    mount.unmount();
+    shelf.bench.finish();
+}
