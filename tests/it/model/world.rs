@@ -323,6 +323,12 @@ impl World {
                 return format!("{name} is marked {marks:?}");
             }
         }
+        // until then the disk is held, and shown as it was
+        let log = self.log();
+        let count = |words: &str| log.matches(words).count();
+        if count("the outcome is not known yet") > count("disk 'vda': settled") {
+            return "an outcome is not known yet".to_owned();
+        }
         let listed = self.disk().list("snapshots");
         let files = names(&self.dir)
             .into_iter()

@@ -83,10 +83,11 @@ pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
                 Ok(()) => {
                     engine.unsettled.borrow_mut().remove(&disk);
                     attempts.remove(&disk);
-                    engine.log.note(&format!("disk '{disk}': settled"));
                     if let Err(failure) = engine.refresh(&[]).await {
                         tracing::debug!(%failure, "refresh");
                     }
+                    // only now: who reads it finds the tree as it is
+                    engine.log.note(&format!("disk '{disk}': settled"));
                 }
                 Err(failure) => {
                     engine.report_once(&format!("disk '{disk}': not settled yet: {failure}"))
