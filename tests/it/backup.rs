@@ -314,6 +314,19 @@ fn compressed_files_are_smaller() {
     shelf.bench.finish();
 }
 
+/// While the digest of the last one is written down, too.
+#[test]
+fn one_backup_right_after_another() {
+    let shelf = Shelf::new("backup-at-once", Attachment::StorageDaemon);
+    let disk = shelf.bench.mount.disk("vda");
+    for number in 0..8 {
+        let point = disk.backup("incremental", &format!("b{number}"));
+        point.make().expect("nothing is in its way");
+        disk.wait().expect("a backup");
+    }
+    shelf.bench.finish();
+}
+
 #[test]
 fn a_raw_disk_has_a_bitmap_as_long_as_qemu_runs() {
     let scratch = Scratch::new("backup-raw");
@@ -333,7 +346,9 @@ fn a_raw_disk_has_a_bitmap_as_long_as_qemu_runs() {
     let make = |mount: &Mounted, name: &str| -> Value {
         sh!("cp {} {}", image.display(), expected.display());
         let point = mount.disk("vda").backup("incremental", name);
-        point.make().expect("mkdir");
+        point
+            .make()
+            .unwrap_or_else(|e| panic!("mkdir {name}: {e}\n{}", mount.text("log")));
         mount.disk("vda").wait().expect("a backup");
         oracle::assert_same(&point.disk_raw(), &expected);
         point.json()

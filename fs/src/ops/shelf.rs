@@ -2,7 +2,7 @@
 //! directories have changed; each disk is called `VM/DISK` and has nothing but backups.
 
 use super::Source;
-use super::engine::Engine;
+use super::engine::{Engine, patiently};
 use crate::backups::{self, Listing, Place};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::Claim;
@@ -23,11 +23,12 @@ pub(super) fn root(engine: &Engine) -> Option<&PathBuf> {
 }
 
 /// Keeps other mounts from a disk's backups. In a mount of a directory who holds the disk has it already.
-pub(super) fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim>, Failure> {
+pub(super) async fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim>, Failure> {
     if root(engine).is_some() {
         return Ok(None);
     }
-    match place.claim() {
+    // a digest of ours is written down in a moment
+    match patiently(|| place.claim()).await {
         // nothing was ever put there
         Err(failure) if failure.errno == Errno::ENOENT => Ok(None),
         claimed => claimed.map(Some),

@@ -147,7 +147,7 @@ async fn one(
     answer: &mut Option<Answer<()>>,
 ) -> Result<(), Failure> {
     let place = engine.place_of(guard.name()).await?;
-    let _claim = shelf::claim(engine, &place)?;
+    let _claim = shelf::claim(engine, &place).await?;
     let looked_at = place.clone();
     let (journals, _) = blocking(move || Journal::all(&looked_at)).await?;
     refuse_unfinished(&journals)?;

@@ -68,7 +68,7 @@ pub(super) async fn prepare(
         BackupKind::Mirror => None,
     };
     let place = engine.place_of(guard.name()).await?;
-    let claim = shelf::claim(engine, &place)?;
+    let claim = shelf::claim(engine, &place).await?;
     let size = disk.active.virtual_size;
     let (looked_at, like, wanted) = (place.clone(), disk.active_path.clone(), name.to_owned());
     let listing = blocking(move || {

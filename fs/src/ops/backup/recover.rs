@@ -32,7 +32,7 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
         // the others when it is at its end
         return take_up(engine, guard, journal);
     }
-    let mut claim = match shelf::claim(engine, &place) {
+    let mut claim = match shelf::claim(engine, &place).await {
         Ok(claim) => Some(claim),
         // somebody is at work there, and nothing is left to be done
         Err(_) if journals.is_empty() => return Ok(()),

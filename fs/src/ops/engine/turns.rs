@@ -155,17 +155,7 @@ impl Engine {
         else {
             return Ok(None);
         };
-        let began = Instant::now();
-        loop {
-            match layer_file::claim(&active) {
-                Err(failure)
-                    if failure.errno == Errno::EBUSY && began.elapsed() < CLAIM_DEADLINE =>
-                {
-                    tokio::time::sleep(CLAIM_PAUSE).await;
-                }
-                claimed => return claimed.map(Some),
-            }
-        }
+        patiently(|| layer_file::claim(&active)).await.map(Some)
     }
 
     /// Whether somebody is changing the disk.
@@ -176,6 +166,21 @@ impl Engine {
     /// Whether a merge is at work on the disk, or one after another.
     pub(in crate::ops) fn is_merging(&self, disk: &str) -> bool {
         self.state(disk).merging.get()
+    }
+}
+
+/// Claims what another may have for a moment.
+pub(in crate::ops) async fn patiently(
+    claim: impl Fn() -> Result<Claim, Failure>,
+) -> Result<Claim, Failure> {
+    let began = Instant::now();
+    loop {
+        match claim() {
+            Err(failure) if failure.errno == Errno::EBUSY && began.elapsed() < CLAIM_DEADLINE => {
+                tokio::time::sleep(CLAIM_PAUSE).await;
+            }
+            claimed => return claimed,
+        }
     }
 }
 
