@@ -37,7 +37,7 @@ over_attachments!(of_three_removals_at_once => |name, attachment| {
     every_step(Bench::with_options(name, attachment, &["-o", "merge=stream"]), queue::Queue::new());
 });
 over_attachments!(of_the_words_of_ctl => |name, attachment| {
-    every_step(Bench::with_bulk_and_options(name, attachment, 64 << 20, &["-o", "merge=stream"]), control::Control::new());
+    every_step(Bench::with_bulk_and_options(name, attachment, 32 << 20, &["-o", "merge=stream"]), control::Control::new());
 });
 over_attachments!(of_a_rollback => |name, attachment| {
     let options = ["-o", "live_rollback,merge=stream"];

@@ -7,7 +7,7 @@ use super::engine::{Engine, Held};
 use crate::errno::{Errno, Failure};
 use crate::intent::JobCommand;
 use crate::model::Job;
-use qmpbridge::{Bridge, JobId, JobInfo};
+use qmpbridge::{Bridge, JobId, JobInfo, JobStatus};
 
 /// `echo COMMAND > jobs/ID/ctl`.
 pub(super) async fn job(
@@ -67,12 +67,14 @@ pub(super) async fn job(
     };
     if let Err(error) = told {
         // it may have ended between the look and the word
-        return match info(bridge, &job).await {
-            Ok(None) => Err(not_there(engine, disk, id)),
-            Ok(Some(_)) | Err(_) => Err(Failure::from(error).next(format!(
-                "cat disks/{disk}/jobs/{id}/state; a job that is just ending takes no commands"
-            ))),
-        };
+        let next = format!("cat disks/{disk}/jobs/{id}/state");
+        return Err(match info(bridge, &job).await {
+            Ok(None) => not_there(engine, disk, id),
+            Ok(Some(seen)) if is_ending(seen.status) => {
+                Failure::new(Errno::EBUSY, format!("the job '{id}' is just ending")).next(next)
+            }
+            Ok(Some(_)) | Err(_) => Failure::from(error).next(next),
+        });
     }
     engine.show_progress(disk, id).await;
     Ok(())
@@ -118,6 +120,24 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
 
 async fn info(bridge: &Bridge, id: &JobId) -> Result<Option<JobInfo>, Failure> {
     Ok(bridge.jobs().await?.into_iter().find(|job| job.id == *id))
+}
+
+/// Whether a job takes no words any more.
+fn is_ending(status: JobStatus) -> bool {
+    match status {
+        JobStatus::Waiting
+        | JobStatus::Pending
+        | JobStatus::Aborting
+        | JobStatus::Concluded
+        | JobStatus::Null => true,
+        JobStatus::Undefined
+        | JobStatus::Unknown
+        | JobStatus::Created
+        | JobStatus::Running
+        | JobStatus::Paused
+        | JobStatus::Ready
+        | JobStatus::Standby => false,
+    }
 }
 
 fn has_ended(id: &str) -> Failure {

@@ -22,7 +22,7 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new() -> Self {
         Self {
-            removal: Remove::new(Place::Middle),
+            removal: Remove::of_bulk(Place::Middle),
         }
     }
 

@@ -129,11 +129,30 @@ pub(super) enum Place {
 pub(super) struct Remove {
     place: Place,
     round: u32,
+    bulk: Bulk,
+}
+
+/// How much is in the point that goes.
+enum Bulk {
+    With,
+    Without,
 }
 
 impl Remove {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, round: 0 }
+        Self {
+            place,
+            round: 0,
+            bulk: Bulk::Without,
+        }
+    }
+
+    /// Of a point with so much in it that its merge is met at work.
+    pub(super) fn of_bulk(place: Place) -> Self {
+        Self {
+            bulk: Bulk::With,
+            ..Self::new(place)
+        }
     }
 
     fn names(&self) -> [String; 3] {
@@ -154,6 +173,10 @@ impl Verb for Remove {
         if self.place != Place::Bottom {
             bench.seal(&below);
             bench.write(5);
+        }
+        match self.bulk {
+            Bulk::Without => {}
+            Bulk::With => bench.write_bulk(),
         }
         bench.seal(&victim);
         bench.write(5);
