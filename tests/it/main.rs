@@ -54,6 +54,7 @@ mod reading;
 mod recovery;
 mod release;
 mod report;
+mod restore;
 mod rollback;
 mod several;
 mod several_faults;
