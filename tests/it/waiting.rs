@@ -171,11 +171,13 @@ fn a_path_that_is_in_no_mount_and_a_mount_that_goes() {
 over_attachments! {
     /// The progress of an active commit, and what its READY looks like while somebody holds it.
     a_held_commit_of_the_active_layer => |name: &str, attachment: Attachment| {
-        let mut bench = Bench::with_bulk(name, attachment, 128 << 20);
+        // a storage daemon commits only when it is told to
+        let options = ["-o", "merge=commit"];
+        let mut bench = Bench::with_bulk_and_options(name, attachment, 128 << 20, &options);
         bench.write_bulk();
         bench.write_bulk();
         bench.seal("one");
-        bench.write_bulk(); // less above than below: a commit
+        bench.write_bulk();
         bench.begin_removal("one");
         assert!(bench.machine.limit_jobs(1 << 20) > 0, "the merge is met at work");
         let job = bench.disk().only_job();
