@@ -20,9 +20,10 @@ pub use neighbours::{
 };
 pub use record::{
     FreezeMark, FreezeNote, GuestDebt, LoadJournal, LoadStep, MergeJournal, RollbackJournal,
-    SealMarker, clear_load, clear_merge, clear_point, clear_rollback, clear_seal, read_freeze,
-    read_internals, read_load, read_merge, read_point, read_rollback, read_seal, write_freeze,
-    write_internals, write_load, write_merge, write_point, write_rollback, write_seal,
+    SealMarker, ToldQemu, clear_load, clear_merge, clear_point, clear_rollback, clear_seal,
+    read_freeze, read_internals, read_load, read_merge, read_point, read_rollback, read_seal,
+    write_freeze, write_internals, write_load, write_merge, write_point, write_rollback,
+    write_seal,
 };
 
 #[cfg(test)]

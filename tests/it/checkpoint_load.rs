@@ -1,7 +1,7 @@
 //! `echo NAME > rollback` of the whole VM: it goes on from a checkpoint, disks and RAM, and what it was stays as one.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libc::{EIO, ENOENT, EOPNOTSUPP, EPERM};
 use qmpfs_tests::bench::Bench;
@@ -267,41 +267,52 @@ fn killed_at_every_command_of_a_load() {
     bench.finish();
 }
 
+/// How many commands go before `snapshot-load`, by a load that nothing disturbs.
+fn commands_before_a_load(bench: &mut Bench, steps: &Steps, expected: &Path) -> usize {
+    bench.begin_rollback();
+    steps.arm(COMMANDS, usize::from(u16::MAX), Deed::Pass, [0, 0]);
+    load(&bench.mount, "one").expect("a load that nothing disturbs");
+    bench.mount.wait_idle();
+    let (_, commands) = steps.disarm();
+    bench.go_on_holding(expected);
+    for kept in kept(&bench.mount) {
+        fs::remove_dir(bench.mount.path().join("checkpoints").join(kept)).expect("rmdir");
+        bench.mount.wait_idle();
+    }
+    let load = commands
+        .iter()
+        .position(|name| name.contains("snapshot-load"));
+    load.unwrap_or_else(|| panic!("no load in {commands:?}"))
+}
+
 /// Killed in the midst of a load QEMU may leave a disk of two moments; both checkpoints are whole, and the next mount
 /// says which one to start with.
 #[test]
 fn a_qemu_killed_while_it_loads_leaves_both_checkpoints() {
     let mut bench = Bench::with_ram("load-qemu-killed", Attachment::Blockdev, RAM, &LIVE);
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
     save(&bench.mount, "one");
     let one = bytes(&bench, "one");
+    let number = commands_before_a_load(&mut bench, &steps, &one);
     bench.write(20);
     let present = bench.begin_rollback();
-    let events = bench.mount.path().join("events");
-    let begun = || {
-        let text = text(&events);
-        let jobs = text
-            .lines()
-            .filter(|line| line.contains("JOB_STATUS_CHANGE"));
-        jobs.filter(|line| line.contains("\"running\"")).count()
-    };
-    let before = begun();
-    let path = bench.mount.path().join("rollback");
-    let caller = std::thread::spawn(move || write_line(&path, b"one\n"));
-    let pid = bench.machine.pid().cast_signed();
-    // the save of what is, and the load
-    wait::until_true("QEMU has begun to load", || begun() >= before + 2);
-    // SAFETY: a plain system call on a process that this test started.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    let _ = caller.join().expect("the caller");
+    // at its answer to the command: nobody hears how far it came
+    let qemu = bench.machine.pid();
+    steps.arm(COMMANDS, number, Deed::KillAfter, [qemu, 0]);
+    let _ = load(&bench.mount, "one");
+    wait::until_true("QEMU has begun to load", || steps.fired());
+    steps.disarm();
     bench.boot_after_a_fall(None);
     bench.wait_for_disk();
     wait::until_true("it is settled", || {
         !oracle::marks(&bench.active()).contains(&"load".to_owned())
     });
+    wait::until_true("what was is kept", || kept(&bench.mount).len() == 1);
+    let there = kept(&bench.mount).remove(0);
     let log = bench.mount.text("log");
-    let [there] = &kept(&bench.mount)[..] else {
-        panic!("what was is kept\n{log}")
-    };
     assert!(log.contains("start it with -loadvm"), "{log}");
     for (name, expected) in [("one", &one), (there.as_str(), &present)] {
         oracle::assert_same(&bytes(&bench, name), expected);

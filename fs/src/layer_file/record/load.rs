@@ -21,12 +21,21 @@ pub struct LoadJournal {
     pub step: LoadStep,
     /// By this job.
     pub job: String,
-    /// The QEMU that was told, where it can be seen.
-    pub qemu: Option<i32>,
+    /// The QEMU that was told.
+    pub qemu: ToldQemu,
     /// We stopped the VM and owe it a `cont`.
     pub resume: bool,
     /// The inode of the file it is written on.
     pub inode: u64,
+}
+
+/// By what a QEMU is known from another one on the same monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldQemu {
+    /// Who answers at the socket. Over TCP nobody is seen, and behind a proxy it is the proxy.
+    pub pid: Option<i32>,
+    /// The thread of the guest's first processor, as QEMU says it; in a container it may be the same again.
+    pub processor: Option<i64>,
 }
 
 /// How far a VM is on its way back.
