@@ -53,8 +53,16 @@ pub(super) fn close(engine: &Engine, key: LeaseKey, point: &str) -> Result<Close
     closed.map_err(|readers| is_open(&readers, point))
 }
 
+/// Refused while somebody has a point open; who opens it later is not kept away.
+pub(super) fn refuse_if_read(engine: &Engine, file: FileId, name: &str) -> Result<(), Failure> {
+    match &engine.leases.readers(file)[..] {
+        [] => Ok(()),
+        readers => Err(is_open(readers, &format!("'{name}'"))),
+    }
+}
+
 /// `point` is read by these.
-pub(super) fn is_open(readers: &[Holder], point: &str) -> Failure {
+fn is_open(readers: &[Holder], point: &str) -> Failure {
     let pid = readers.first().map_or(0, |reader| reader.pid);
     let more = match readers.len() {
         0 | 1 => String::new(),

@@ -20,7 +20,7 @@ use super::check;
 use super::engine::{Alone, DiskGuard, Engine, Turn};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
-use crate::model::{Disk, FileId, Job, Layer, PointRecord};
+use crate::model::{Disk, Job, Layer, PointRecord};
 use crate::tree::layer_identity;
 use plan::{Plan, Verb, above};
 use qmpbridge::{JobId, NodeName};
@@ -168,7 +168,7 @@ async fn begin(
     let name = &text::listed_name(&disk, index);
     let here = &disk.layers[index];
     let file = check::file_of(here)?;
-    refuse_if_read(engine, file, name)?;
+    check::refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
     let measure = text::Measure::Exactly;
     let facts =
@@ -247,14 +247,6 @@ fn released_into(up: &Layer) -> Result<u64, Failure> {
         .next("restart the VM, or take a snapshot, and try again"));
     }
     Ok(check::file_of(up)?.ino)
-}
-
-fn refuse_if_read(engine: &Engine, file: FileId, name: &str) -> Result<(), Failure> {
-    let readers = engine.leases.readers(file);
-    if readers.is_empty() {
-        return Ok(());
-    }
-    Err(check::is_open(&readers, &format!("'{name}'")))
 }
 
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {

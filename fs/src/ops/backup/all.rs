@@ -97,7 +97,7 @@ pub(in crate::ops) async fn delete(
     for (disk, record) in &group.members {
         let backup = remove::find(disk, &record.id)?;
         if backup.job().is_none() {
-            let refused = refuse_if_read(engine, backup);
+            let refused = remove::refuse_if_read(engine, backup);
             refused.map_err(|failure| failure.of_disk(&disk.name))?;
         }
         members.push((disk, backup));
@@ -133,12 +133,4 @@ async fn cancel(engine: &Engine, disk: &Disk, backup: &Backup, job: &str) -> Res
         }
         told => told,
     }
-}
-
-fn refuse_if_read(engine: &Engine, backup: &Backup) -> Result<(), Failure> {
-    let Some(file) = backup.layers.last().and_then(|layer| layer.file) else {
-        return Ok(());
-    };
-    let point = format!("'{}'", backup.manifest.name);
-    check::close(engine, check::state_of(file), &point).map(drop)
 }

@@ -105,26 +105,13 @@ pub(super) fn queue(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure
     let model = engine.current();
     let backup = model.disk(disk).map(|disk| remove::find(disk, id));
     let backup = backup.ok_or_else(gone)??;
-    refuse_if_read(engine, backup)?;
+    remove::refuse_if_read(engine, backup)?;
     let removal = Removal::new(id)?;
     engine.queue_backup(
         disk,
         id,
         entry(&removal.job, "merge", &backup.manifest.name, "queued"),
     )
-}
-
-fn refuse_if_read(engine: &Engine, backup: &Backup) -> Result<(), Failure> {
-    let Some(file) = backup.layers.last().and_then(|layer| layer.file) else {
-        return Ok(());
-    };
-    match &engine.leases.readers(file)[..] {
-        [] => Ok(()),
-        readers => Err(check::is_open(
-            readers,
-            &format!("'{}'", backup.manifest.name),
-        )),
-    }
 }
 
 pub(super) fn entry(job: &JobId, verb: &str, name: &str, state: &str) -> Job {

@@ -6,6 +6,7 @@ use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk, Manifest};
 use crate::ops::Answer;
 use crate::ops::blocking::blocking;
+use crate::ops::check;
 use crate::ops::control;
 use crate::ops::engine::{DiskGuard, Engine};
 use qmpbridge::Bridge;
@@ -71,6 +72,14 @@ pub(super) fn find<'a>(disk: &'a Disk, id: &str) -> Result<&'a Backup, Failure> 
 
 pub(super) fn gone() -> Failure {
     Failure::new(Errno::ENOENT, "the backup is gone").next("see which there are: ls backups/*")
+}
+
+/// Refused while somebody reads a backup.
+pub(super) fn refuse_if_read(engine: &Engine, backup: &Backup) -> Result<(), Failure> {
+    match backup.layers.last().and_then(|layer| layer.file) {
+        None => Ok(()),
+        Some(file) => check::refuse_if_read(engine, file, &backup.manifest.name),
+    }
 }
 
 /// The backups whose files stand on this one's.

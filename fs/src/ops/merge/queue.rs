@@ -5,11 +5,12 @@
 
 use super::run::one;
 use super::text::{self, Measure, Which};
-use super::{begin, plan, refuse_if_read};
+use super::{begin, plan};
 use crate::errno::{Errno, Failure};
 use crate::leases::LeaseKey;
 use crate::model::{Disk, FileId, Job};
 use crate::ops::blocking::blocking;
+use crate::ops::check::refuse_if_read;
 use crate::ops::engine::{DiskGuard, Engine, NextTurn as Turn, Queued};
 use crate::tree::layer_identity;
 use qmpbridge::JobId;

@@ -3,12 +3,13 @@
 
 use super::plan::Verb;
 use super::steps::{self, Stage};
-use super::{Merge, entry, finish, node, queue, refuse_if_read, text};
+use super::{Merge, entry, finish, node, queue, text};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::ops::Answer;
 use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
+use crate::ops::check::refuse_if_read;
 use crate::ops::engine::{DiskGuard, Engine};
 use crate::view::LayerSpec;
 use qmpbridge::{Cancel, JobHandle};
