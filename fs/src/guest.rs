@@ -3,6 +3,7 @@
 //! from a thread of its own: bytes that a guest wrote keep nobody else waiting.
 
 mod cache;
+mod described;
 mod links;
 mod note;
 mod number;
@@ -15,6 +16,7 @@ mod tree;
 mod wire;
 mod worker;
 
+pub use described::{Described, readable};
 pub use links::{Links, depends_on_depth, shown};
 pub use note::note;
 pub use number::Number;
@@ -31,6 +33,7 @@ use crate::tree::{PointKey, has_inside};
 use crate::view::View;
 use slots::Slots;
 use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,12 +45,21 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Gets what is on a disk, from another thread.
 type Waiter = Box<dyn FnOnce(Result<Arc<Survey>, Failure>) + Send>;
 
+/// Why a disk is looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Purpose {
+    /// Somebody wants what is inside, and the log tells why it cannot be had.
+    Inside,
+    /// It is only described: what cannot be had now is left out.
+    Describing,
+}
+
 /// What is known of a point's disk.
 enum Known {
     Surveyed(Arc<Survey>),
     Failed(Instant, Failure),
     /// Being looked at, for these.
-    Waiting(Vec<Waiter>),
+    Waiting(Vec<(Purpose, Waiter)>),
 }
 
 /// The insides of all points of a mount. A clone is another handle on the same.
@@ -118,12 +130,14 @@ impl Guests {
 
     /// Why the files of a partition cannot be shown, if that was tried.
     pub fn trouble(&self, point: &PointKey, number: u32) -> Option<String> {
-        let tree = {
-            let trees = self.trees();
-            let index = trees.places.get(&(point.clone(), number))?;
-            Arc::clone(trees.all.get(*index)?)
-        };
-        tree.trouble()
+        self.looked_into(point, number)?.trouble()
+    }
+
+    /// The filesystem in a partition, if somebody has looked into it.
+    fn looked_into(&self, point: &PointKey, number: u32) -> Option<Arc<Tree>> {
+        let trees = self.trees();
+        let index = trees.places.get(&(point.clone(), number))?;
+        trees.all.get(*index).cloned()
     }
 
     fn trees(&self) -> MutexGuard<'_, Trees> {
@@ -138,15 +152,47 @@ impl Guests {
         }
     }
 
+    /// What is known of the partitions of a point; None where nobody has looked.
+    pub fn described(&self, point: &PointKey) -> Option<Vec<Described>> {
+        let survey = self.known(point)?;
+        let read = |volume: &Volume| {
+            let tree = self.looked_into(point, volume.partition.number);
+            tree.map_or_else(described::Read::default, |tree| described::Read {
+                journal: tree.opened().map(|(_, journal)| journal),
+                trouble: tree.trouble(),
+            })
+        };
+        Some(described::described(&survey, read))
+    }
+
     /// Finds out what is on the disk of a point.
     pub fn survey(
         &self,
         point: &PointKey,
         done: impl FnOnce(Result<Arc<Survey>, Failure>) + Send + 'static,
     ) {
+        self.look(point, Purpose::Inside, Box::new(done));
+    }
+
+    /// The same for a description. None where it is known already, or cannot be known now; else
+    /// something comes when it is.
+    pub fn glance(&self, point: &PointKey) -> Option<Receiver<()>> {
+        if self.known(point).is_some() || !has_inside(&self.engine.model(), point) {
+            return None;
+        }
+        let (done, known) = sync_channel(1);
+        let done = Box::new(move |_| {
+            // Nobody waits that long.
+            let _late = done.try_send(());
+        });
+        self.look(point, Purpose::Describing, done);
+        Some(known)
+    }
+
+    fn look(&self, point: &PointKey, purpose: Purpose, done: Waiter) {
         let mut surveys = self.surveys();
         let known = match surveys.get_mut(point) {
-            Some(Known::Waiting(waiters)) => return waiters.push(Box::new(done)),
+            Some(Known::Waiting(waiters)) => return waiters.push((purpose, done)),
             Some(Known::Surveyed(survey)) => Some(Ok(Arc::clone(survey))),
             Some(Known::Failed(at, failure)) if at.elapsed() < RETRY_AFTER => {
                 Some(Err(failure.clone()))
@@ -160,7 +206,7 @@ impl Guests {
         if surveys.len() >= SURVEYS_MAX {
             surveys.retain(|_, known| matches!(known, Known::Waiting(_)));
         }
-        let waiters: Vec<Waiter> = vec![Box::new(done)];
+        let waiters = vec![(purpose, done)];
         surveys.insert(point.clone(), Known::Waiting(waiters));
         drop(surveys);
         let (guests, key) = (self.clone(), point.clone());
@@ -195,22 +241,24 @@ impl Guests {
 
     fn surveyed(&self, point: &PointKey, result: Result<Survey, Failure>) {
         let result = result.map(Arc::new);
-        if let Err(failure) = &result {
+        let known = match &result {
+            Ok(survey) => Known::Surveyed(Arc::clone(survey)),
+            Err(failure) => Known::Failed(Instant::now(), failure.clone()),
+        };
+        let before = self.surveys().insert(point.clone(), known);
+        let Some(Known::Waiting(waiters)) = before else {
+            return;
+        };
+        let wanted = waiters.iter().any(|(why, _)| *why == Purpose::Inside);
+        if let (Err(failure), true) = (&result, wanted) {
             let model = self.engine.model();
             let place = crate::tree::path_of(&model, &crate::tree::NodeKey::Point(point.clone()));
             let errno = failure.errno;
             let line = format!("look into {place} {errno}: {failure}");
             self.engine.log().note(&line);
         }
-        let known = match &result {
-            Ok(survey) => Known::Surveyed(Arc::clone(survey)),
-            Err(failure) => Known::Failed(Instant::now(), failure.clone()),
-        };
-        let before = self.surveys().insert(point.clone(), known);
-        if let Some(Known::Waiting(waiters)) = before {
-            waiters
-                .into_iter()
-                .for_each(|waiter| waiter(result.clone()));
+        for (_, waiter) in waiters {
+            waiter(result.clone());
         }
     }
 

@@ -18,6 +18,7 @@ mod vm;
 
 pub use time::{now, parse_rfc3339, rfc3339};
 
+use crate::guest::Described;
 use crate::intent::Verbs;
 use crate::model::{Contents, Job, Layer, Model};
 use crate::report::Log;
@@ -51,6 +52,8 @@ pub struct Extra<'a> {
     pub plan: &'a dyn Fn(&PointKey) -> String,
     /// The sizes of the point the text is about, where they were measured.
     pub sizes: Option<Sizes>,
+    /// What is in the partitions of that point, where somebody has looked.
+    pub filesystems: Option<Vec<Described>>,
     /// What the caches of the views hold.
     pub caches: CacheBytes,
 }
@@ -83,9 +86,7 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
             let found = find_point(model, point)?;
             match file {
                 PointFile::DiskRaw => None,
-                PointFile::PointJson => {
-                    Some(json(&point::point(model, point, &found, extra.sizes)))
-                }
+                PointFile::PointJson => Some(json(&point::point(model, point, &found, extra))),
                 PointFile::Plan => Some((extra.plan)(point)),
                 PointFile::State => job_of(&found).map(job::state),
                 PointFile::Progress => job_of(&found).map(|job| json(&job::progress(job))),

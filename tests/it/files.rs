@@ -101,12 +101,24 @@ impl Drop for Unmount {
     }
 }
 
+/// What point.json says of a filesystem that was looked into.
+#[track_caller]
+fn named_in_point_json(point: &Path, copied: Copied) {
+    let said = qmpfs_tests::tree::json(&point.join("point.json"));
+    let expected = match copied {
+        Copied::Unmounted => "clean",
+        Copied::InUse => "replayed",
+    };
+    assert_eq!(said["filesystems"][0]["log"], expected, "{said}");
+}
+
 /// Through a mount, against the kernel.
 fn compared(name: &str, mkfs: &str, megabytes: u32, count: u32, copied: Copied) {
     let scratch = Scratch::new(name);
     let image = filled(&scratch, mkfs, megabytes, count, copied);
     let (mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
     same_as_kernel(&scratch, &image, "", &point.join("files/0"));
+    named_in_point_json(&point, copied);
     assert!(
         !mount.text("log").contains("read /"),
         "{}",
@@ -166,6 +178,7 @@ fn xfs_compared(name: &str, copied: Copied) {
     let image = filled(&scratch, "mkfs.xfs -q -f", 320, 1000, copied);
     let (mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
     same_as_kernel(&scratch, &image, ",nouuid", &point.join("files/0"));
+    named_in_point_json(&point, copied);
     assert!(
         !mount.text("log").contains("read /"),
         "{}",

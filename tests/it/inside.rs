@@ -7,6 +7,7 @@ use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::{oracle, sh, wait};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// A disk with four partitions, as a qcow2 image.
 fn partitioned(scratch: &Scratch) -> PathBuf {
@@ -25,6 +26,70 @@ fn partitioned(scratch: &Scratch) -> PathBuf {
     );
     image
 }
+
+/// The processes that read guests' filesystems for a mount.
+fn readers(mount: &Mounted) -> String {
+    sh!(
+        "ps -o args= --ppid {} | grep guest-reader || true",
+        mount.pid()
+    )
+}
+
+/// `point.json` names what is in the partitions, and nobody parses a guest's files for it. A QEMU that
+/// hangs holds it up for a second at most.
+fn point_json_names_the_filesystems(name: &str, attachment: Attachment) {
+    let scratch = Scratch::new(name);
+    let image = partitioned(&scratch);
+    let machine = Machine::start(&scratch, "vm", attachment, &[Disk::qcow2("vda", &image)]);
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    wait::until_true("the disk is in the mount", || mount.disk("vda").0.is_dir());
+    for name in ["before", "after"] {
+        mount.disk("vda").snapshot(name).make().expect("mkdir");
+    }
+    let point = mount.disk("vda").snapshot("before");
+    let all = point.json()["filesystems"].clone();
+    let types: Vec<&str> = (0..4).filter_map(|at| all[at]["type"].as_str()).collect();
+    assert_eq!(types, ["unknown", "empty", "ext4", "crypto_LUKS"]);
+    let ext4 = &all[2];
+    assert_eq!(
+        (&ext4["partition"], &ext4["label"]),
+        (&3.into(), &"root".into())
+    );
+    let part = mount
+        .disk("vda")
+        .0
+        .join("snapshots/before/partitions/3.raw");
+    assert_eq!(
+        ext4["uuid"],
+        sh!("blkid -p -o value -s UUID {}", part.display())
+    );
+    assert!(ext4["log"].is_null(), "nobody has looked inside");
+    assert_eq!(readers(&mount), "", "no reader is started for it");
+    let files = mount.disk("vda").0.join("snapshots/before/files/3");
+    assert_eq!(names(&files), ["lost+found"]);
+    assert_eq!(point.json()["filesystems"][2]["log"], "clean");
+    let can = mount.json("vm.json")["guest_filesystems"].to_string();
+    assert!(can.contains("\"ext4\"") && !can.contains("LUKS"), "{can}");
+
+    sh!("kill -STOP {}", machine.pid());
+    let asked = Instant::now();
+    let said = mount.disk("vda").snapshot("after").json();
+    let took = asked.elapsed();
+    sh!("kill -CONT {}", machine.pid());
+    assert!(took < wait::PATIENCE, "{took:?}");
+    assert_eq!(said["name"], "after");
+    wait::until_true("it is known afterwards", || {
+        mount.disk("vda").snapshot("after").json()["filesystems"].is_array()
+    });
+    mount
+        .disk("vda")
+        .snapshot("before")
+        .delete()
+        .expect("nothing that was looked at keeps it");
+    assert_eq!(mount.wait_idle(), "done\n");
+}
+
+over_attachments!(filesystems_in_point_json => point_json_names_the_filesystems);
 
 fn names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).expect("a directory");

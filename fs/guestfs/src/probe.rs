@@ -36,6 +36,27 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Each of them.
+    pub const ALL: [Kind; 17] = [
+        Kind::Ext2,
+        Kind::Ext3,
+        Kind::Ext4,
+        Kind::Xfs,
+        Kind::Btrfs,
+        Kind::Ntfs,
+        Kind::Fat,
+        Kind::ExFat,
+        Kind::Iso9660,
+        Kind::Squashfs,
+        Kind::Swap,
+        Kind::Luks,
+        Kind::BitLocker,
+        Kind::Lvm2,
+        Kind::LinuxRaid,
+        Kind::Unknown,
+        Kind::Empty,
+    ];
+
     /// As people and blkid write it.
     pub fn name(self) -> &'static str {
         match self {

@@ -66,6 +66,9 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
         NodeKey::Inside(point, Inside::Note(number)) => {
             return inside::open_note(shared, point, number, reply);
         }
+        NodeKey::PointFile(point, PointFile::PointJson) => {
+            return inside::open_description(shared, point, reply);
+        }
         key => {
             return match shared.text(&model, &key) {
                 Some(text) => reply.opened(

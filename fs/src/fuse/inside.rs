@@ -8,9 +8,13 @@ use super::{TEXT_FLAGS, errno, failed, guest};
 use crate::errno::Errno;
 use crate::guest::{Number, Question, Survey, Volume, gone};
 use crate::render::Sizes;
-use crate::tree::{Inside, NodeKey, PointKey};
+use crate::tree::{Inside, NodeKey, PointFile, PointKey};
 use fuser::{FileType, ReplyEntry, ReplyOpen};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long point.json waits for what is on a disk that nobody has looked at.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// What is listed in a directory of a point's inside, besides the guests' own trees.
 fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: Inside) -> Vec<Inside> {
@@ -142,6 +146,37 @@ pub(super) fn partition(
             (owner.view(ino, sizes, time), VIEW_TTL)
         }));
     });
+}
+
+/// Opens point.json. What is in the partitions is found out for it, unless that takes long.
+pub(super) fn open_description(shared: &Arc<Shared>, point: PointKey, reply: ReplyOpen) {
+    let known = shared.guests.glance(&point);
+    let (in_answer, key) = (Arc::clone(shared), point);
+    let answer = move || {
+        let key = NodeKey::PointFile(key, PointFile::PointJson);
+        match in_answer.text(&in_answer.engine.model(), &key) {
+            Some(text) => {
+                let handle = in_answer.handles.insert(Handle::Text(text.into_bytes()));
+                reply.opened(handle, TEXT_FLAGS);
+            }
+            None => reply.error(fuser::Errno::ESTALE),
+        }
+    };
+    let Some(known) = known else {
+        return answer();
+    };
+    let describe = move || {
+        // Whether it came or not: what is known by now is shown.
+        let _known = known.recv_timeout(GLANCE);
+        answer();
+    };
+    // Where there is no thread, the dropped reply is an error.
+    if let Err(error) = std::thread::Builder::new()
+        .name("describe".into())
+        .spawn(describe)
+    {
+        tracing::warn!(%error, "point.json needs a thread");
+    }
 }
 
 /// Opens what is to be said about a partition.

@@ -84,6 +84,7 @@ impl Shared {
             return note(&survey, *number, &path, trouble.as_deref());
         }
         let sizes = key.point().and_then(|point| self.sizes.known(point));
+        let filesystems = key.point().and_then(|point| self.guests.described(point));
         let plan = |point: &_| self.engine.plan_text(point);
         let extra = Extra {
             log: &self.log,
@@ -91,6 +92,7 @@ impl Shared {
             verbs: self.verbs,
             plan: &plan,
             sizes,
+            filesystems,
             caches: self.engine.cache_sizes(),
         };
         text(model, key, &extra)

@@ -1,6 +1,7 @@
 //! point.json.
 
-use super::{Sizes, estimated_sizes, instant, made_by, rfc3339};
+use super::{Extra, estimated_sizes, instant, made_by, rfc3339};
+use crate::guest::Described;
 use crate::model::{BackupStage, Copied, Layer, Manifest, Model, PointRecord};
 use crate::tree::{
     Checkpoint, Found, Group, GroupKey, GroupKind, PointKey, PointKind, checkpoint_of, find_group,
@@ -26,6 +27,8 @@ pub(super) struct PointJson {
     allocated_size: u64,
     /// Base first.
     files: Vec<String>,
+    /// What is in its partitions; None where nobody could look yet.
+    filesystems: Option<Vec<Described>>,
     consistency: String,
     /// The disks whose points show the same instant, this one included.
     same_instant: Vec<String>,
@@ -93,9 +96,9 @@ pub(super) fn point(
     model: &Model,
     key: &PointKey,
     found: &Found<'_>,
-    sizes: Option<Sizes>,
+    extra: &Extra<'_>,
 ) -> PointJson {
-    let sizes = sizes.unwrap_or_else(|| estimated_sizes(found));
+    let sizes = extra.sizes.unwrap_or_else(|| estimated_sizes(found));
     let how = instant_kind(found);
     PointJson {
         kind: match key.kind {
@@ -125,6 +128,7 @@ pub(super) fn point(
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
         files: files(found),
+        filesystems: extra.filesystems.clone(),
         consistency: how.consistency.to_owned(),
         same_instant: same_instant(model, found),
         checkpoint: checkpoint(model, found).map(|it| it.name),

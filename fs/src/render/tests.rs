@@ -27,6 +27,7 @@ fn shown_with(model: &Model, key: &NodeKey, verbs: Verbs, sizes: Option<Sizes>) 
         mountpoint: Path::new("/mnt/vm"),
         verbs,
         plan: &plan,
+        filesystems: None,
         sizes,
         caches: qmpfs_qcow2::CacheBytes::default(),
     };

@@ -13,6 +13,8 @@ pub(super) struct Vm<'a> {
     connection: &'static str,
     connection_reason: Option<&'a str>,
     capabilities: &'a [String],
+    /// Whose files are shown in points' `files/`.
+    guest_filesystems: Vec<&'static str>,
     quiesce: &'static str,
     guest_agent: Option<&'a str>,
     guest_agent_state: Option<&'static str>,
@@ -44,6 +46,7 @@ pub(super) fn vm(model: &Model) -> Vm<'_> {
         connection,
         connection_reason,
         capabilities: &model.vm.capabilities,
+        guest_filesystems: crate::guest::readable(),
         quiesce: match model.vm.quiesce {
             Quiesce::Off => "off",
             Quiesce::Try => "try",
