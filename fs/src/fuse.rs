@@ -8,13 +8,17 @@ mod caller;
 mod files;
 mod guest;
 mod guest_data;
+mod guest_list;
 mod handles;
 mod inside;
 mod message;
 mod names;
 mod negotiate;
+mod open;
 mod pages;
 mod passthrough;
+mod replies;
+mod seek;
 mod session;
 mod shared;
 mod sizes;
@@ -131,7 +135,7 @@ impl Filesystem for Qmpfs {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.run("opendir", |shared| match guest::place(shared, ino) {
-            Some(Ok(place)) => guest::opendir(shared, place, reply),
+            Some(Ok(place)) => guest_list::opendir(shared, place, reply),
             Some(Err(errno)) => reply.error(errno),
             None => names::opendir(shared, req.pid(), ino, reply),
         });
@@ -174,9 +178,9 @@ impl Filesystem for Qmpfs {
                 None => {}
             }
             if writes {
-                files::open_control(shared, ino, reply);
+                open::open_control(shared, ino, reply);
             } else {
-                files::open(shared, req.pid(), ino, reply);
+                open::open(shared, req.pid(), ino, reply);
             }
         });
     }
@@ -212,7 +216,7 @@ impl Filesystem for Qmpfs {
             {
                 return guest_data::lseek(handle, offset, whence, reply);
             }
-            files::lseek(shared, fh, offset, whence, reply)
+            seek::lseek(shared, fh, offset, whence, reply)
         });
     }
 

@@ -2,28 +2,21 @@
 //! are read here, from the disk, by the extents that the reader has told.
 //! Everything is answered EROFS that would write, to everybody.
 
-use super::handles::{Entry, GuestFile, Handle, Names};
+use super::handles::{GuestFile, Handle};
 use super::shared::Shared;
-use super::{GENERATION, caller, failed};
+use super::{GENERATION, caller, failed, replies};
 use crate::errno::{Errno, Failure};
 use crate::guest::{Answer, Links, Node, Number, Question, Tree, depends_on_depth, gone, shown};
 use crate::tree::NodeKey;
-use fuser::{
-    FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen,
-    ReplyXattr,
-};
+use fuser::{FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyXattr};
 use qmpfs_guestfs::{FileKind, Time};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A guest's files never change; how long the kernel may believe that of one it was told about.
 const TTL: Duration = Duration::from_secs(30);
-/// Names of one directory that are listed: more fill the memory of who lists them.
-const NAMES_MAX: usize = 2_000_000;
-/// Batches without a name that are shown; a directory of more is one that leads in a circle.
-const EMPTY_MAX: usize = 100_000;
 
 /// What an inode number means that is a guest's.
 pub(super) struct Place {
@@ -108,7 +101,7 @@ fn attributes(
     })
 }
 
-fn file_type(kind: FileKind) -> FileType {
+pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::File => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
@@ -131,7 +124,7 @@ fn system_time(time: Time) -> SystemTime {
 }
 
 /// Whether a node is left out of the tree.
-fn is_hidden(shared: &Shared, node: &Node) -> bool {
+pub(super) fn is_hidden(shared: &Shared, node: &Node) -> bool {
     shared.guests.links() == Links::Hide && node.attributes.kind == FileKind::Symlink
 }
 
@@ -176,7 +169,7 @@ pub(super) fn node_of(answer: Result<Answer, Failure>) -> Result<Node, Failure> 
     }
 }
 
-fn another() -> Failure {
+pub(super) fn another() -> Failure {
     Failure::new(Errno::EIO, "the reader answered another question")
 }
 
@@ -221,124 +214,6 @@ pub(super) fn readlink(shared: &Arc<Shared>, place: Place, reply: ReplyData) {
         },
         Err(failure) => reply.error(failed(&failure)),
     });
-}
-
-pub(super) fn opendir(shared: &Arc<Shared>, place: Place, reply: ReplyOpen) {
-    let own = |name: &str| Entry {
-        // What `..` is the kernel knows better.
-        ino: place.number.inode().unwrap_or(1),
-        kind: FileType::Directory,
-        name: name.into(),
-    };
-    let names = Names {
-        entries: vec![own("."), own("..")],
-        next: Some(0),
-        empty: 0,
-    };
-    let handle = shared.handles.insert(Handle::GuestDirectory {
-        tree: place.tree,
-        number: place.number,
-        names: Mutex::new(names),
-    });
-    reply.opened(handle, fuser::FopenFlags::empty());
-}
-
-pub(super) fn readdir(
-    shared: &Arc<Shared>,
-    handle: Arc<Handle>,
-    offset: u64,
-    mut reply: ReplyDirectory,
-) {
-    let Handle::GuestDirectory {
-        tree,
-        number,
-        names,
-    } = &*handle
-    else {
-        return reply.error(fuser::Errno::EBADF);
-    };
-    let first = usize::try_from(offset).unwrap_or(usize::MAX);
-    let cookie = {
-        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = names.entries.iter().enumerate().skip(first);
-        let mut added = false;
-        for (index, entry) in wanted {
-            if reply.add(
-                INodeNo(entry.ino),
-                index as u64 + 1,
-                entry.kind,
-                &entry.name,
-            ) {
-                break;
-            }
-            added = true;
-        }
-        match names.next {
-            Some(cookie) if !added && first >= names.entries.len() => cookie,
-            _ => return reply.ok(),
-        }
-    };
-    let question = Question::List {
-        directory: number.node,
-        cookie,
-    };
-    let (in_answer, again) = (Arc::clone(shared), Arc::clone(&handle));
-    tree.ask(question, move |answer| {
-        match answer.and_then(|answer| listed(&in_answer, &again, cookie, answer)) {
-            Ok(()) => readdir(&in_answer, again, offset, reply),
-            Err(failure) => reply.error(failed(&failure)),
-        }
-    });
-}
-
-/// Adds a batch of names to a listing, unless another reader of it has done so.
-fn listed(shared: &Shared, handle: &Handle, cookie: u64, answer: Answer) -> Result<(), Failure> {
-    let (
-        Handle::GuestDirectory {
-            tree,
-            number,
-            names,
-        },
-        Answer::Names { entries, next },
-    ) = (handle, answer)
-    else {
-        return Err(another());
-    };
-    let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
-    if names.next != Some(cookie) {
-        return Ok(());
-    }
-    names.empty += usize::from(entries.is_empty());
-    let goes_on = next.is_none_or(|next| next > cookie);
-    if !goes_on || names.empty > EMPTY_MAX || names.entries.len() + entries.len() > NAMES_MAX {
-        return Err(Failure::new(
-            Errno::EUCLEAN,
-            "damaged: a directory does not end",
-        ));
-    }
-    for named in entries {
-        let (kind, node) = match &named.node {
-            Some(node) if is_hidden(shared, node) => continue,
-            Some(node) => (file_type(node.attributes.kind), node.number),
-            // It is listed, and whoever asks for it is told why it cannot be read.
-            None => (FileType::RegularFile, 0),
-        };
-        let of = Number {
-            tree: tree.number,
-            depth: match kind {
-                FileType::Directory => number.depth.saturating_add(1),
-                _ => 0,
-            },
-            node,
-        };
-        names.entries.push(Entry {
-            ino: of.inode().unwrap_or(1),
-            kind,
-            name: OsString::from_vec(named.name),
-        });
-    }
-    names.next = next;
-    Ok(())
 }
 
 pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpen) {
@@ -403,13 +278,6 @@ pub(super) fn xattr(place: &Place, wanted: Wanted, size: u32, reply: ReplyXattr)
                     .collect()
             }
         };
-        let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
-        if size == 0 {
-            reply.size(length);
-        } else if size < length {
-            reply.error(fuser::Errno::ERANGE);
-        } else {
-            reply.data(&value);
-        }
+        replies::xattr(reply, size, &value);
     });
 }

@@ -64,7 +64,7 @@ pub(super) struct OpenView {
     /// Which point, for the log.
     pub(super) point: PointKey,
     /// Its file, if the kernel reads that by itself.
-    pub(super) _backing: Option<Arc<BackingId>>,
+    pub(super) backing: Option<Arc<BackingId>>,
     /// Where its reader is.
     pub(super) cursor: Cursor,
     /// How it reads.
@@ -73,6 +73,27 @@ pub(super) struct OpenView {
     pub(super) files: u64,
     /// Whether a failed read was written down already; one line says it.
     pub(super) complained: AtomicBool,
+}
+
+impl OpenView {
+    /// The whole disk, from its beginning.
+    pub(super) fn new(view: Arc<View>, point: PointKey, bytes_read: Arc<AtomicU64>) -> Self {
+        Self {
+            window: Window {
+                start: 0,
+                length: view.virtual_size(),
+            },
+            partition: None,
+            bytes_read,
+            point,
+            backing: None,
+            cursor: Cursor::default(),
+            habit: Habit::default(),
+            files: view.fingerprint(),
+            complained: AtomicBool::new(false),
+            view,
+        }
+    }
 }
 
 /// A stretch of a disk that is read as a file.

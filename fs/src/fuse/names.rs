@@ -3,7 +3,7 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, guest, inside, utf8, verbs};
+use super::{GENERATION, NO_TTL, failed, guest_list, inside, replies, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
@@ -146,22 +146,13 @@ pub(super) fn readdir(
     if let Some(handle) = &handle
         && matches!(&**handle, Handle::GuestDirectory { .. })
     {
-        return guest::readdir(shared, Arc::clone(handle), offset, reply);
+        return guest_list::readdir(shared, Arc::clone(handle), offset, reply);
     }
     let Some(Handle::Directory(entries)) = handle.as_deref() else {
         return reply.error(fuser::Errno::EBADF);
     };
     let first = usize::try_from(offset).unwrap_or(usize::MAX);
-    for (index, entry) in entries.iter().enumerate().skip(first) {
-        if reply.add(
-            INodeNo(entry.ino),
-            index as u64 + 1,
-            entry.kind,
-            &entry.name,
-        ) {
-            break;
-        }
-    }
+    replies::fill(&mut reply, entries, first);
     reply.ok();
 }
 
@@ -169,15 +160,7 @@ pub(super) fn getxattr(ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr)
     if ino != INodeNo::ROOT || name != PID_XATTR {
         return reply.error(fuser::Errno::ENOTSUP);
     }
-    let pid = std::process::id().to_string();
-    let length = u32::try_from(pid.len()).expect("ten digits at most");
-    if size == 0 {
-        reply.size(length);
-    } else if size < length {
-        reply.error(fuser::Errno::ERANGE);
-    } else {
-        reply.data(pid.as_bytes());
-    }
+    replies::xattr(reply, size, std::process::id().to_string().as_bytes());
 }
 
 /// As full as a read-only filesystem is: what the layers take, and nothing free.
