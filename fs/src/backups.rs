@@ -11,7 +11,7 @@ mod merged;
 mod place;
 mod shelf;
 
-pub use digests::{Recorded, known_tree, record};
+pub use digests::{known_tree, record};
 pub use journal::{Journal, Merge, MergeVerb, Stage};
 pub use list::{Listing, Stamp, list, manifest_at, stamp};
 pub use merged::is_merged;

@@ -188,6 +188,13 @@ impl From<qmpbridge::AgentError> for Failure {
     }
 }
 
+/// A name that we chose, or wrote down, is none: our own bug, or a damaged note.
+impl From<qmpbridge::InvalidName> for Failure {
+    fn from(error: qmpbridge::InvalidName) -> Self {
+        Failure::new(Errno::EIO, error.to_string())
+    }
+}
+
 impl From<qmpbridge::Error> for Failure {
     fn from(error: qmpbridge::Error) -> Self {
         use qmpbridge::Error;

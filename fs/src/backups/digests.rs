@@ -13,15 +13,6 @@ use std::io::Read;
 /// Longest tree that is read: of a disk of 64 TiB.
 const TREE_MAX: u64 = 2 << 30;
 
-/// What came of writing one down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recorded {
-    /// It stands in the manifest.
-    Now,
-    /// The backup is gone, or another one.
-    Gone,
-}
-
 /// The tree of the backup that one stands on, if it is kept and has the digest that is recorded.
 pub fn known_tree(place: &Place, manifest: &Manifest) -> Option<Tree> {
     let previous = manifest.previous.as_ref()?;
@@ -35,20 +26,20 @@ pub fn known_tree(place: &Place, manifest: &Manifest) -> Option<Tree> {
     Tree::from_bytes(&bytes, below.digest.as_deref()?)
 }
 
-/// Writes a backup's digest into its manifest. The trees of the others have done
+/// Writes a backup's digest into its manifest, if the backup is still there. The trees of the others have done
 /// their duty.
 pub fn record(
     place: &Place,
     read: &Manifest,
     digest: &str,
     tree: Option<&Tree>,
-) -> Result<Recorded, Failure> {
+) -> Result<(), Failure> {
     let path = place.manifest(&read.name);
     let Ok(mut manifest) = read_json::<Manifest>(&path) else {
-        return Ok(Recorded::Gone);
+        return Ok(());
     };
     if manifest.id != read.id || place.journal(&read.name).exists() {
-        return Ok(Recorded::Gone);
+        return Ok(());
     }
     if let Some(tree) = tree {
         write_bytes(&place.tree(&read.name), &tree.to_bytes())?;
@@ -61,7 +52,7 @@ pub fn record(
             remove(&place.tree(&name))?;
         }
     }
-    Ok(Recorded::Now)
+    Ok(())
 }
 
 fn names_of_manifests(place: &Place) -> Result<Vec<String>, Failure> {

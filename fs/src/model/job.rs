@@ -1,5 +1,7 @@
 //! Work that is under way on a disk, as jobs/ID shows it.
 
+use qmpbridge::JobId;
+
 /// A job as jobs/ID shows it.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -22,9 +24,23 @@ pub struct Job {
 }
 
 impl Job {
+    /// One of ours that has not done anything yet.
+    pub fn new(id: &JobId, verb: &str, point: &str, state: &str) -> Self {
+        Self {
+            id: id.to_string(),
+            verb: verb.to_owned(),
+            point: point.to_owned(),
+            state: state.to_owned(),
+            progress: (0, 0),
+            rate: None,
+            limit: None,
+            error: None,
+        }
+    }
+
     /// Whether another monitor began it: it is shown, and never touched.
     pub fn by_others(&self) -> bool {
-        !qmpbridge::JobId::new(self.id.as_str()).is_ok_and(|id| id.is_ours())
+        !JobId::new(self.id.as_str()).is_ok_and(|id| id.is_ours())
     }
 
     /// Whether its end leaves everything as it was. A commit has changed what it writes to.

@@ -152,16 +152,7 @@ async fn give_up(engine: &Engine, bridge: &Bridge, making: &Making, failure: &Fa
 
 impl Making {
     fn entry(&self, state: &str) -> Job {
-        Job {
-            id: self.job.as_str().into(),
-            verb: self.verb().into(),
-            point: self.journal.manifest.name.clone(),
-            state: state.into(),
-            progress: (0, 0),
-            rate: None,
-            limit: None,
-            error: None,
-        }
+        Job::new(&self.job, self.verb(), &self.journal.manifest.name, state)
     }
 
     fn verb(&self) -> &'static str {

@@ -6,6 +6,7 @@ use crate::errno::{Errno, Failure};
 use crate::leases::{Closed, Holder, LeaseKey};
 use crate::model::{Disk, FileId, Internal, Layer};
 use qmpbridge::NodeName;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The file of a layer, which must be the one that QEMU has open.
 pub(super) fn file_of(layer: &Layer) -> Result<FileId, Failure> {
@@ -70,4 +71,29 @@ fn is_open(readers: &[Holder], point: &str) -> Failure {
     };
     Failure::new(Errno::EBUSY, format!("{point} is open: pid {pid}{more}"))
         .next(format!("close it (ps -p {pid}), then rmdir again"))
+}
+
+/// The disks that can take part in what is done to all of them, in the order of their names, and
+/// why the others cannot.
+pub(super) fn parted<T>(
+    disks: Vec<Disk>,
+    can: impl Fn(&Disk) -> Result<T, Failure>,
+) -> (Vec<Disk>, BTreeMap<String, String>) {
+    let mut unable = BTreeMap::new();
+    let mut able = Vec::new();
+    for disk in disks {
+        match can(&disk) {
+            Ok(_) => able.push(disk),
+            Err(failure) => {
+                unable.insert(disk.name, failure.message);
+            }
+        }
+    }
+    able.sort_by(|a, b| a.name.cmp(&b.name));
+    (able, unable)
+}
+
+/// What they are called.
+pub(super) fn names(disks: &[Disk]) -> BTreeSet<String> {
+    disks.iter().map(|disk| disk.name.clone()).collect()
 }

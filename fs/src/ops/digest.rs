@@ -3,7 +3,7 @@
 //! ([`Digests::stop`]) while he holds the disk; what was read is then forgotten, and read again later.
 
 use super::engine::Engine;
-use crate::backups::{self, Place, Recorded};
+use crate::backups::{self, Place};
 use crate::digest::{Pieces, measure};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Manifest};
@@ -158,7 +158,7 @@ async fn one(engine: &Engine, wanted: Wanted) {
     };
     *engine.digests.at_work.borrow_mut() = None;
     match outcome {
-        Ok(_) => {
+        Ok(()) => {
             engine.backups_changed(&disk);
             if let Err(failure) = engine.refresh(&[]).await {
                 tracing::debug!(%failure, "refresh after a digest");
@@ -179,7 +179,7 @@ async fn one(engine: &Engine, wanted: Wanted) {
 }
 
 /// On its own thread: reads a backup whole and writes its digest down.
-fn read(cache: &LayerCache, wanted: &Wanted, stop: &AtomicBool) -> Result<Recorded, Failure> {
+fn read(cache: &LayerCache, wanted: &Wanted, stop: &AtomicBool) -> Result<(), Failure> {
     let go_on = || match stop.load(Ordering::Relaxed) {
         true => Err(Failure::new(Errno::EINTR, "stopped")),
         false => Ok(()),

@@ -197,8 +197,7 @@ async fn begin(
     let queued = job.is_some();
     let job = match job {
         Some(job) => job,
-        None => JobId::fresh(verb.word())
-            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?,
+        None => JobId::fresh(verb.word())?,
     };
     tracing::info!(
         disk = disk.name,
@@ -250,16 +249,8 @@ fn released_into(up: &Layer) -> Result<u64, Failure> {
 }
 
 pub(super) fn entry(merge: &Merge, state: &str) -> Job {
-    Job {
-        id: merge.job.as_str().into(),
-        verb: merge.verb.job().into(),
-        point: merge.journal.point.name.clone(),
-        state: state.into(),
-        progress: (0, 0),
-        rate: None,
-        limit: None,
-        error: None,
-    }
+    let point = &merge.journal.point.name;
+    Job::new(&merge.job, merge.verb.job(), point, state)
 }
 
 fn node(name: Option<&NodeName>) -> Result<NodeName, Failure> {

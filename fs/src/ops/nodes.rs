@@ -104,8 +104,7 @@ pub(super) async fn add_format(
 
 /// The job that formats a new file is named after it: so recovery knows whose it is.
 pub(super) fn create_job(digits: &str) -> Result<JobId, Failure> {
-    JobId::new(format!("qmpfs-create-{digits}"))
-        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))
+    Ok(JobId::new(format!("qmpfs-create-{digits}"))?)
 }
 
 /// Formats an empty file that QEMU has open.

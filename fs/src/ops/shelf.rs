@@ -3,7 +3,7 @@
 
 use super::Source;
 use super::engine::{Engine, patiently};
-use crate::backups::{self, Listing, Place};
+use crate::backups::{self, Listing, Place, Stamp};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::Claim;
 use crate::model::{ConnectionState, Contents, Disk, Format, Layer, Model, StatePart, Tuning, Vm};
@@ -37,7 +37,7 @@ pub(super) async fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim
 
 /// Looks at the directory and publishes what lies there.
 pub(super) async fn refresh(engine: &Engine, root: &Path) -> Result<(), Failure> {
-    let (root, known) = (root.to_owned(), engine.listings());
+    let (root, known) = (root.to_owned(), engine.stamps());
     let look = tokio::task::spawn_blocking(move || look(&root, known));
     let seen = match tokio::time::timeout(LOOK_DEADLINE, look).await {
         Ok(Ok(seen)) => seen?,
@@ -49,15 +49,15 @@ pub(super) async fn refresh(engine: &Engine, root: &Path) -> Result<(), Failure>
             .next("see what it lies on"));
         }
     };
-    let mut disks: Vec<Disk> = seen
+    let places: Vec<(String, Place)> = seen
         .iter()
-        .map(|(name, place, listing)| disk(name, place, listing))
+        .map(|(name, place, _)| (name.clone(), place.clone()))
         .collect();
-    engine.set_listings(
-        seen.into_iter()
-            .map(|(name, _, listing)| (name, listing))
-            .collect(),
-    );
+    engine.set_listings(seen.into_iter().map(|(name, _, changed)| (name, changed)));
+    let mut disks: Vec<Disk> = places
+        .iter()
+        .map(|(name, place)| disk(name, place, engine.listings().get(name)))
+        .collect();
     disks.iter_mut().for_each(|disk| engine.dress(disk));
     let vm = Vm {
         name: engine.config.source_text.clone(),
@@ -71,25 +71,23 @@ pub(super) async fn refresh(engine: &Engine, root: &Path) -> Result<(), Failure>
     Ok(())
 }
 
+/// The disks that have backups, and the backups of those whose directories have changed.
 fn look(
     root: &Path,
-    mut known: HashMap<String, Listing>,
-) -> Result<Vec<(String, Place, Listing)>, Failure> {
+    known: HashMap<String, Option<Stamp>>,
+) -> Result<Vec<(String, Place, Option<Listing>)>, Failure> {
     let shelf = backups::shelf(root)?;
     let seen = shelf.into_iter().map(|(name, place)| {
         let stamp = backups::stamp(&place);
-        let listing = match known.remove(&name) {
-            Some(listing) if listing.stamp == stamp => listing,
-            Some(_) | None => backups::list(&place),
-        };
-        (name, place, listing)
+        let changed = (known.get(&name) != Some(&stamp)).then(|| backups::list(&place));
+        (name, place, changed)
     });
     Ok(seen.collect())
 }
 
 /// A disk of which there is nothing but backups: no layer of it can be seen.
-fn disk(name: &str, place: &Place, listing: &Listing) -> Disk {
-    let newest = listing.backups.last();
+fn disk(name: &str, place: &Place, listing: Option<&Listing>) -> Disk {
+    let newest = listing.and_then(|it| it.backups.last());
     let seat = place.seat();
     Disk {
         name: name.to_owned(),

@@ -9,7 +9,6 @@ use crate::model::{Backup, BackupKind, Disk, GroupRecord};
 use crate::ops::engine::Engine;
 use crate::ops::{Answer, check, control};
 use crate::tree::{GroupKey, GroupKind, find_group};
-use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Makes a backup of all disks that can have one. `answer` is called once the instant is fixed, or nothing
@@ -36,10 +35,11 @@ async fn begin_all(
     kind: BackupKind,
     name: &str,
 ) -> Result<Vec<(super::Making, qmpbridge::JobHandle)>, Failure> {
-    let (able, _) = parted(engine.observe().await?);
-    let guards = engine.hold_all(&able).await?;
-    let (now, unable) = parted(engine.observe().await?);
-    if now != able {
+    let (able, _) = check::parted(engine.observe().await?, check::root_of);
+    let wanted = check::names(&able);
+    let guards = engine.hold_all(&wanted).await?;
+    let (able, unable) = check::parted(engine.observe().await?, check::root_of);
+    if check::names(&able) != wanted {
         return Err(check::changed());
     }
     if able.is_empty() {
@@ -63,22 +63,6 @@ async fn begin_all(
         group: Some(group),
     };
     begin(engine, disks, &asked).await
-}
-
-/// The disks that can take part, and why the others cannot.
-fn parted(disks: Vec<Disk>) -> (BTreeSet<String>, BTreeMap<String, String>) {
-    let (mut able, mut unable) = (BTreeSet::new(), BTreeMap::new());
-    for disk in disks {
-        match check::root_of(&disk) {
-            Ok(_) => {
-                able.insert(disk.name);
-            }
-            Err(failure) => {
-                unable.insert(disk.name, failure.message);
-            }
-        }
-    }
-    (able, unable)
 }
 
 /// Removes what is left of a backup of all disks; nothing of it while one disk's must stay.

@@ -3,30 +3,28 @@
 //! made before. A journal says what is under way, and whoever comes after a kill brings it to its end.
 //! Removals that come meanwhile wait for their turn. Which files and manifests change then is `backups`' business.
 
+mod choose;
+mod work;
+
+pub(super) use choose::{Look, choose};
+
 use super::remove::{self, gone};
-use crate::backups::{self, Journal, Merge, MergeVerb, Place, Stage};
+use crate::backups::{self, Journal, MergeVerb, Place, Stage};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::leases::Closed;
-use crate::model::{Backup, Format, Job, Previous};
+use crate::model::{Backup, Format, Job};
 use crate::ops::blocking::blocking;
 use crate::ops::embedded::StorageDaemon;
 use crate::ops::engine::{DiskGuard, Engine};
-use crate::ops::nodes::{self, Carried, Role};
-use crate::ops::{Answer, check, durable, merge as merges, shelf};
-use crate::sys;
+use crate::ops::{Answer, check, merge as merges, shelf};
 use crate::tree::disk_path;
-use crate::view::{self, LayerSpec};
-use qmpbridge::command::{BlockCommit, BlockStream};
-use qmpbridge::{Bridge, JobHandle, JobId, JobStage, JobStatus};
+use crate::view::LayerSpec;
+use qmpbridge::JobId;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-/// How often a running job's progress is looked at.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-/// Tables and header of what grows, beside the bytes themselves.
-const SLACK: u64 = 1 << 20;
+use std::time::Instant;
+use work::Work;
 
 /// What is to be done to one backup.
 pub(super) struct Removal {
@@ -38,8 +36,7 @@ pub(super) struct Removal {
 
 impl Removal {
     pub(super) fn new(id: &str) -> Result<Self, Failure> {
-        let job = JobId::new(format!("qmpfs-merge-{}", layer_file::random_hex()))
-            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+        let job = JobId::new(format!("qmpfs-merge-{}", layer_file::random_hex()))?;
         Ok(Removal {
             id: id.to_owned(),
             job,
@@ -91,9 +88,10 @@ pub(super) async fn run(
 /// Where a backup is listed, for the log.
 fn listed_at(engine: &Engine, disk: &str, id: &str) -> Option<String> {
     let model = engine.current();
-    let known = engine.listings().remove(disk)?.backups;
+    let listings = engine.listings();
+    let known = &listings.get(disk)?.backups;
     let shown = model.disk(disk).map_or(&[][..], |disk| &disk.backups);
-    let mut all = shown.iter().chain(&known);
+    let mut all = shown.iter().chain(known);
     let found = all.find(|it| it.manifest.id == id)?;
     let kind = found.manifest.kind.name();
     let name = &found.manifest.name;
@@ -107,24 +105,8 @@ pub(super) fn queue(engine: &Engine, disk: &str, id: &str) -> Result<(), Failure
     let backup = backup.ok_or_else(gone)??;
     remove::refuse_if_read(engine, backup)?;
     let removal = Removal::new(id)?;
-    engine.queue_backup(
-        disk,
-        id,
-        entry(&removal.job, "merge", &backup.manifest.name, "queued"),
-    )
-}
-
-pub(super) fn entry(job: &JobId, verb: &str, name: &str, state: &str) -> Job {
-    Job {
-        id: job.as_str().into(),
-        verb: verb.into(),
-        point: name.into(),
-        state: state.into(),
-        progress: (0, 0),
-        rate: None,
-        limit: None,
-        error: None,
-    }
+    engine.queue_backup(disk, id, removal.job, &backup.manifest.name);
+    Ok(())
 }
 
 async fn one(
@@ -200,64 +182,6 @@ fn refuse_unfinished(journals: &[Journal]) -> Result<(), Failure> {
     }
 }
 
-/// Whether what somebody reads, and what is free, is looked at, too.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
-    AtFiles,
-    AtManifests,
-}
-
-/// How a backup is merged into those that stand on it: whichever copies less, where that is possible.
-pub(super) fn choose(backup: &Backup, above: &[Backup], look: Look) -> Result<Merge, Failure> {
-    let name = &backup.manifest.name;
-    for one in above.iter().chain([backup]) {
-        if !one.is_complete() {
-            return Err(Failure::new(
-                Errno::EBUSY,
-                format!(
-                    "'{}' cannot be read, and so '{name}' cannot be merged",
-                    one.manifest.name
-                ),
-            )
-            .next("mend it, or remove it first: its point.json says what is wrong"));
-        }
-    }
-    let bytes = |backup: &Backup| backup.layers.last().map_or(0, |layer| layer.allocated_size);
-    let here = bytes(backup);
-    let up = here.saturating_mul(above.len() as u64);
-    let down = above.iter().map(&bytes).sum::<u64>();
-    let mut verb = match above.len() {
-        1 if down < here => MergeVerb::Commit,
-        _ => MergeVerb::Stream,
-    };
-    if look == Look::AtFiles
-        && let Some(file) = backup.layers.last()
-    {
-        // whoever else reads it would see it change
-        if verb == MergeVerb::Commit && view::read_by_someone(&file.path)? {
-            verb = MergeVerb::Stream;
-        }
-        let directory = file.path.parent().unwrap_or(&file.path);
-        let free = sys::free_bytes(directory).unwrap_or(u64::MAX);
-        let needed = match verb {
-            MergeVerb::Commit => down,
-            MergeVerb::Stream => up,
-        };
-        if free < needed.saturating_add(SLACK) {
-            return Err(Failure::new(
-                Errno::ENOSPC,
-                format!("the merge of '{name}' may need {needed} bytes, {free} are free"),
-            )
-            .next("make room in the backup directory, or remove the newest backups first"));
-        }
-    }
-    Ok(Merge {
-        verb,
-        into: above.iter().map(|it| Previous::of(&it.manifest)).collect(),
-        copied: false,
-    })
-}
-
 /// Merges: from the journal to the last name. The journal may have been written by somebody else.
 async fn merge(
     engine: &Rc<Engine>,
@@ -290,7 +214,7 @@ async fn merge(
         MergeVerb::Stream => "stream",
         MergeVerb::Commit => "commit",
     };
-    engine.announce(guard, entry(job, verb, &name, "created"));
+    engine.announce(guard, Job::new(job, verb, &name, "created"));
     engine.publish_jobs(guard.name());
     let outcome = copy(
         engine,
@@ -363,110 +287,4 @@ async fn copy(
         copied?;
     }
     Ok(())
-}
-
-/// A job in a storage daemon of ours.
-struct Work<'a> {
-    engine: &'a Engine,
-    disk: &'a str,
-    bridge: &'a Bridge,
-    job: &'a JobId,
-}
-
-impl Work<'_> {
-    /// Opens a chain and merges its layer `at`: into the top one, or the top one into it.
-    async fn up_or_down(
-        &self,
-        verb: MergeVerb,
-        chain: &[(PathBuf, Format)],
-        at: usize,
-        answer: &mut Option<Answer<()>>,
-    ) -> Result<(), Failure> {
-        let made = nodes::add_chain(self.bridge, chain).await?;
-        let (Some(top), Some(here)) = (made.last().cloned(), made.get(at).cloned()) else {
-            return Err(gone());
-        };
-        let below = at.checked_sub(1);
-        let mut handle = match verb {
-            MergeVerb::Stream => {
-                let mut command = BlockStream::new(self.job.clone(), top.clone());
-                command.base_node = below.and_then(|at| made.get(at).cloned());
-                // by its name alone: the directory can be carried elsewhere
-                command.backing_file =
-                    below.and_then(|at| chain[at].0.file_name().map(PathBuf::from));
-                self.bridge.start_job(self.job.clone(), command).await?
-            }
-            MergeVerb::Commit => {
-                if let Some((path, _)) = chain.last() {
-                    let file = sys::file_id(path).map_err(|error| {
-                        Failure::io(format!("look at {}", path.display()), &error)
-                    })?;
-                    // QEMU unshares "consistent read" on what it commits: our lock there would refuse the job
-                    self.engine.cache.unlock(file);
-                }
-                let command = BlockCommit {
-                    base_node: Some(here),
-                    ..BlockCommit::new(self.job.clone(), top.clone())
-                };
-                self.bridge.start_job(self.job.clone(), command).await?
-            }
-        };
-        if let Some(answer) = answer.take() {
-            answer(Ok(()));
-        }
-        match verb {
-            MergeVerb::Stream => {
-                let pending = self.followed(&mut handle, Until::Pending).await?;
-                if pending == Reached::It {
-                    // its header is not to name what lies below before all tables are in the file
-                    let carried = Carried::default();
-                    durable::flush_under_a_job(self.bridge, &top, Role::Active, &carried).await?;
-                    self.bridge.finalize_job(self.job).await?;
-                }
-            }
-            MergeVerb::Commit => {
-                if self.followed(&mut handle, Until::Ready).await? == Reached::It {
-                    self.bridge.complete_job(self.job).await?;
-                }
-            }
-        }
-        handle.wait_concluded().await.map_err(Failure::from)
-    }
-
-    /// Waits for a stage of the job, and shows its progress meanwhile.
-    async fn followed(&self, handle: &mut JobHandle, until: Until) -> Result<Reached, Failure> {
-        loop {
-            let reached = async {
-                Ok::<_, qmpbridge::Error>(match until {
-                    Until::Pending => match handle.wait_pending_or_concluded().await? {
-                        JobStatus::Pending => Reached::It,
-                        _ => Reached::TheEnd,
-                    },
-                    Until::Ready => match handle.wait_ready_or_concluded().await? {
-                        JobStage::Ready => Reached::It,
-                        JobStage::Concluded => Reached::TheEnd,
-                    },
-                })
-            };
-            tokio::select! {
-                reached = reached => return reached.map_err(Failure::from),
-                () = tokio::time::sleep(PROGRESS_EVERY) => {}
-            }
-            self.engine
-                .show_progress(self.disk, self.job.as_str())
-                .await;
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
-    Pending,
-    Ready,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    It,
-    TheEnd,
 }

@@ -87,8 +87,7 @@ pub(super) async fn prepare(
     })
     .await?;
     let plan = plan::choose(kind, &listing.backups, &disk.bitmaps, size);
-    let job = JobId::new(format!("qmpfs-{}-{id}", job_word(kind)))
-        .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    let job = JobId::new(format!("qmpfs-{}-{id}", job_word(kind)))?;
     let manifest = Manifest {
         version: 1,
         kind,

@@ -4,7 +4,8 @@
 use super::together::{self, Others};
 use super::{Making, follow, merge, try_undo};
 use crate::backups::{self, Journal, Stage};
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
+use crate::model::Job;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine};
 use crate::ops::shelf;
@@ -42,8 +43,7 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     blocking(move || backups::sweep(&swept)).await?;
     let mut guard = guard;
     for journal in journals {
-        let job = JobId::new(journal.job.as_str())
-            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+        let job = JobId::new(journal.job.as_str())?;
         let mut making = Making {
             guard,
             place: place.clone(),
@@ -72,11 +72,10 @@ fn take_up(engine: &Rc<Engine>, guard: DiskGuard, journal: Journal) -> Result<()
     ));
     let removal = merge::Removal {
         id: journal.manifest.id.clone(),
-        job: JobId::new(journal.job.as_str())
-            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?,
+        job: JobId::new(journal.job.as_str())?,
         resumed: Some(journal),
     };
-    engine.announce(&guard, merge::entry(&removal.job, "merge", "", "created"));
+    engine.announce(&guard, Job::new(&removal.job, "merge", "", "created"));
     tokio::task::spawn_local(merge::run(Rc::clone(engine), guard, removal, None));
     Ok(())
 }

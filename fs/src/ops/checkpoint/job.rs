@@ -30,7 +30,7 @@ pub(in crate::ops) fn is_state_job(id: &JobId) -> bool {
 
 /// The id of a job to come.
 pub(super) fn fresh() -> Result<JobId, Failure> {
-    JobId::fresh(OP).map_err(|error| Failure::new(Errno::EIO, error.to_string()))
+    Ok(JobId::fresh(OP)?)
 }
 
 /// What is to be done, with the disks it is done to.
@@ -99,16 +99,7 @@ impl StateWork {
 
     fn show(&self) {
         for guard in &self.guards {
-            let job = Job {
-                id: self.id.to_string(),
-                verb: self.verb.word().into(),
-                point: self.name.clone(),
-                state: "running".into(),
-                progress: (0, 0),
-                rate: None,
-                limit: None,
-                error: None,
-            };
+            let job = Job::new(&self.id, self.verb.word(), &self.name, "running");
             self.engine.announce(guard, job);
             self.engine.publish_jobs(guard.name());
         }

@@ -10,7 +10,7 @@ use crate::ops::shelf;
 use crate::view::Pin;
 use qmpbridge::command::QueryName;
 use qmpbridge::{Bridge, JobId};
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -74,22 +74,15 @@ impl Engine {
     }
 
     /// A backup is removed when its turn comes, and listed no more.
-    pub(in crate::ops) fn queue_backup(
-        &self,
-        disk: &str,
-        id: &str,
-        job: Job,
-    ) -> Result<(), Failure> {
-        let name = JobId::new(job.id.as_str())
-            .map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    pub(in crate::ops) fn queue_backup(&self, disk: &str, id: &str, job: JobId, name: &str) {
+        let shown = Job::new(&job, "merge", name, "queued");
         let state = self.state(disk);
         state.removals.leaving.borrow_mut().insert(id.to_owned());
         let mut queue = state.removals.queue.borrow_mut();
-        queue.push_back((id.to_owned(), name));
-        state.jobs.borrow_mut().push(job);
+        queue.push_back((id.to_owned(), job));
+        state.jobs.borrow_mut().push(shown);
         drop(queue);
         self.publish_jobs(disk);
-        Ok(())
     }
 
     /// Whose turn it is.
@@ -135,13 +128,21 @@ impl Engine {
     }
 
     /// What is known of all disks.
-    pub(in crate::ops) fn listings(&self) -> HashMap<String, Listing> {
-        self.listings.borrow().clone()
+    pub(in crate::ops) fn listings(&self) -> Ref<'_, HashMap<String, Listing>> {
+        self.listings.borrow()
     }
 
-    /// From now on this is known.
-    pub(in crate::ops) fn set_listings(&self, listings: HashMap<String, Listing>) {
-        *self.listings.borrow_mut() = listings;
+    /// From now on there are these disks, and of each what is given, or else what is known.
+    pub(in crate::ops) fn set_listings(
+        &self,
+        disks: impl Iterator<Item = (String, Option<Listing>)>,
+    ) {
+        let mut listings = self.listings.borrow_mut();
+        let mut known = std::mem::take(&mut *listings);
+        for (disk, listing) in disks {
+            let listing = listing.or_else(|| known.remove(&disk));
+            listings.extend(listing.map(|listing| (disk, listing)));
+        }
     }
 
     /// Lists the backups of disks whose directories have changed since they were listed.
@@ -168,7 +169,7 @@ impl Engine {
     }
 
     /// When each disk's directory was listed, by what it looked like then.
-    fn stamps(&self) -> HashMap<String, Option<Stamp>> {
+    pub(in crate::ops) fn stamps(&self) -> HashMap<String, Option<Stamp>> {
         let listings = self.listings.borrow();
         let stamps = listings.iter().map(|(disk, it)| (disk.clone(), it.stamp));
         stamps.collect()

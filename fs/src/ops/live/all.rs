@@ -9,15 +9,15 @@ use crate::ops::check;
 use crate::ops::engine::Engine;
 use crate::ops::serve::seen;
 use crate::tree::{GroupKey, GroupKind, find_group};
-use std::collections::{BTreeMap, BTreeSet};
 
 /// Makes an instant of all disks.
 pub(in crate::ops) async fn take(engine: &Engine, name: &str) -> Result<(), Failure> {
-    let (able, _) = parted(engine, engine.observe().await?);
-    let wanted: BTreeSet<String> = able.into_iter().map(|disk| disk.name).collect();
+    let can = |disk: &Disk| super::can(disk).and_then(|_| scratch::directory(engine, disk));
+    let (able, _) = check::parted(engine.observe().await?, can);
+    let wanted = check::names(&able);
     let guards = engine.hold_all_to_settle(&wanted).await?;
-    let (able, unable) = parted(engine, engine.observe().await?);
-    if able.iter().map(|disk| &disk.name).ne(&wanted) {
+    let (able, unable) = check::parted(engine.observe().await?, can);
+    if check::names(&able) != wanted {
         return Err(check::changed());
     }
     if able.is_empty() {
@@ -26,22 +26,6 @@ pub(in crate::ops) async fn take(engine: &Engine, name: &str) -> Result<(), Fail
     let outcome = take_all(engine, able, name, Some(unable)).await;
     seen(engine, &guards.iter().collect::<Vec<_>>(), &outcome).await;
     outcome
-}
-
-/// The disks that can take part, in the order of their names, and why the others cannot.
-fn parted(engine: &Engine, disks: Vec<Disk>) -> (Vec<Disk>, BTreeMap<String, String>) {
-    let mut unable = BTreeMap::new();
-    let mut able: Vec<Disk> = Vec::new();
-    for disk in disks {
-        match super::can(&disk).and_then(|_| scratch::directory(engine, &disk)) {
-            Ok(_) => able.push(disk),
-            Err(failure) => {
-                unable.insert(disk.name, failure.message);
-            }
-        }
-    }
-    able.sort_by(|a, b| a.name.cmp(&b.name));
-    (able, unable)
 }
 
 /// Removes what is left of an instant of all disks; nothing of it while one disk's is read.

@@ -37,7 +37,7 @@ pub(super) async fn accept(
     let facts =
         blocking(move || text::facts(&looked_at, index, Measure::Roughly, &leaving)).await?;
     plan::choose(&shown, index, &facts, engine.merge_policy())?;
-    let job = JobId::fresh("merge").map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
+    let job = JobId::fresh("merge")?;
 
     // from here on nothing waits: another caller may have been here meanwhile
     if !engine.is_merging(disk) {
@@ -64,16 +64,7 @@ pub(super) async fn accept(
         None => None,
     };
     let path = text::listed_path(&now, index);
-    let shown = Job {
-        id: job.as_str().into(),
-        verb: "merge".into(),
-        point: name,
-        state: String::new(),
-        progress: (0, 0),
-        rate: None,
-        limit: None,
-        error: None,
-    };
+    let shown = Job::new(&job, "merge", &name, "");
     let queued = Queued {
         job,
         identity,

@@ -2,7 +2,7 @@
 //! not are taken up again or forgotten, as the journal on the file and the graph say.
 
 use super::{chain_files, lost_active};
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId};
 use crate::ops::engine::{DiskGuard, Engine};
@@ -336,10 +336,9 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
             Some(_) | None => verb,
         };
         let job = match running {
-            Some(_) => JobId::new(journal.job.clone()),
-            None => JobId::fresh(verb.word()),
+            Some(_) => JobId::new(journal.job.clone())?,
+            None => JobId::fresh(verb.word())?,
         };
-        let job = job.map_err(|error| Failure::new(Errno::EIO, error.to_string()))?;
         journal.job = job.as_str().into();
         return Ok(Resume::Merge(Box::new(merge::Merge::resumed(
             disk, index, verb, job, journal,
