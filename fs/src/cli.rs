@@ -8,6 +8,7 @@ pub use options::Options;
 
 use crate::bytes;
 use crate::cat;
+use crate::diff;
 use crate::errno::{Errno, Failure};
 use crate::guest;
 use crate::model::Format;
@@ -58,6 +59,12 @@ Options for -o, comma-separated:
 const CAT_HELP: &str = "\
 BYTES may end in k, M, G or T, for powers of 1024. The exit code is 0 only when every byte asked
 for was written and right.";
+
+/// What follows the options list in `qmpfs diff --help`.
+const DIFF_HELP: &str = "\
+Each difference is a line: `added PATH`, `removed PATH`, `changed PATH (what)`; a directory that is added or
+removed stands for all in it. Of what no files can be read the bytes are compared: `(bytes OFFSET+LENGTH)`.
+What both points have from one place is not read, so points of one chain are compared quickly.";
 
 /// QEMU's snapshots and backups as plain files and directories.
 #[derive(Parser)]
@@ -119,6 +126,18 @@ enum Command {
         /// Say nothing but what is wrong
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// Show what is different between two points: guests' files, and bytes where there are none; the exit
+    /// code is 0 when nothing is, 1 when something is, 2 when not all could be compared
+    #[command(after_help = DIFF_HELP)]
+    Diff {
+        /// A point in a mount, points of all disks (MNT/snapshots/N), or a file or directory in a point
+        before: PathBuf,
+        /// The same of another instant
+        after: PathBuf,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
     },
     /// Write the raw bytes of an image and its chain to standard output, without a mount
     #[command(after_help = CAT_HELP)]
@@ -183,6 +202,8 @@ pub enum Action {
     Wait(wait::Request),
     /// `qmpfs verify`
     Verify(verify::Request),
+    /// `qmpfs diff`
+    Diff(diff::Request),
     /// `qmpfs cat`
     Cat(cat::Request),
     /// The hidden command of a mount's own processes.
@@ -243,6 +264,18 @@ fn action(command: Command) -> Result<Action, Failure> {
         Command::Verify { path, quiet } => Ok(Action::Verify(verify::Request {
             path,
             say: said(quiet),
+        })),
+        Command::Diff {
+            before,
+            after,
+            json,
+        } => Ok(Action::Diff(diff::Request {
+            before,
+            after,
+            form: match json {
+                true => diff::Form::Json,
+                false => diff::Form::Lines,
+            },
         })),
         Command::Cat {
             image,

@@ -15,6 +15,7 @@ mod message;
 mod names;
 mod negotiate;
 mod open;
+mod origins;
 mod pages;
 mod passthrough;
 mod replies;
@@ -33,10 +34,10 @@ pub use session::{Access, Mounted, Settings, mount};
 use crate::errno::{Errno, Failure};
 use crate::tree;
 use fuser::{
-    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use shared::Shared;
 use std::ffi::OsStr;
@@ -217,6 +218,22 @@ impl Filesystem for Qmpfs {
                 return guest_data::lseek(handle, offset, whence, reply);
             }
             seek::lseek(shared, fh, offset, whence, reply)
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.run("ioctl", |shared| {
+            origins::ioctl(shared.handles.get(fh), cmd, in_data, reply);
         });
     }
 

@@ -2,12 +2,16 @@
 
 use qmpfs::cat::{self, Ended};
 use qmpfs::cli::{self, Action};
+use qmpfs::diff;
 use qmpfs::errno::Failure;
 use qmpfs::guest;
 use qmpfs::run;
 use qmpfs::verify;
 use std::io::Write;
 use std::process::ExitCode;
+
+/// The exit code of a `qmpfs diff` that could not compare everything, as diff(1) has it.
+const TROUBLE: u8 = 2;
 
 fn main() -> ExitCode {
     let done = cli::parse().and_then(|action| match action {
@@ -20,6 +24,15 @@ fn main() -> ExitCode {
             // `qmpfs cat IMAGE | head`: nothing to say, and not all was written
             Ended::NobodyReads => ExitCode::FAILURE,
         }),
+        Action::Diff(request) => Ok(match diff::diff(&request) {
+            Ok(diff::Ended::Same) => ExitCode::SUCCESS,
+            Ok(diff::Ended::Different) => ExitCode::FAILURE,
+            Ok(diff::Ended::Trouble) => ExitCode::from(TROUBLE),
+            Err(failure) => {
+                say(&failure);
+                ExitCode::from(TROUBLE)
+            }
+        }),
         Action::GuestReader => guest::serve().map(|()| ExitCode::SUCCESS),
         Action::Print(text) => std::io::stdout()
             .write_all(&text)
@@ -29,11 +42,15 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("qmpfs: {}", failure.message);
-            if !failure.next.is_empty() {
-                eprintln!("  next: {}", failure.next);
-            }
+            say(&failure);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn say(failure: &Failure) {
+    eprintln!("qmpfs: {}", failure.message);
+    if !failure.next.is_empty() {
+        eprintln!("  next: {}", failure.next);
     }
 }

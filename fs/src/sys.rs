@@ -18,7 +18,7 @@ pub use daemon::{
     own_ids, xattr_text,
 };
 pub use file::{
-    Stretch, directory_sync, file_id, file_id_of, forget_pages, free_bytes, names_of,
+    Stretch, ask, directory_sync, file_id, file_id_of, forget_pages, free_bytes, names_of,
     open_for_reading, rename_new, reserve, reserve_beyond, stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};

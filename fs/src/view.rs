@@ -13,6 +13,7 @@ mod extents;
 mod layer;
 mod lock;
 mod mappings;
+mod origins;
 
 pub use ahead::Cursor;
 pub use allocated::layer_allocated;

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::scratch::Scratch;
-use crate::wait;
+use crate::{sh, wait};
 
 const FREEZE: &str = "guest-fsfreeze-freeze";
 const THAW: &str = "guest-fsfreeze-thaw";
@@ -385,29 +385,87 @@ fn pass(
     answers.join().expect("no panic");
 }
 
+/// A talk with a real agent.
+struct Talk {
+    lines: BufReader<UnixStream>,
+}
+
+impl Talk {
+    /// Connects and gets in step: what the agent may have to say to others is passed over.
+    #[track_caller]
+    fn new(agent: &Path) -> Self {
+        let stream = UnixStream::connect(agent).expect("the agent's socket");
+        stream
+            .set_read_timeout(Some(wait::PATIENCE))
+            .expect("a deadline");
+        let mut talk = Self {
+            lines: BufReader::new(stream),
+        };
+        let sync = json!({"execute": SYNC, "arguments": {"id": 4711}});
+        talk.say(&[&[0xff], sync.to_string().as_bytes()].concat());
+        loop {
+            let line = talk.line();
+            let sentinel = line.iter().rposition(|&b| b == 0xff);
+            let said: Value = serde_json::from_slice(&line[sentinel.map_or(0, |at| at + 1)..])
+                .unwrap_or_default();
+            if sentinel.is_some() && said["return"] == 4711 {
+                return talk;
+            }
+        }
+    }
+
+    /// Asks one thing.
+    #[track_caller]
+    fn ask(&mut self, question: &Value) -> Value {
+        self.say(question.to_string().as_bytes());
+        let line = self.line();
+        let said: Value = serde_json::from_slice(&line).expect("an answer");
+        assert!(said.get("return").is_some(), "{question}: {said}");
+        said["return"].clone()
+    }
+
+    fn say(&mut self, line: &[u8]) {
+        let line = [line, b"\n"].concat();
+        self.lines.get_mut().write_all(&line).expect("a question");
+    }
+
+    #[track_caller]
+    fn line(&mut self) -> Vec<u8> {
+        let mut line = Vec::new();
+        let read = self.lines.read_until(b'\n', &mut line);
+        assert!(read.is_ok_and(|n| n > 0), "the agent says nothing");
+        line
+    }
+}
+
 /// What a real agent says of its guest: `frozen` or `thawed`.
 #[track_caller]
 pub fn freeze_status(agent: &Path) -> String {
-    let mut stream = UnixStream::connect(agent).expect("the agent's socket");
-    stream
-        .set_read_timeout(Some(wait::PATIENCE))
-        .expect("a deadline");
-    let sync = json!({"execute": SYNC, "arguments": {"id": 4711}});
-    let mut question = vec![0xff];
-    question.extend(format!("{sync}\n{}\n", json!({"execute": STATUS})).into_bytes());
-    stream.write_all(&question).expect("a question");
-    let mut lines = BufReader::new(stream);
-    let mut in_step = false;
-    loop {
-        let mut line = Vec::new();
-        let read = lines.read_until(b'\n', &mut line);
-        assert!(read.is_ok_and(|n| n > 0), "the agent says nothing");
-        let sentinel = line.iter().rposition(|&b| b == 0xff);
-        let said: Value =
-            serde_json::from_slice(&line[sentinel.map_or(0, |at| at + 1)..]).unwrap_or_default();
-        match said["return"].as_str() {
-            Some(status) if in_step => return status.to_owned(),
-            _ => in_step |= sentinel.is_some() && said["return"] == 4711,
-        }
-    }
+    let said = Talk::new(agent).ask(&json!({"execute": STATUS}));
+    said.as_str().expect("a word").to_owned()
+}
+
+/// Lets a real agent run a line of shell in its guest; gives what that printed. Panics if it fails there.
+#[track_caller]
+pub fn run_in_guest(agent: &Path, line: &str) -> String {
+    let mut talk = Talk::new(agent);
+    let started = talk.ask(&json!({"execute": "guest-exec", "arguments": {
+        "path": "/bin/sh", "arg": ["-euc", line], "capture-output": true
+    }}));
+    let pid = started["pid"].as_u64().expect("it runs");
+    let limit = wait::PATIENCE * 4; // without KVM, beside the guest's own work
+    let ended = wait::poll(limit, || {
+        let status = talk.ask(&json!({"execute": "guest-exec-status", "arguments": {"pid": pid}}));
+        (status["exited"] == true).then_some(status)
+    });
+    let ended = ended.unwrap_or_else(|| panic!("it does not end in the guest: {line}"));
+    assert_eq!(ended["exitcode"], 0, "{line}: {}", ended["err-data"]);
+    assert!(
+        ended["out-truncated"] != true,
+        "more than the agent keeps: {line}"
+    );
+    let scratch = Scratch::new("agent-said");
+    let said = scratch.file("base64");
+    std::fs::write(&said, ended["out-data"].as_str().unwrap_or_default()).expect("room");
+    sh!("base64 -d {}", said.display())
 }

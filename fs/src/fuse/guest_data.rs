@@ -64,7 +64,7 @@ impl GuestFile {
 }
 
 /// A part of a read.
-enum Part {
+pub(super) enum Part {
     /// Of the disk.
     Disk(u64, usize),
     Hole(usize),
@@ -73,7 +73,12 @@ enum Part {
 }
 
 /// The parts of a stretch of a file, by extents that cover it.
-fn parts(tree: &Tree, extents: &[Extent], offset: u64, size: usize) -> Result<Vec<Part>, Failure> {
+pub(super) fn parts(
+    tree: &Tree,
+    extents: &[Extent],
+    offset: u64,
+    size: usize,
+) -> Result<Vec<Part>, Failure> {
     let end = offset + size as u64;
     let mut parts = Vec::new();
     let mut at = offset;
@@ -214,7 +219,7 @@ fn read_here(
 }
 
 /// The stretches of a file from `offset` on, up to `end` at least, unless they end before.
-fn extents_to(
+pub(super) fn extents_to(
     desk: &mut Desk,
     file: &GuestFile,
     offset: u64,

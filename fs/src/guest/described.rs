@@ -14,6 +14,8 @@ pub struct Described {
     kind: &'static str,
     label: Option<String>,
     uuid: Option<String>,
+    /// Its first byte on the disk.
+    start: u64,
     size: u64,
     /// `clean`, `replayed` or `partly`; None until its files were looked at.
     log: Option<&'static str>,
@@ -37,6 +39,7 @@ pub(super) fn described(survey: &Survey, read: impl Fn(&Volume) -> Read) -> Vec<
             kind: volume.found.kind.name(),
             label: text(&volume.found.label),
             uuid: text(&volume.found.uuid),
+            start: volume.partition.start,
             size: volume.partition.length,
             log: journal.map(word),
             error: trouble,

@@ -41,6 +41,23 @@ pub fn open_for_reading(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Has the filesystem of an open file answer `message` in its place, by an ioctl of its own.
+pub fn ask(file: &File, request: u32, message: &mut [u8]) -> io::Result<()> {
+    let length = (request >> 16 & 0x3fff) as usize;
+    if length != message.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the request says how many bytes are read and written there, and there are as many.
+    retried(|| unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            libc::c_ulong::from(request),
+            message.as_mut_ptr(),
+        )
+    })?;
+    Ok(())
+}
+
 /// Makes the names in a directory survive a power cut.
 pub fn directory_sync(directory: &Path) -> io::Result<()> {
     OpenOptions::new()

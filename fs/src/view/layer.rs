@@ -211,6 +211,11 @@ impl OpenLayer {
         self.locked.file()
     }
 
+    /// Which file has the guest's bytes.
+    pub(super) fn data_id(&self) -> FileId {
+        self.data_file.as_ref().map_or(self.id, |data| data.id)
+    }
+
     /// Its file with the guest's bytes, if the kernel can copy these from where they lie.
     pub(super) fn mapped(&self, host: u64, length: usize) -> Option<Arc<MappedFile>> {
         self.mapping.of(host, length)

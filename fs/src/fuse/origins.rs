@@ -1,0 +1,83 @@
+//! The one ioctl of a mount: where the bytes of an open disk, partition or guest's file come from.
+
+use super::failed;
+use super::guest_data::{self, Part};
+use super::handles::{GuestFile, Handle};
+use crate::errno::Failure;
+use crate::origin::{self, Origin, Origins};
+use fuser::ReplyIoctl;
+use std::sync::Arc;
+
+pub(super) fn ioctl(handle: Option<Arc<Handle>>, request: u32, message: &[u8], reply: ReplyIoctl) {
+    let (Some(handle), true, Some((offset, length))) =
+        (handle, request == origin::REQUEST, origin::asked(message))
+    else {
+        return reply.error(fuser::Errno::ENOTTY);
+    };
+    match &*handle {
+        Handle::View(open) => {
+            let rest = open.window.length.saturating_sub(offset);
+            let start = open.window.start.saturating_add(offset);
+            let mut origins = Origins::default();
+            let found = open
+                .view
+                .origins(start..start + length.min(rest), &mut origins);
+            answer(found.map(|_| origins), reply);
+        }
+        Handle::GuestFile(file) => {
+            let end = offset.saturating_add(length).min(file.size);
+            if offset >= end || end <= file.known {
+                return answer(of_guest_file(file, &file.extents, offset, end), reply);
+            }
+            let (tree, file) = (Arc::clone(&file.tree), Arc::clone(&handle));
+            tree.work(move |desk| {
+                let Handle::GuestFile(file) = &*file else {
+                    return reply.error(fuser::Errno::EBADF);
+                };
+                let extents = desk.and_then(|desk| guest_data::extents_to(desk, file, offset, end));
+                answer(
+                    extents.and_then(|extents| of_guest_file(file, &extents, offset, end)),
+                    reply,
+                );
+            });
+        }
+        Handle::Text(_)
+        | Handle::Lines(..)
+        | Handle::Wait { .. }
+        | Handle::Control { .. }
+        | Handle::GuestDirectory { .. }
+        | Handle::Directory(_) => reply.error(fuser::Errno::ENOTTY),
+    }
+}
+
+fn answer(origins: Result<Origins, Failure>, reply: ReplyIoctl) {
+    match origins {
+        Ok(origins) => reply.ioctl(0, &origins.message()),
+        Err(failure) => reply.error(failed(&failure)),
+    }
+}
+
+/// By extents that cover the stretch.
+fn of_guest_file(
+    file: &GuestFile,
+    extents: &[qmpfs_guestfs::Extent],
+    offset: u64,
+    end: u64,
+) -> Result<Origins, Failure> {
+    let mut origins = Origins::default();
+    let size = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+    for part in guest_data::parts(&file.tree, extents, offset, size)? {
+        let goes_on = match part {
+            Part::Disk(at, length) => {
+                let stretch = at..at.saturating_add(length as u64);
+                file.view.origins(stretch, &mut origins)?
+            }
+            Part::Hole(length) => origins.add(Origin::zeros(length as u64)),
+            Part::Reader(_, length) => origins.add(Origin::unknown(length as u64)),
+        };
+        if !goes_on {
+            break;
+        }
+    }
+    Ok(origins)
+}
