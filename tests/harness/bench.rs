@@ -367,6 +367,21 @@ impl Bench {
         }
     }
 
+    /// The only point there is becomes somebody else's file: a layer that qmpfs may not write, and finds its name for by
+    /// itself. Gives the file.
+    #[track_caller]
+    pub fn disown(&mut self, name: &str) -> PathBuf {
+        let file = self.sealed(name);
+        assert!(
+            self.below.is_empty() && self.points.len() == 1,
+            "{name} stands alone"
+        );
+        oracle::remove_mark(&file);
+        self.forget(name);
+        self.below.push(file.clone());
+        file
+    }
+
     /// A file of somebody else's is in the chain no more.
     pub fn released(&mut self, file: &Path) {
         self.below.retain(|below| below != file);

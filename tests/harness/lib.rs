@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod embedded;
 pub mod faults;
 pub mod guest;
 pub mod machine;

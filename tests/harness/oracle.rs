@@ -161,6 +161,11 @@ pub fn sealed_mark(path: &Path) -> Option<Vec<u8>> {
     mark(path, "point")
 }
 
+/// Takes the mark of a sealed file away: it is somebody else's from then on.
+pub fn remove_mark(path: &Path) {
+    sh!("setfattr -x user.qmpfs.point {}", path.display());
+}
+
 /// The note of a freeze on a file, as long as it has not ended.
 pub fn freeze_note(path: &Path) -> Option<Vec<u8>> {
     mark(path, "freeze")

@@ -9,11 +9,16 @@ use qmpfs_tests::steps::Deed;
 
 mod control;
 mod drive;
+mod off;
 mod queue;
+mod release;
 mod rollback;
+mod rounds;
 mod verbs;
 
-use drive::{Whom, at_step, every_step};
+use drive::{at_step, every_step};
+use off::OffDriver;
+use rounds::{Rounds, Whom};
 use verbs::{Frozen, Internal, Place, Remove, Seal};
 
 fn removal(name: &str, attachment: Attachment, merge: &str, place: Place) {
@@ -39,10 +44,18 @@ over_attachments!(of_three_removals_at_once => |name, attachment| {
 over_attachments!(of_the_words_of_ctl => |name, attachment| {
     every_step(Bench::with_bulk_and_options(name, attachment, 32 << 20, &["-o", "merge=stream"]), control::Control::new());
 });
+over_attachments!(of_a_release => |name, attachment| {
+    every_step(Bench::with_options(name, attachment, &["-o", "merge=stream"]), release::Release::new());
+});
 over_attachments!(of_a_rollback => |name, attachment| {
     let options = ["-o", "live_rollback,merge=stream"];
     every_step(Bench::with_options(name, attachment, &options), rollback::Rollback::new());
 });
+#[test]
+fn of_a_rollback_of_a_vm_that_is_off() {
+    OffDriver::new("of_a_rollback_off").every_round();
+}
+
 over_attachments!(of_a_snapshot_of_a_frozen_guest => |name, attachment| {
     let agent = FakeAgent::new(name, Manner::Good);
     let options = ["-o", &format!("{},quiesce=try", agent.option())];

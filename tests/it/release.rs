@@ -15,7 +15,10 @@ use qmpfs_tests::{oracle, sh, wait};
 const TEMPLATES: u64 = 64 << 20;
 
 /// Everything about a file that must not change.
-fn fingerprint(path: &Path) -> (String, i64, i64, i64) {
+pub(crate) type Fingerprint = (String, i64, i64, i64);
+
+/// Takes it down.
+pub(crate) fn fingerprint(path: &Path) -> Fingerprint {
     let metadata = fs::metadata(path).expect("it is there");
     (
         sh!("sha256sum {}", path.display()),
@@ -61,7 +64,8 @@ fn on_templates(name: &str, attachment: Attachment, format: &str) -> (Bench, Pat
     (bench, base, custom)
 }
 
-fn layer(bench: &Bench, prefix: &str) -> PathBuf {
+/// The layer whose name begins so.
+pub(crate) fn layer(bench: &Bench, prefix: &str) -> PathBuf {
     let name = bench
         .disk()
         .list("layers")

@@ -17,19 +17,19 @@ const SIZE: u64 = 16 << 20;
 const LIVE: &[&str] = &["-o", "live_rollback"];
 
 /// The image of a VM that is off, and what it held at each point.
-struct Off {
-    mount: Mounted,
-    image: PathBuf,
-    scratch: Scratch,
+pub(crate) struct Off {
+    pub(crate) mount: Mounted,
+    pub(crate) image: PathBuf,
+    pub(crate) scratch: Scratch,
 }
 
 impl Off {
-    /// template ← one ← two ← web1.qcow2, each with a megabyte of its own.
     fn new(name: &str) -> Self {
         Self::with_options(name, &[])
     }
 
-    fn with_options(name: &str, options: &[&str]) -> Self {
+    /// template ← one ← two ← web1.qcow2, each with a megabyte of its own.
+    pub(crate) fn with_options(name: &str, options: &[&str]) -> Self {
         let scratch = Scratch::new(name);
         let dir = scratch.dir("images");
         let image = dir.join("web1.qcow2");
@@ -51,12 +51,12 @@ impl Off {
         off
     }
 
-    fn disk(&self) -> DiskDir {
+    pub(crate) fn disk(&self) -> DiskDir {
         self.mount.disk("web1")
     }
 
     /// What a point held when it was made.
-    fn bytes(&self, point: &str) -> PathBuf {
+    pub(crate) fn bytes(&self, point: &str) -> PathBuf {
         self.scratch.file(&format!("{point}.raw"))
     }
 
@@ -73,7 +73,7 @@ impl Off {
 
     /// Rolls back, and looks at everything: gives the name of what was active.
     #[track_caller]
-    fn roll_back(&mut self, line: &str) -> String {
+    pub(crate) fn roll_back(&mut self, line: &str) -> String {
         let before = self.disk().list("snapshots");
         let active = self.scratch.file("active.raw");
         oracle::convert(&self.image, &active);
@@ -92,7 +92,7 @@ impl Off {
     }
 
     #[track_caller]
-    fn all_points_are_right(&self) {
+    pub(crate) fn all_points_are_right(&self) {
         for point in self.disk().list("snapshots") {
             oracle::assert_same(
                 &self.disk().snapshot(&point).disk_raw(),

@@ -9,12 +9,11 @@ use qmpfs_tests::bench::Bench;
 use qmpfs_tests::model::{Dice, Model};
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::sample::Share;
-use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
+use qmpfs_tests::steps::{Deed, Steps};
 use qmpfs_tests::writer::Writer;
 use qmpfs_tests::{tree, wait};
 
-/// Far more steps than any verb has.
-const TOO_MANY: usize = 200;
+use super::rounds::{Fault, Rounds, Whom};
 
 /// A verb under test. Its rounds leave the disk as they found it.
 pub(super) trait Verb {
@@ -45,55 +44,6 @@ pub(super) struct Round {
     pub(super) at: String,
 }
 
-/// A fault: what, to whom, at steps of which kinds.
-#[derive(Debug, Clone, Copy)]
-struct Fault {
-    deed: Deed,
-    kinds: u32,
-    whom: Whom,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whom {
-    Nobody,
-    Qmpfs,
-    /// Both, as when the host dies.
-    Host,
-    /// QEMU alone.
-    Qemu,
-}
-
-const ANY: u32 = FILES | COMMANDS;
-
-fn faults(patient: bool) -> Vec<Fault> {
-    let fault = |deed, kinds, whom| Fault { deed, kinds, whom };
-    let mut all = Vec::new();
-    for deed in [Deed::KillBefore, Deed::KillAfter] {
-        all.push(fault(deed, ANY, Whom::Qmpfs));
-        all.push(fault(deed, ANY, Whom::Host));
-        all.push(fault(deed, ANY, Whom::Qemu));
-    }
-    for errno in [libc::EIO, libc::ENOSPC, libc::EPERM, libc::EROFS] {
-        let errno = errno.unsigned_abs();
-        all.push(fault(Deed::Fail(errno), FILES, Whom::Nobody));
-        if patient {
-            all.push(fault(Deed::FailFrom(errno), FILES, Whom::Nobody));
-        }
-    }
-    all.push(fault(Deed::Fail(0), COMMANDS, Whom::Nobody));
-    all.push(fault(Deed::CutBefore, COMMANDS, Whom::Nobody));
-    all.push(fault(Deed::CutAfter, COMMANDS, Whom::Nobody));
-    if patient {
-        // these wait for deadlines
-        all.push(fault(Deed::Silence, COMMANDS, Whom::Nobody));
-        all.push(fault(Deed::Mute, COMMANDS, Whom::Nobody));
-    }
-    all
-}
-
-/// How many rounds of an everyday run, of each verb on each attachment: a second or two each.
-const EVERYDAY: usize = 2;
-
 /// A verb with everything around it.
 pub(super) struct Driver<V> {
     bench: Bench,
@@ -105,24 +55,15 @@ pub(super) struct Driver<V> {
 
 /// All rounds of one verb.
 pub(super) fn every_step(bench: Bench, verb: impl Verb) {
-    Driver::new(bench, verb).run();
+    let mut driver = Driver::new(bench, verb);
+    driver.every_round();
+    driver.finish();
 }
 
 /// One fault at the first step whose words begin like this: what was found once, and mended.
 pub(super) fn at_step(bench: Bench, verb: impl Verb, whom: Whom, deed: Deed, words: &str) {
     let mut driver = Driver::new(bench, verb);
-    let seen = driver.undisturbed();
-    let number = seen.iter().position(|step| step.starts_with(words));
-    let number = number.unwrap_or_else(|| panic!("no step {words} in {seen:?}"));
-    let (fired, _) = driver.round(
-        Fault {
-            deed,
-            kinds: ANY,
-            whom,
-        },
-        number,
-    );
-    assert!(fired, "it did not come to {words}");
+    driver.at(whom, deed, words);
     driver.finish();
 }
 
@@ -146,147 +87,9 @@ impl<V: Verb> Driver<V> {
         }
     }
 
-    /// Gives the verb's steps.
-    fn undisturbed(&mut self) -> Vec<String> {
-        let nothing = Fault {
-            deed: Deed::Pass,
-            kinds: ANY,
-            whom: Whom::Nobody,
-        };
-        let (_, seen) = self.round(nothing, TOO_MANY);
-        assert!(!seen.is_empty(), "no step was seen");
-        seen
-    }
-
-    fn run(mut self) {
-        let seen = self.undisturbed();
-        let mut survived = 0;
-        match Share::asked_for() {
-            Share::Full => {
-                for fault in faults(true) {
-                    survived += self.everywhere(fault);
-                }
-            }
-            Share::Everyday => survived += self.some(EVERYDAY, &faults(false), &seen),
-            Share::Rounds(rounds) => survived += self.some(rounds, &faults(true), &seen),
-        }
-        println!("survived {survived} faults");
-        self.finish();
-    }
-
     fn finish(mut self) {
         self.bench.restart();
         self.bench.finish();
-    }
-
-    /// So many of these faults, at one of the steps each.
-    fn some(&mut self, rounds: usize, faults: &[Fault], seen: &[String]) -> usize {
-        let mut survived = 0;
-        for _ in 0..rounds {
-            let fault = faults[self.below(faults.len())];
-            let of_kind = seen.iter().filter(|step| fault.kinds & kind(step) != 0);
-            let number = match of_kind.count() {
-                0 => continue,
-                count => self.below(count),
-            };
-            survived += usize::from(self.round(fault, number).0);
-        }
-        survived
-    }
-
-    /// At one step later each time, until the verb ends undisturbed.
-    fn everywhere(&mut self, fault: Fault) -> usize {
-        for number in 0..TOO_MANY {
-            if !self.round(fault, number).0 {
-                return number;
-            }
-        }
-        panic!("it never ends");
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.dice.below(end as u64)).expect("small")
-    }
-
-    /// One run of the verb with one fault. Gives whether it came to it, and the steps.
-    fn round(&mut self, fault: Fault, number: usize) -> (bool, Vec<String>) {
-        let bench = &mut self.bench;
-        self.verb.prepare(bench);
-        bench.flush();
-        let before = bench.load().map(|writer| {
-            writer.progress(3);
-            writer.acknowledged()
-        });
-        let before = before.unwrap_or_default();
-        let (ours, qemu) = (bench.mount.pid(), bench.machine.pid());
-        let victims = match fault.whom {
-            Whom::Nobody => [0, 0],
-            Whom::Qmpfs => [ours, 0],
-            Whom::Qemu => [0, qemu],
-            Whom::Host => [qemu, ours],
-        };
-        let qemu_dies = victims.contains(&qemu);
-        if let Some(writer) = bench.load().filter(|_| qemu_dies) {
-            writer.expect_the_end();
-        }
-        // what a stopped guest does not write cannot be lost when QEMU dies
-        let guest = qemu_dies && bench.machine.attachment().is_vm();
-        let writer = bench.load().filter(|_| guest);
-        self.proxy.stops(writer.map(Writer::gate));
-        let connections = bench.connections();
-        self.steps.arm(fault.kinds, number, fault.deed, victims);
-        let answer = self.verb.act(bench);
-        let (fired, seen) = self.steps.disarm();
-        let last = seen.get(number).cloned().unwrap_or_default();
-        let what = format!("{:?} of {:?}", fault.deed, fault.whom);
-        let shown = answer.as_ref().map_err(ToString::to_string);
-        let at = format!("{what} at step {number} ({last}): {shown:?}");
-        println!("{at}");
-        if fired {
-            self.recover(fault, qemu_dies, &before);
-            let cut = matches!(fault.deed, Deed::CutBefore | Deed::CutAfter);
-            if cut || fault.whom == Whom::Qemu {
-                // qmpfs may not have seen yet that it was gone
-                wait::until_true(&format!("QEMU is there again: {at}"), || {
-                    self.bench.connections() > connections
-                });
-            }
-        }
-        if !fired {
-            assert!(answer.is_ok(), "undisturbed it works: {at}");
-        } else if let (Deed::Fail(errno @ 1..) | Deed::FailFrom(errno @ 1..), Err(error)) =
-            (fault.deed, &answer)
-        {
-            let told = [Some(errno.cast_signed()), unlinkable(errno)];
-            assert!(
-                told.contains(&error.raw_os_error()),
-                "another errno than that of the fault: {at}\n{seen:?}"
-            );
-        }
-        let round = Round {
-            before,
-            answer,
-            killed: fired && (fault.whom != Whom::Nobody || unheard(fault.deed)),
-            booted: fired && qemu_dies,
-            at,
-        };
-        self.settle(&round);
-        if round.booted && self.verb.may_lose_the_last_writes() {
-            assert!(
-                self.bench.hidden_names() <= 1,
-                "one name at most: {}",
-                round.at
-            );
-            self.bench.remove_left_alone();
-        }
-        self.verb.judge(&mut self.bench, &round);
-        self.bench.verify();
-        self.clean(&round.at);
-        self.bench.forget_bytes();
-        if fired && self.dice.below(8) == 0 {
-            self.bench.restart();
-        }
-        (fired, seen)
     }
 
     /// What the administrator would do: start again what has died.
@@ -371,22 +174,87 @@ impl<V: Verb> Driver<V> {
     }
 }
 
-/// What became of the command is not known to the caller.
-fn unheard(deed: Deed) -> bool {
-    match deed {
-        Deed::CutBefore | Deed::CutAfter | Deed::Silence | Deed::Mute => true,
-        Deed::Pass | Deed::KillBefore | Deed::KillAfter | Deed::Fail(_) | Deed::FailFrom(_) => {
-            false
-        }
+impl<V: Verb> Rounds for Driver<V> {
+    fn dice(&mut self) -> &mut Dice {
+        &mut self.dice
     }
-}
 
-/// A link that is not permitted means a filesystem without hard links.
-fn unlinkable(errno: u32) -> Option<i32> {
-    (errno.cast_signed() == libc::EPERM).then_some(libc::EOPNOTSUPP)
-}
-
-/// A step on a file has a name behind its verb.
-fn kind(step: &str) -> u32 {
-    if step.contains(' ') { FILES } else { COMMANDS }
+    fn round(&mut self, fault: Fault, number: usize) -> (bool, Vec<String>) {
+        let bench = &mut self.bench;
+        self.verb.prepare(bench);
+        bench.flush();
+        let before = bench.load().map(|writer| {
+            writer.progress(3);
+            writer.acknowledged()
+        });
+        let before = before.unwrap_or_default();
+        let (ours, qemu) = (bench.mount.pid(), bench.machine.pid());
+        let victims = match fault.whom {
+            Whom::Nobody => [0, 0],
+            Whom::Qmpfs => [ours, 0],
+            Whom::Qemu => [0, qemu],
+            Whom::Host => [qemu, ours],
+        };
+        let qemu_dies = victims.contains(&qemu);
+        if let Some(writer) = bench.load().filter(|_| qemu_dies) {
+            writer.expect_the_end();
+        }
+        // what a stopped guest does not write cannot be lost when QEMU dies
+        let guest = qemu_dies && bench.machine.attachment().is_vm();
+        let writer = bench.load().filter(|_| guest);
+        self.proxy.stops(writer.map(Writer::gate));
+        let connections = bench.connections();
+        self.steps.arm(fault.kinds, number, fault.deed, victims);
+        let answer = self.verb.act(bench);
+        let (fired, seen) = self.steps.disarm();
+        let last = seen.get(number).cloned().unwrap_or_default();
+        let what = format!("{:?} of {:?}", fault.deed, fault.whom);
+        let shown = answer.as_ref().map_err(ToString::to_string);
+        let at = format!("{what} at step {number} ({last}): {shown:?}");
+        println!("{at}");
+        if fired {
+            self.recover(fault, qemu_dies, &before);
+            let cut = matches!(fault.deed, Deed::CutBefore | Deed::CutAfter);
+            if cut || fault.whom == Whom::Qemu {
+                // qmpfs may not have seen yet that it was gone
+                wait::until_true(&format!("QEMU is there again: {at}"), || {
+                    self.bench.connections() > connections
+                });
+            }
+        }
+        if !fired {
+            assert!(answer.is_ok(), "undisturbed it works: {at}");
+        } else if let (Some(told), Err(error)) = (fault.told(), &answer) {
+            assert!(
+                error
+                    .raw_os_error()
+                    .is_some_and(|errno| told.contains(&errno)),
+                "another errno than that of the fault: {at}\n{seen:?}"
+            );
+        }
+        let round = Round {
+            before,
+            answer,
+            killed: fired && (fault.whom != Whom::Nobody || fault.is_unheard()),
+            booted: fired && qemu_dies,
+            at,
+        };
+        self.settle(&round);
+        if round.booted && self.verb.may_lose_the_last_writes() {
+            assert!(
+                self.bench.hidden_names() <= 1,
+                "one name at most: {}",
+                round.at
+            );
+            self.bench.remove_left_alone();
+        }
+        self.verb.judge(&mut self.bench, &round);
+        self.bench.verify();
+        self.clean(&round.at);
+        self.bench.forget_bytes();
+        if fired && self.dice.below(8) == 0 {
+            self.bench.restart();
+        }
+        (fired, seen)
+    }
 }
