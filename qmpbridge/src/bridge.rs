@@ -326,12 +326,34 @@ impl Bridge {
     /// Forgets a concluded job. A job that is gone already, as a stream is at its end, is no error.
     /// A refusal is not taken at its first word: until it is dismissed, a job keeps its nodes.
     pub async fn dismiss_job(&self, id: &JobId) -> Result<(), Error> {
-        match self.run(JobDismiss { id: id.clone() }).await {
-            Err(Error::Refused { .. }) => match self.query_job(id).await? {
-                None => Ok(()),
-                Some(_) => self.run(JobDismiss { id: id.clone() }).await.map(drop),
+        let dismissed = match self.run(JobDismiss { id: id.clone() }).await {
+            Err(Error::Refused { .. }) => match self.query_job(id).await {
+                Ok(None) => Ok(()),
+                Ok(Some(_)) => self.run(JobDismiss { id: id.clone() }).await.map(drop),
+                Err(error) => Err(error),
             },
             dismissed => dismissed.map(drop),
+        };
+        match &dismissed {
+            Ok(()) => self.shared.undismissed.forget(id),
+            Err(_) => self.shared.undismissed.remember(id),
+        }
+        dismissed
+    }
+
+    /// Jobs of which [`Self::dismiss_job`] gave an error: they may be there still.
+    pub fn undismissed(&self) -> Vec<JobId> {
+        self.shared.undismissed.all()
+    }
+
+    /// Forgets one of those, now that QEMU may answer. One that is gone, or not over, is nobody's to forget.
+    pub async fn dismiss_late(&self, id: &JobId) -> Result<(), Error> {
+        match self.query_job(id).await? {
+            Some(job) if job.status == JobStatus::Concluded => self.dismiss_job(id).await,
+            Some(_) | None => {
+                self.shared.undismissed.forget(id);
+                Ok(())
+            }
         }
     }
 }

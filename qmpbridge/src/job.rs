@@ -4,7 +4,7 @@
 //! Does not know what a job is for.
 //! Invariant: an event only says "look now"; what the job is, `query-jobs` says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -181,6 +181,28 @@ impl JobTable {
         if table.get(id).is_some_and(|news| news.receiver_count() <= 1) {
             table.remove(id);
         }
+    }
+}
+
+/// Ended jobs that QEMU was told to forget, without an answer that says that it did.
+#[derive(Default)]
+pub(crate) struct Undismissed(Mutex<BTreeSet<JobId>>);
+
+impl Undismissed {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<JobId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn remember(&self, id: &JobId) {
+        self.lock().insert(id.clone());
+    }
+
+    pub(crate) fn forget(&self, id: &JobId) {
+        self.lock().remove(id);
+    }
+
+    pub(crate) fn all(&self) -> Vec<JobId> {
+        self.lock().iter().cloned().collect()
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use crate::address::Address;
 use crate::connection::{self, Established, Link, Peer};
 use crate::event::Event;
-use crate::job::JobTable;
+use crate::job::{JobTable, Undismissed};
 use crate::wire::{self, Message};
 
 /// The first wait before connecting again: a QEMU that restarts is back within tenths of a second.
@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) connection: watch::Sender<Connection>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) jobs: JobTable,
+    pub(crate) undismissed: Undismissed,
     peer: Mutex<Arc<Peer>>,
 }
 
@@ -76,6 +77,7 @@ impl Shared {
             connection: watch::Sender::new(Connection::Up { generation: 1 }),
             events: broadcast::Sender::new(EVENTS_KEPT),
             jobs: JobTable::default(),
+            undismissed: Undismissed::default(),
             peer: Mutex::new(Arc::new(peer)),
         }
     }

@@ -1,8 +1,9 @@
-//! What was left open (a verb whose outcome is not known, names that could not be put right) is
-//! tried again until it is settled: soon at first, and then for ever, but seldom.
+//! What was left open (a verb whose outcome is not known, names that could not be put right, an ended
+//! job that QEMU did not hear dismissed) is tried again until it is settled: soon at first, and then for
+//! ever, but seldom.
 
 use super::Engine;
-use crate::ops::recover;
+use crate::ops::{checkpoint, recover};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -64,6 +65,7 @@ pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
                 continue;
             }
         }
+        dismiss_late(&engine).await;
         for disk in engine.unsettled() {
             if engine.is_merging(&disk) {
                 // it is taken up again, or at its end
@@ -93,6 +95,23 @@ pub(in crate::ops) async fn keep_settling(engine: Rc<Engine>) {
                     engine.report_once(&format!("disk '{disk}': not settled yet: {failure}"))
                 }
             }
+        }
+    }
+}
+
+/// Nobody waits for these jobs any more: their verbs have seen them end. How one on the state of the whole VM ended
+/// tells what is to be done next, so that it is dismissed there.
+async fn dismiss_late(engine: &Engine) {
+    let Ok(bridge) = engine.bridge() else { return };
+    if engine.qemu_is_free().is_err() {
+        return;
+    }
+    let left = bridge.undismissed();
+    for job in left.iter().filter(|job| !checkpoint::is_state_job(job)) {
+        if let Err(error) = bridge.dismiss_late(job).await {
+            // as late as QEMU answers
+            tracing::debug!(%job, %error, "an ended job is not dismissed yet");
+            return;
         }
     }
 }
