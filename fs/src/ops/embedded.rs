@@ -1,7 +1,7 @@
 //! The storage daemon of switched-off VMs: a qemu-storage-daemon of our own, on the images of the
 //! command line, so that the same verbs work without a VM. It gets explicit nodes for every layer
 //! (nothing is probed, no header is followed by QEMU), talks to us alone over a socket that has no
-//! name any more, and dies with us.
+//! name any more, and is killed with us: docs/decisions/0022.
 
 use super::nodes::add_chain;
 use super::recover;

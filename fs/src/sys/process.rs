@@ -34,15 +34,16 @@ pub fn process_memory(pid: i32) -> io::Result<u64> {
     Ok(all.saturating_mul(1024))
 }
 
-/// Lets the kernel end the child, in order, when the thread that started it ends: so start it
-/// from a thread that lives as long as it is needed.
+/// Lets the kernel kill the child when the thread that started it ends: so start it from a thread that
+/// lives as long as it is needed. Not with SIGTERM: a storage daemon that is formatting an overlay then
+/// never ends (10.0.2).
 pub fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only two system calls are made, both async-signal-safe, and
     // nothing is allocated: the error is made of a number.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(io::Error::last_os_error());
             }
             // The parent may have died before the signal was asked for.
@@ -111,6 +112,6 @@ mod tests {
         })
         .join()
         .unwrap();
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }
