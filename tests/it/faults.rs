@@ -162,3 +162,35 @@ fn a_commit_that_is_never_answered_is_not_taken_for_refused() {
         "block-commit",
     );
 }
+
+over_attachments! {
+    /// The word that forgets an ended job is lost, or the connection with it: the job goes without another mount.
+    a_dismissal_that_never_reaches_qemu => |name, attachment| {
+        for deed in [Deed::Silence, Deed::CutBefore] {
+            commit_at(name, attachment, Place::Top, Whom::Nobody, deed, "job-dismiss");
+        }
+    }
+}
+
+/// The same of the job that formats an overlay.
+#[test]
+fn a_dismissal_of_a_new_overlay_that_never_reaches_qemu() {
+    let bench = Bench::new("of_a_new_overlay", Attachment::Drive);
+    let silence = Deed::Silence;
+    at_step(
+        bench,
+        Seal::new(false),
+        Whom::Nobody,
+        silence,
+        "job-dismiss",
+    );
+}
+
+/// QEMU 10.0.2 never ends when it is asked to while it formats a new overlay, and keeps the images to itself.
+#[test]
+fn a_storage_daemon_does_not_outlive_qmpfs() {
+    let mut off = OffDriver::new("of_a_daemon_at_work");
+    for _ in 0..3 {
+        off.at(Whom::Qmpfs, Deed::KillAfter, "blockdev-create");
+    }
+}

@@ -111,9 +111,11 @@ pub(super) trait Rounds {
     /// One fault at the first step whose words begin like this.
     fn at(&mut self, whom: Whom, deed: Deed, words: &str) {
         let seen = self.undisturbed();
-        let number = seen.iter().position(|step| step.starts_with(words));
+        // files and commands side by side come in another order the next time
+        let kinds = kind(words);
+        let mut of_kind = seen.iter().filter(|step| kind(step) == kinds);
+        let number = of_kind.position(|step| step.starts_with(words));
         let number = number.unwrap_or_else(|| panic!("no step {words} in {seen:?}"));
-        let kinds = ANY;
         let (fired, _) = self.round(Fault { deed, kinds, whom }, number);
         assert!(fired, "it did not come to {words}");
     }
