@@ -48,7 +48,7 @@ fn filled(scratch: &Scratch, mkfs: &str, megabytes: u32, count: u32, copied: Cop
 }
 
 /// An empty overlay on a raw image makes it a point of a VM that is off.
-fn mounted(scratch: &Scratch, image: &Path, options: &str) -> (Mounted, PathBuf) {
+pub(crate) fn mounted(scratch: &Scratch, image: &Path, options: &str) -> (Mounted, PathBuf) {
     let overlay = scratch.dir("images").join("top.qcow2");
     sh!(
         "qemu-img create -q -f qcow2 -b {} -F raw {}",

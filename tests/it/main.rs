@@ -38,6 +38,7 @@ mod embedded;
 mod faults;
 mod faults_to_survive;
 mod files;
+mod filesystems;
 mod guest;
 mod guest_files;
 mod harness;

@@ -75,3 +75,17 @@ pub(crate) fn guid(bytes: &[u8]) -> String {
     }
     uuid(&ordered).to_uppercase()
 }
+
+/// Text of UTF-16 units in little endian, as UTF-8; half a pair is shown as what cannot be shown.
+pub(crate) fn utf16(bytes: &[u8]) -> Vec<u8> {
+    let units = bytes
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|it| u16::from_le_bytes(*it));
+    let characters = char::decode_utf16(units);
+    let text: String = characters
+        .map(|it| it.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect();
+    text.into_bytes()
+}

@@ -1,6 +1,6 @@
 //! A guest's filesystem as a tree of nodes. Each format has its reader behind this trait.
 
-use crate::{Error, Kind, ReadAt, ext, xfs};
+use crate::{Error, Kind, ReadAt, exfat, ext, fat, xfs};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -38,7 +38,20 @@ pub trait Filesystem: Send {
 
 /// Whether there is a reader for a kind.
 pub fn is_known(kind: Kind) -> bool {
-    matches!(kind, Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Xfs)
+    match kind {
+        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Xfs | Kind::Fat | Kind::ExFat => true,
+        Kind::Btrfs
+        | Kind::Ntfs
+        | Kind::Iso9660
+        | Kind::Squashfs
+        | Kind::Swap
+        | Kind::Luks
+        | Kind::BitLocker
+        | Kind::Lvm2
+        | Kind::LinuxRaid
+        | Kind::Unknown
+        | Kind::Empty => false,
+    }
 }
 
 /// Opens the filesystem of a kind; Unsupported where there is no reader for it.
@@ -46,10 +59,10 @@ pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, 
     match kind {
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok(Box::new(ext::Ext::open(source)?)),
         Kind::Xfs => Ok(Box::new(xfs::Xfs::open(source)?)),
+        Kind::Fat => Ok(Box::new(fat::Fat::open(source)?)),
+        Kind::ExFat => Ok(Box::new(exfat::ExFat::open(source)?)),
         Kind::Btrfs
         | Kind::Ntfs
-        | Kind::Fat
-        | Kind::ExFat
         | Kind::Iso9660
         | Kind::Squashfs
         | Kind::Swap

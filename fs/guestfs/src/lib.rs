@@ -8,11 +8,14 @@
 
 mod bytes;
 mod error;
+pub mod exfat;
 pub mod ext;
+pub mod fat;
 mod filesystem;
 mod partitions;
 mod probe;
 mod source;
+mod stretches;
 pub mod xfs;
 
 pub use error::Error;

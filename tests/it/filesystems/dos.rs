@@ -1,0 +1,80 @@
+//! FAT12, FAT16, FAT32 as mtools read them, exFAT as its own program does.
+
+use super::{SCRIPTS, Unmount, image, mounted, same_trees};
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::sh;
+
+/// Path, kind, size, permissions and the time of the last change; directories have no size of their own.
+const FILES: &str = "%P|%y|%m|%Ts\\n";
+
+/// Fills an image with files in pieces: what is removed in between leaves gaps for what follows.
+fn fat(name: &str, mkfs: &str, megabytes: u32, count: u32) {
+    let scratch = Scratch::new(name);
+    let (tree, image, copied) = (scratch.dir("tree"), image(&scratch), scratch.dir("copied"));
+    sh!(
+        "export LC_ALL=C.UTF-8 TZ=UTC MTOOLS_SKIP_CHECK=1; {SCRIPTS}/populate {0} {count}; cd {0}; \
+         truncate -s {megabytes}M {1}; {mkfs} {1} >&2; \
+         mmd -i {1} ::gaps; for i in $(seq 1 20); do head -c 9000 /dev/zero >../$i; done; \
+         for i in $(seq 1 20); do mcopy -i {1} ../$i ::gaps/; done; \
+         for i in 2 4 6 8 10 12 14 16 18; do mdel -i {1} ::gaps/$i; done; \
+         mcopy -s -p -m -i {1} * ::; rm -r {0}/*; mcopy -s -p -m -n -i {1} '::*' {2}/",
+        tree.display(),
+        image.display(),
+        copied.display()
+    );
+    let (mount, point) = mounted(&scratch, &image, "ro");
+    // mtools give directories, and files that are not read-only, permissions of their own.
+    sh!(
+        "find {0} -type f -perm -200 -exec chmod 755 {{}} +; find {0} -type f ! -perm -200 -exec chmod 555 {{}} +; \
+         find {0} -type d -exec chmod 755 {{}} +",
+        copied.display()
+    );
+    same_trees(&point.join("files/0"), &copied, FILES);
+    let read_only = sh!("find {}/files/0 -type f -perm 555", point.display());
+    assert_eq!(read_only.lines().count(), 2, "{read_only}");
+    let fragments = sh!("cd {}/files/0/odd; stat -c %b big empty", point.display());
+    assert!(fragments.ends_with("\n0"), "{fragments}");
+    let log = mount.text("log");
+    assert!(!log.contains("read /"), "{log}");
+}
+
+#[test]
+fn fat12_is_what_mtools_read() {
+    fat("files-fat12", "mkfs.vfat -F 12 -s 32", 31, 100);
+}
+
+#[test]
+fn fat16_is_what_mtools_read() {
+    fat("files-fat16", "mkfs.vfat -F 16 -s 4", 48, 400);
+}
+
+#[test]
+fn fat32_is_what_mtools_read() {
+    fat("files-fat32", "mkfs.vfat -F 32 -s 2", 80, 600);
+}
+
+#[test]
+fn exfat_is_what_its_own_program_shows() {
+    let scratch = Scratch::new("files-exfat");
+    let (image, theirs) = (image(&scratch), scratch.dir("theirs"));
+    sh!(
+        "truncate -s 64M {0}; mkfs.exfat -c 4096 {0} >&2; loop=$(losetup -f --show {0}); \
+         trap 'umount {1}; losetup -d $loop' EXIT; mount.exfat-fuse $loop {1} >&2; cd {1}; mkdir gaps; \
+         for i in $(seq 1 40); do head -c 9000 /dev/zero >gaps/$i; done; rm gaps/*2 gaps/*4 gaps/*6; \
+         {SCRIPTS}/populate {1} 1500; truncate -s 2000000 gaps/1; \
+         for i in $(seq 1 50); do head -c 5000 /dev/urandom >>odd/a; head -c 5000 /dev/urandom >>odd/b; done; \
+         for i in $(seq 1 50); do echo $i >>gaps/one; mkdir gaps/directory$i; done; cd /",
+        image.display(),
+        theirs.display()
+    );
+    let (mount, point) = mounted(&scratch, &image, "ro");
+    sh!(
+        "loop=$(losetup -r -f --show {0}); mount.exfat-fuse -o ro,umask=022 $loop {1} >&2; losetup -d $loop",
+        image.display(),
+        theirs.display()
+    );
+    let _unmounted = Unmount(theirs.clone());
+    same_trees(&point.join("files/0"), &theirs, "%P|%y|%m|%s|%b|%Ts\\n");
+    let log = mount.text("log");
+    assert!(!log.contains("read /"), "{log}");
+}
