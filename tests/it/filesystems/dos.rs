@@ -17,7 +17,7 @@ fn fat(name: &str, mkfs: &str, megabytes: u32, count: u32) {
          mmd -i {1} ::gaps; for i in $(seq 1 20); do head -c 9000 /dev/zero >../$i; done; \
          for i in $(seq 1 20); do mcopy -i {1} ../$i ::gaps/; done; \
          for i in 2 4 6 8 10 12 14 16 18; do mdel -i {1} ::gaps/$i; done; \
-         mcopy -s -p -m -i {1} * ::; rm -r {0}/*; mcopy -s -p -m -n -i {1} '::*' {2}/",
+         mcopy -s -p -m -i {1} * ::; mattrib -i {1} +r ::odd/MixedCase.Txt ::odd/short1; rm -r {0}/*; mcopy -s -p -m -n -i {1} '::*' {2}/",
         tree.display(),
         image.display(),
         copied.display()
