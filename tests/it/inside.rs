@@ -1,12 +1,13 @@
 //! What is inside a point: its partitions as files, compared with what the kernel makes of the same disk.
 
 use qmpfs_tests::bench::Bench;
+use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::{oracle, sh, wait};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// A disk with four partitions, as a qcow2 image.
@@ -90,21 +91,6 @@ fn point_json_names_the_filesystems(name: &str, attachment: Attachment) {
 }
 
 over_attachments!(filesystems_in_point_json => point_json_names_the_filesystems);
-
-fn names(directory: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(directory).expect("a directory");
-    let mut names: Vec<String> = entries
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
-    names.sort();
-    names
-}
 
 #[test]
 fn partitions_are_files_with_the_bytes_of_the_disk() {
