@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 mod all;
 mod following;
+mod long_chain;
 mod mirror;
 
 /// Holds a job up, so that a test meets it at work.

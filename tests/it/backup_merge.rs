@@ -18,6 +18,8 @@ use qmpfs_tests::{oracle, sh, wait};
 
 use crate::backup_directory::disk_in;
 
+mod faults;
+
 /// A chain: a large full backup, and small incremental ones.
 fn chain(shelf: &mut Shelf, incrementals: &[&str]) {
     shelf.bench.write(300);

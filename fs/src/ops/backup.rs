@@ -18,7 +18,7 @@ mod target;
 mod together;
 
 pub(super) use mirror::end as end_mirror;
-pub(super) use recover::{settle, settle_shelf};
+pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};
 pub(super) use remove::{delete, delete_bitmap, plan_text};
 
 use super::Answer;

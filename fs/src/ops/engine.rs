@@ -15,7 +15,7 @@ pub(super) use jobs::Work;
 pub(super) use queue::{Held, NextTurn, Queued};
 pub(super) use settling::keep_settling;
 pub(super) use standstill::{Alone, Standstill};
-pub(super) use turns::{DiskGuard, Turn, patiently};
+pub(super) use turns::{DiskGuard, Turn, at_work, patiently};
 
 use super::EngineConfig;
 use super::carried;

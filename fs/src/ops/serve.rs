@@ -225,6 +225,9 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         }
         Intent::CancelJob { disk, id } => {
             let outcome = control::cancel(&engine, &disk, &id).await;
+            if outcome.is_ok() {
+                backup::go_on_with_a_merge(&engine, &disk).await;
+            }
             logged(outcome);
         }
         Intent::ControlJob { disk, id, command } => {

@@ -89,6 +89,21 @@ impl Shelf {
         name: &str,
         meanwhile: impl FnOnce(&mut Self),
     ) -> Value {
+        self.keep_alone(kind, name, meanwhile);
+        self.verify();
+        self.bench.write(3);
+        self.wait_for_digest(kind, name);
+        self.backup(kind, name).json()
+    }
+
+    /// The same without a look at all the others: in long chains that is for the end.
+    #[track_caller]
+    pub fn keep_alone(
+        &mut self,
+        kind: &str,
+        name: &str,
+        meanwhile: impl FnOnce(&mut Self),
+    ) -> Value {
         self.bench.writer().progress(20);
         let before = self.bench.writer().acknowledged();
         let model = self.bench.model().clone();
@@ -121,9 +136,6 @@ impl Shelf {
             name: name.to_owned(),
             bytes,
         });
-        self.verify();
-        self.bench.write(3);
-        self.wait_for_digest(kind, name);
         point.json()
     }
 
@@ -187,6 +199,11 @@ impl Shelf {
         }
     }
 
+    /// The names of the backups that were kept, in the order they were made.
+    pub fn kept(&self) -> Vec<String> {
+        self.kept.iter().map(|kept| kept.name.clone()).collect()
+    }
+
     /// The backup directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -201,6 +218,12 @@ impl Shelf {
             copy.display(),
             self.dir.display()
         );
+        self.read_from(&copy);
+    }
+
+    /// Each backup is read there by qemu-img alone.
+    #[track_caller]
+    pub fn read_from(&self, copy: &Path) {
         let read = self.bench.scratch().file("copied.raw");
         for Kept { name, bytes, .. } in &self.kept {
             let file = copy.join(VM).join("vda").join(format!("{name}.qcow2"));

@@ -53,6 +53,7 @@ pub(super) async fn run(
     answer: Option<Answer<()>>,
 ) {
     let (mut next, mut answer) = (Some(first), answer);
+    engine.begin_removals(&guard);
     while let Some(removal) = next {
         let (id, job) = (removal.id.clone(), removal.job.clone());
         let started = Instant::now();
@@ -79,6 +80,7 @@ pub(super) async fn run(
             resumed: None,
         });
     }
+    engine.end_removals(&guard);
     engine.rest(&guard);
     if engine.bridge().is_ok() {
         merges::go_on(&engine, &guard).await;
@@ -231,7 +233,7 @@ async fn merge(
         (Ok(()), _) => blocking(move || journal.conclude(&place)).await,
         // its file holds neither its own instant nor the other's: the next attempt brings it to its end
         (Err(failure), MergeVerb::Commit) if answer.is_none() => Err(failure.next(
-            "rmdir of any backup of this disk, or the next mount, tries again; the others are as they were",
+            "rmdir of its job in jobs/ tries again, as does the next mount; the other backups are as they were",
         )),
         (Err(failure), _) => {
             blocking(move || journal.take_back(&place)).await?;

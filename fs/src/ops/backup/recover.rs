@@ -7,7 +7,7 @@ use crate::backups::{self, Journal, Stage};
 use crate::errno::Failure;
 use crate::model::Job;
 use crate::ops::blocking::blocking;
-use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::engine::{DiskGuard, Engine, Turn};
 use crate::ops::shelf;
 use qmpbridge::{Bridge, JobId, JobStatus};
 use std::rc::Rc;
@@ -78,6 +78,26 @@ fn take_up(engine: &Rc<Engine>, guard: DiskGuard, journal: Journal) -> Result<()
     engine.announce(&guard, Job::new(&removal.job, "merge", "", "created"));
     tokio::task::spawn_local(merge::run(Rc::clone(engine), guard, removal, None));
     Ok(())
+}
+
+/// A job was dismissed: a merge that has failed, and that only its end makes right, is begun again.
+pub(in crate::ops) async fn go_on_with_a_merge(engine: &Rc<Engine>, disk: &str) {
+    if let Err(failure) = begin_again(engine, disk).await {
+        tracing::debug!(%failure, disk, "no merge of backups is taken up");
+    }
+}
+
+async fn begin_again(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
+    let place = engine.place_of(disk).await?;
+    let (journals, _) = blocking(move || Journal::all(&place)).await?;
+    let Some(journal) = journals.into_iter().find(|it| it.stage == Stage::Merging) else {
+        return Ok(());
+    };
+    match engine.turn(disk).await? {
+        Turn::Now(guard) => take_up(engine, guard, journal),
+        // whoever is at work there takes it up himself
+        Turn::AtWork => Ok(()),
+    }
 }
 
 /// The same of a mount of a directory: removals and merges that were cut short. What else was begun is

@@ -8,7 +8,7 @@ use crate::ops::Answer;
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::control;
-use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::engine::{DiskGuard, Engine, Turn, at_work};
 use qmpbridge::Bridge;
 use qmpbridge::command::BlockDirtyBitmapRemove;
 use std::fmt::Write;
@@ -30,11 +30,15 @@ pub(in crate::ops) async fn delete(engine: Rc<Engine>, disk: &str, id: &str, ans
         }
         return answer(cancelled);
     }
-    if engine.merges_backups(disk) {
-        return answer(merge::queue(&engine, disk, id));
-    }
-    match (engine.hold(disk).await, merge::Removal::new(id)) {
-        (Ok(guard), Ok(removal)) => merge::run(engine, guard, removal, Some(answer)).await,
+    // of two at one instant the second waits until the first is at work, and then behind it
+    match (engine.turn(disk).await, merge::Removal::new(id)) {
+        (Ok(Turn::Now(guard)), Ok(removal)) => {
+            merge::run(engine, guard, removal, Some(answer)).await;
+        }
+        (Ok(Turn::AtWork), _) if engine.removes_backups(disk) => {
+            answer(merge::queue(&engine, disk, id));
+        }
+        (Ok(Turn::AtWork), _) => answer(Err(at_work(disk))),
         (Err(failure), _) | (_, Err(failure)) => answer(Err(failure)),
     }
 }

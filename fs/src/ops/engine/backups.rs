@@ -10,7 +10,7 @@ use crate::ops::shelf;
 use crate::view::Pin;
 use qmpbridge::command::QueryName;
 use qmpbridge::{Bridge, JobId};
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(super) struct Removals {
     leaving: RefCell<BTreeSet<String>>,
     /// Those whose turn comes: identity, and the job that shows it.
     queue: RefCell<VecDeque<(String, JobId)>>,
+    /// Somebody removes them, one after the other.
+    at_work: Cell<bool>,
     /// The storage daemon that has the job.
     helper: RefCell<Option<Bridge>>,
 }
@@ -52,6 +54,21 @@ impl Engine {
         *state.removals.helper.borrow_mut() = None;
         state.removals.leaving.borrow_mut().remove(was_leaving);
         self.backups_changed(disk);
+    }
+
+    /// Whether somebody removes backups of the disk: he takes what is queued behind it, too.
+    pub(in crate::ops) fn removes_backups(&self, disk: &str) -> bool {
+        self.state(disk).removals.at_work.get()
+    }
+
+    /// The holder of the disk removes backups from now on.
+    pub(in crate::ops) fn begin_removals(&self, guard: &DiskGuard) {
+        guard.state.removals.at_work.set(true);
+    }
+
+    /// He has found nothing more in the queue.
+    pub(in crate::ops) fn end_removals(&self, guard: &DiskGuard) {
+        guard.state.removals.at_work.set(false);
     }
 
     /// Whether a merge works on the files of the disk's backups.

@@ -184,7 +184,8 @@ pub(in crate::ops) async fn patiently(
     }
 }
 
-fn at_work(disk: &str) -> Failure {
+/// What is told of a disk that nobody waits for.
+pub(in crate::ops) fn at_work(disk: &str) -> Failure {
     Failure::new(Errno::EBUSY, format!("a job is at work on disk '{disk}'")).next(format!(
         "wait for it: qmpfs wait on disks/{disk}, or cat disks/{disk}/wait"
     ))

@@ -60,7 +60,15 @@ impl Work<'_> {
                     base_node: Some(here),
                     ..BlockCommit::new(self.job.clone(), top.clone())
                 };
-                self.bridge.start_job(self.job.clone(), command).await?
+                let begun = self.bridge.start_job(self.job.clone(), command).await;
+                begun.map_err(Failure::from).inspect_err(|failure| {
+                    if !failure.outcome_known()
+                        && let Some(answer) = answer.take()
+                    {
+                        // it may have written to that file: there is no way back
+                        answer(Ok(()));
+                    }
+                })?
             }
         };
         if let Some(answer) = answer.take() {
