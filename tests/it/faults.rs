@@ -7,6 +7,7 @@ use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::steps::Deed;
 
+mod backup;
 mod control;
 mod drive;
 mod off;
@@ -64,6 +65,9 @@ over_attachments!(of_a_snapshot_of_a_frozen_guest => |name, attachment| {
 });
 over_attachments!(of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::made()));
 over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::deleted()));
+over_attachments!(of_a_full_backup => |name, attachment| backup::every_step_of(name, attachment, "full"));
+over_attachments!(of_an_incremental_backup => |name, attachment| backup::every_step_of(name, attachment, "incremental"));
+over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
 
 /// A commit with one fault; what was found by `of_a_commit_*` and mended.
 fn commit_at(

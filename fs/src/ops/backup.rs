@@ -17,7 +17,7 @@ mod room;
 mod target;
 mod together;
 
-pub(super) use mirror::end as end_mirror;
+pub(super) use mirror::{NEEDS as MIRROR_NEEDS, end as end_mirror};
 pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};
 pub(super) use remove::{delete, delete_bitmap, plan_text};
 

@@ -17,7 +17,7 @@ const SEAL: &[&str] = &[
 pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
     let verbs = engine.config.verbs;
     let may_go_back = verbs.live_rollback || engine.switched_off();
-    let all: [(&str, Reach, bool, &[&str]); 8] = [
+    let all: [(&str, Reach, bool, &[&str]); 10] = [
         ("snapshots", Reach::Chain, true, SEAL),
         ("all-disks", Reach::Chain, true, SEAL),
         (
@@ -41,6 +41,18 @@ pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
         ),
         ("rollback", Reach::Chain, may_go_back, SEAL),
         ("backups", Reach::Chain, verbs.backups, &backup::NEEDS),
+        (
+            "backups-of-all-disks",
+            Reach::Chain,
+            verbs.backups,
+            &backup::NEEDS,
+        ),
+        (
+            "mirrors",
+            Reach::Chain,
+            verbs.backups,
+            &backup::MIRROR_NEEDS,
+        ),
     ];
     let manager = engine.manager();
     all.into_iter()

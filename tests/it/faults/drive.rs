@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::model::{Dice, Model};
@@ -23,6 +24,12 @@ pub(super) trait Verb {
     fn act(&mut self, bench: &mut Bench) -> io::Result<()>;
     /// It was done, or it was not begun: which of the two, everything as it then must be. Puts the disk back.
     fn judge(&mut self, bench: &mut Bench, round: &Round);
+    /// The directory in which operations of qmpfs on files are steps.
+    fn watched(&self, bench: &Bench) -> PathBuf {
+        bench.dir().to_owned()
+    }
+    /// Says to work that goes on what only a person says; again and again until it has ended.
+    fn go_on(&mut self, _: &Bench) {}
     /// True if the guest's disk has another file afterwards, on a storage daemon, which cannot stop its clients:
     /// a host that dies within those milliseconds may lose their writes.
     fn may_lose_the_last_writes(&self) -> bool {
@@ -70,7 +77,7 @@ pub(super) fn at_step(bench: Bench, verb: impl Verb, whom: Whom, deed: Deed, wor
 impl<V: Verb> Driver<V> {
     fn new(mut bench: Bench, verb: V) -> Self {
         let steps = Steps::new(bench.scratch());
-        let environment = steps.environment(bench.dir());
+        let environment = steps.environment(&verb.watched(&bench));
         bench.mount.set_environment(environment);
         let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
         bench.mount.mount_through(proxy.socket());
@@ -130,6 +137,7 @@ impl<V: Verb> Driver<V> {
             self.bench.disk().0.join("snapshots").is_dir() && self.bench.mount_is_connected()
         });
         wait::until_true(&format!("the work has ended: {at}"), || {
+            self.verb.go_on(&self.bench);
             let jobs = self.bench.disk().0.join("jobs");
             let Ok(entries) = fs::read_dir(&jobs) else {
                 return false;

@@ -11,7 +11,7 @@ use qmpbridge::command::{BlockdevMirror, OnError, Sync};
 use qmpbridge::{Bridge, Cancel, JobId, JobInfo, JobStatus};
 
 /// What it needs of QEMU besides what any backup does.
-pub(super) const NEEDS: [&str; 2] = ["blockdev-mirror", "block-job-cancel"];
+pub(in crate::ops) const NEEDS: [&str; 2] = ["blockdev-mirror", "block-job-cancel"];
 
 /// Its instant is when the job has ended: nobody can freeze a guest for so long.
 pub(super) fn suits(quiesce: Quiesce) -> Result<(), Failure> {
