@@ -139,6 +139,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what of this machine, and of a source, is fit for a mount, and the next step where it is not; the
+    /// exit code is 0 when nothing keeps it from being mounted
+    Doctor {
+        /// As for mount
+        #[arg(value_name = "SOURCE")]
+        sources: Vec<String>,
+    },
     /// Write the raw bytes of an image and its chain to standard output, without a mount
     #[command(after_help = CAT_HELP)]
     Cat {
@@ -204,6 +211,8 @@ pub enum Action {
     Verify(verify::Request),
     /// `qmpfs diff`
     Diff(diff::Request),
+    /// `qmpfs doctor`: of a source, or why that is none.
+    Doctor(Result<Option<Source>, Failure>),
     /// `qmpfs cat`
     Cat(cat::Request),
     /// The hidden command of a mount's own processes.
@@ -276,6 +285,10 @@ fn action(command: Command) -> Result<Action, Failure> {
                 true => diff::Form::Json,
                 false => diff::Form::Lines,
             },
+        })),
+        Command::Doctor { sources } => Ok(Action::Doctor(match sources.is_empty() {
+            true => Ok(None),
+            false => source::classify(&sources, None).map(Some),
         })),
         Command::Cat {
             image,

@@ -10,6 +10,7 @@ pub mod cat;
 pub mod cli;
 pub mod diff;
 pub mod digest;
+pub mod doctor;
 pub mod errno;
 pub mod fuse;
 pub mod guest;

@@ -3,6 +3,7 @@
 use qmpfs::cat::{self, Ended};
 use qmpfs::cli::{self, Action};
 use qmpfs::diff;
+use qmpfs::doctor;
 use qmpfs::errno::Failure;
 use qmpfs::guest;
 use qmpfs::run;
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
             Ended::Whole => ExitCode::SUCCESS,
             // `qmpfs cat IMAGE | head`: nothing to say, and not all was written
             Ended::NobodyReads => ExitCode::FAILURE,
+        }),
+        Action::Doctor(source) => Ok(match doctor::examine_all(source) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
         }),
         Action::Diff(request) => Ok(match diff::diff(&request) {
             Ok(diff::Ended::Same) => ExitCode::SUCCESS,

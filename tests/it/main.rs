@@ -34,6 +34,7 @@ mod checkpoint;
 mod checkpoint_load;
 mod control;
 mod diff;
+mod doctor;
 mod embedded;
 mod faults;
 mod faults_to_survive;

@@ -31,6 +31,8 @@ impl Owner {
             return (of.owner.0, of.owner.1, of.permissions);
         }
         let perm = match of.kind {
+            // Links have no permissions of their own.
+            FileKind::Symlink => return (self.uid, self.gid, 0o777),
             FileKind::Directory => 0o555,
             _ if of.permissions & 0o111 != 0 => 0o555,
             _ => 0o444,

@@ -6,7 +6,7 @@ use super::{backup, live};
 use crate::intent::Reach;
 use qmpbridge::Bridge;
 
-const SEAL: &[&str] = &[
+pub(super) const SEAL: &[&str] = &[
     "blockdev-snapshot",
     "blockdev-reopen",
     "blockdev-create",

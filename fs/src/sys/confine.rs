@@ -79,6 +79,21 @@ fn lock_the_land() {
     let _fenced = rules.and_then(|rules| rules.restrict_self());
 }
 
+/// Which version of landlock this kernel has, if it has it and it is switched on.
+pub fn landlock_version() -> Option<u32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the call takes no attributes and makes nothing.
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            VERSION,
+        )
+    };
+    u32::try_from(version).ok().filter(|version| *version > 0)
+}
+
 /// The system calls that are left; any other ends the process.
 fn filter_calls() -> io::Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [
