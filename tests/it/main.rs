@@ -31,6 +31,7 @@ mod backup_directory;
 mod backup_merge;
 mod bad_input;
 mod checkpoint;
+mod checkpoint_kill;
 mod checkpoint_load;
 mod control;
 mod diff;
