@@ -18,7 +18,7 @@ mod origins;
 pub use ahead::Cursor;
 pub use allocated::layer_allocated;
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
-pub use layer::{LayerSpec, OpenLayer, Reach};
+pub use layer::{LayerSpec, OpenLayer, Reach, find_data_file};
 pub use lock::{read_by_someone, written_by_someone};
 
 use crate::errno::{Errno, Failure};

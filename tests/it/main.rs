@@ -50,6 +50,7 @@ mod live;
 mod merge;
 mod model;
 mod others;
+mod outside;
 mod pivot;
 mod proofs;
 mod queue;

@@ -5,7 +5,7 @@ use super::json_name;
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
 use crate::sys;
-use crate::view::Reach;
+use crate::view::{Reach, find_data_file};
 use qmpfs_qcow2::{BackingRef, Header, RawLayer, ReadAt};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -118,7 +118,10 @@ fn below(
         Format::Qcow2 => {
             let header =
                 Header::read(file).map_err(|error| crate::view::failure_of(path, &error))?;
-            refuse_ambiguous_data_file(named, &header)?;
+            if header.features.data_file() {
+                refuse_ambiguous_data_file(named, &header)?;
+                find_data_file(path, header.data_file.as_deref(), reach)?;
+            }
             let Some(backing) = header.backing else {
                 return Ok(((header.virtual_size, None), None));
             };
@@ -152,7 +155,7 @@ fn refuse_ambiguous_data_file(named: Named<'_>, header: &Header) -> Result<(), F
         return Ok(());
     };
     let name = Path::new(OsStr::from_bytes(name));
-    if !header.features.data_file() || name.is_absolute() {
+    if name.is_absolute() {
         return Ok(());
     }
     let here = sys::file_id(name).ok();

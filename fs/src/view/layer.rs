@@ -286,10 +286,9 @@ fn open_file(path: &Path) -> Result<(File, Metadata), Failure> {
     Ok((file, metadata))
 }
 
-/// It is not locked: QEMU takes the image's own lock whenever it uses both.
-/// A name in a header is the guest's word: it leads to no file outside the image's own directory,
-/// unless the user trusts it.
-fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<DataFile, Failure> {
+/// The data file of an image, by its name in the header. That is the guest's word: it leads to no file outside the
+/// image's own directory, unless the user trusts it.
+pub fn find_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<PathBuf, Failure> {
     let Some(name) = name.map(OsStr::from_bytes) else {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
@@ -317,6 +316,12 @@ fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<Dat
         )
         .next("keep the image and its data file in one directory"));
     }
+    Ok(data)
+}
+
+/// It is not locked: QEMU takes the image's own lock whenever it uses both.
+fn open_data_file(image: &Path, name: Option<&[u8]>, reach: Reach) -> Result<DataFile, Failure> {
+    let data = find_data_file(image, name, reach)?;
     let (file, metadata) = open_file(&data)?;
     let id = sys::file_id_of(&file)
         .map_err(|error| Failure::io(format_args!("look at {}", data.display()), &error))?;
