@@ -17,12 +17,15 @@ const WORDS: [&str; 4] = ["pause", "speed 1M", "resume", "cancel"];
 /// A removal that is held, slowed down, let go and taken back.
 pub(super) struct Control {
     removal: Remove,
+    /// The removal has begun: what is refused after that are words.
+    begun: bool,
 }
 
 impl Control {
     pub(super) fn new() -> Self {
         Self {
             removal: Remove::of_bulk(Place::Middle),
+            begun: false,
         }
     }
 
@@ -39,7 +42,9 @@ impl Verb for Control {
     }
 
     fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
+        self.begun = false;
         bench.point(&self.removal.victim()).delete()?;
+        self.begun = true;
         let mut answer = Ok(());
         if let Some(job) = Self::job(bench) {
             for word in WORDS {
@@ -73,6 +78,16 @@ impl Verb for Control {
     }
 
     fn judge(&mut self, bench: &mut Bench, round: &Round) {
-        self.removal.judge(bench, round);
+        let answer = match &round.answer {
+            Err(error) if !self.begun => Err(error.kind().into()),
+            Ok(()) | Err(_) => Ok(()),
+        };
+        let of_the_removal = Round {
+            before: round.before.clone(),
+            answer,
+            at: round.at.clone(),
+            ..*round
+        };
+        self.removal.judge(bench, &of_the_removal);
     }
 }
