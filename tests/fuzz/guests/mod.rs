@@ -1,0 +1,28 @@
+//! What must hold of the readers of guests' disks, whatever bytes they are given.
+//!
+//! Knows: their public interface, and where the formats keep checksums.
+//! Does not know: libFuzzer. `fs/guestfs/tests/regressions.rs` runs the same checks on stable.
+//! Invariant: a check panics where the property does not hold, and only there.
+
+pub mod sparse;
+mod sums;
+mod walk;
+
+/// A name, and what is checked of the fuzzer's bytes under that name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every fuzz target.
+pub const TARGETS: [Target; 3] = [
+    ("guest_partitions", walk::check_partitions),
+    ("guest_ext", walk::check_ext),
+    ("guest_xfs", walk::check_xfs),
+];
+
+/// The check of a name.
+pub fn check(target: &str, bytes: &[u8]) {
+    for (name, check) in TARGETS {
+        if name == target {
+            check(bytes);
+        }
+    }
+}

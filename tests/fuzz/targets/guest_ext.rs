@@ -1,0 +1,7 @@
+//! An ext2, ext3 or ext4 of a guest.
+#![no_main]
+
+#[path = "../guests/mod.rs"]
+mod guests;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guests::check("guest_ext", bytes));
