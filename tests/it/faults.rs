@@ -19,7 +19,7 @@ mod verbs;
 
 use drive::{at_step, every_step};
 use off::OffDriver;
-use rounds::{Rounds, Whom};
+use rounds::{Rounds, Which, Whom};
 use verbs::{Frozen, Internal, Place, Remove, Seal};
 
 fn removal(name: &str, attachment: Attachment, merge: &str, place: Place) {
@@ -68,6 +68,8 @@ over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every
 over_attachments!(of_a_full_backup => |name, attachment| backup::every_step_of(name, attachment, "full"));
 over_attachments!(of_an_incremental_backup => |name, attachment| backup::every_step_of(name, attachment, "incremental"));
 over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
+over_attachments!(qemu_dies_at_the_end_of_a_backup => backup::qemu_dies_at_its_end);
+over_attachments!(a_backup_whose_name_fails_at_first => backup::a_name_that_fails_at_first);
 
 /// A commit with one fault; what was found by `of_a_commit_*` and mended.
 fn commit_at(
@@ -195,6 +197,11 @@ fn a_dismissal_of_a_new_overlay_that_never_reaches_qemu() {
 fn a_storage_daemon_does_not_outlive_qmpfs() {
     let mut off = OffDriver::new("of_a_daemon_at_work");
     for _ in 0..3 {
-        off.at(Whom::Qmpfs, Deed::KillAfter, "blockdev-create");
+        off.at(
+            Whom::Qmpfs,
+            Deed::KillAfter,
+            Which::First,
+            "blockdev-create",
+        );
     }
 }

@@ -11,7 +11,7 @@ use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{RAW, SEALED, Several, reached};
-use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
+use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::{Point, assert_errno};
 use qmpfs_tests::{oracle, sample, wait};
 use serde_json::json;
@@ -35,6 +35,11 @@ impl Rig {
             several: Several::on(scratch, dirs, attachment, &all),
             dir: dir.join("web1"),
         }
+    }
+
+    /// The backup directory.
+    fn root(&self) -> PathBuf {
+        self.dir.parent().expect("it is in there").to_owned()
     }
 
     fn of_all(&self, kind: &str, name: &str) -> Point {
@@ -227,28 +232,31 @@ fn refused_for_one_disk_it_is_begun_on_none() {
     rig.several.finish();
 }
 
-/// qmpfs dies before or after commands of it: it is on all disks, or on none.
+/// qmpfs dies before or after steps of it: it is on all disks, or on none. Every day the commands are the steps; a larger
+/// run takes the operations on files as well.
 #[test]
-fn qmpfs_killed_at_commands() {
+fn qmpfs_killed_at_steps() {
     let attachments = [
         (Attachment::StorageDaemon, "backup-all-killed-qsd"),
         (Attachment::Blockdev, "backup-all-killed-blockdev"),
     ];
     // every day one will do
-    let count = match Share::asked_for() {
-        Share::Everyday => 1,
-        Share::Rounds(_) | Share::Full => attachments.len(),
+    let (count, kinds) = match Share::asked_for() {
+        Share::Everyday => (1, COMMANDS),
+        Share::Rounds(_) | Share::Full => (attachments.len(), COMMANDS | FILES),
     };
     for (attachment, name) in attachments.into_iter().take(count) {
         let mut rig = Rig::new(name, attachment, &[]);
         let steps = Steps::new(rig.several.scratch());
+        let environment = steps.environment(&rig.root());
+        rig.several.mount.set_environment(environment);
         let monitor = rig.several.machine.qmpfs_socket();
         let proxy = Proxy::new(rig.several.scratch(), monitor, &steps);
         rig.several.mount.mount_through(proxy.socket());
         rig.several.wait_for_disks();
         for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
             for number in sample::steps(nth) {
-                steps.arm(COMMANDS, number, deed, [rig.several.mount.pid(), 0]);
+                steps.arm(kinds, number, deed, [rig.several.mount.pid(), 0]);
                 let outcome = rig.of_all("full", "a").make();
                 wait::until_true("it is over, or killed", || steps.fired() || rig.is_idle());
                 let (fired, seen) = steps.disarm();

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use qmpfs_tests::bench::{Bench, SIZE, Shelf, WRITERS};
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::Attachment;
+use qmpfs_tests::steps::Deed;
 use qmpfs_tests::tree::{Point, write_line};
 use qmpfs_tests::{oracle, wait};
 
-use super::drive::{Round, Verb, every_step};
+use super::drive::{Round, Verb, at_last_step, every_step};
+use super::rounds::Whom;
 
 /// A backup of one kind. Operations on files in the backup directory are steps.
 struct Backup {
@@ -21,8 +23,7 @@ struct Backup {
     place: PathBuf,
 }
 
-/// Every step of a backup.
-pub(super) fn every_step_of(name: &str, attachment: Attachment, kind: &'static str) {
+fn bench_of(name: &str, attachment: Attachment, kind: &'static str) -> (Bench, Backup) {
     let shelf = Shelf::new(name, attachment);
     let verb = Backup {
         kind,
@@ -30,7 +31,26 @@ pub(super) fn every_step_of(name: &str, attachment: Attachment, kind: &'static s
         directory: shelf.dir().to_owned(),
         place: shelf.place(),
     };
-    every_step(shelf.bench, verb);
+    (shelf.bench, verb)
+}
+
+/// Every step of a backup.
+pub(super) fn every_step_of(name: &str, attachment: Attachment, kind: &'static str) {
+    let (bench, verb) = bench_of(name, attachment, kind);
+    every_step(bench, verb);
+}
+
+/// QEMU dies when the job has ended and that is written down: nothing of the copy is in its memory alone any more.
+pub(super) fn qemu_dies_at_its_end(name: &str, attachment: Attachment) {
+    let (bench, verb) = bench_of(name, attachment, "incremental");
+    at_last_step(bench, verb, Whom::Qemu, Deed::KillBefore, "job-dismiss");
+}
+
+/// What is complete could not be given its name: it is, as soon as it can be.
+pub(super) fn a_name_that_fails_at_first(name: &str, attachment: Attachment) {
+    let (bench, verb) = bench_of(name, attachment, "full");
+    let fails = Deed::Fail(libc::EIO.unsigned_abs());
+    at_last_step(bench, verb, Whom::Nobody, fails, "ftruncate web1/vda/.n");
 }
 
 impl Backup {

@@ -14,7 +14,7 @@ use qmpfs_tests::steps::{Deed, Steps};
 use qmpfs_tests::writer::Writer;
 use qmpfs_tests::{tree, wait};
 
-use super::rounds::{Fault, Rounds, Whom};
+use super::rounds::{Fault, Rounds, Which, Whom};
 
 /// A verb under test. Its rounds leave the disk as they found it.
 pub(super) trait Verb {
@@ -70,7 +70,14 @@ pub(super) fn every_step(bench: Bench, verb: impl Verb) {
 /// One fault at the first step whose words begin like this: what was found once, and mended.
 pub(super) fn at_step(bench: Bench, verb: impl Verb, whom: Whom, deed: Deed, words: &str) {
     let mut driver = Driver::new(bench, verb);
-    driver.at(whom, deed, words);
+    driver.at(whom, deed, Which::First, words);
+    driver.finish();
+}
+
+/// The same at the last such step.
+pub(super) fn at_last_step(bench: Bench, verb: impl Verb, whom: Whom, deed: Deed, words: &str) {
+    let mut driver = Driver::new(bench, verb);
+    driver.at(whom, deed, Which::Last, words);
     driver.finish();
 }
 

@@ -22,6 +22,13 @@ pub(super) struct Fault {
     pub(super) whom: Whom,
 }
 
+/// Of several steps with the same words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    First,
+    Last,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whom {
     Nobody,
@@ -108,13 +115,16 @@ pub(super) trait Rounds {
         println!("survived {survived} faults");
     }
 
-    /// One fault at the first step whose words begin like this.
-    fn at(&mut self, whom: Whom, deed: Deed, words: &str) {
+    /// One fault at a step whose words begin like this.
+    fn at(&mut self, whom: Whom, deed: Deed, which: Which, words: &str) {
         let seen = self.undisturbed();
         // files and commands side by side come in another order the next time
         let kinds = kind(words);
-        let mut of_kind = seen.iter().filter(|step| kind(step) == kinds);
-        let number = of_kind.position(|step| step.starts_with(words));
+        let of_kind: Vec<_> = seen.iter().filter(|step| kind(step) == kinds).collect();
+        let number = match which {
+            Which::First => of_kind.iter().position(|step| step.starts_with(words)),
+            Which::Last => of_kind.iter().rposition(|step| step.starts_with(words)),
+        };
         let number = number.unwrap_or_else(|| panic!("no step {words} in {seen:?}"));
         let (fired, _) = self.round(Fault { deed, kinds, whom }, number);
         assert!(fired, "it did not come to {words}");

@@ -5,7 +5,7 @@ use super::room::State;
 use super::{Making, remove, target, together, try_undo};
 use crate::backups::Stage;
 use crate::errno::{Errno, Failure};
-use crate::model::BackupKind;
+use crate::model::{BackupKind, Manifest};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::merge;
@@ -48,10 +48,10 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) 
 async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let complete = match copied(engine, bridge, making, job).await {
-        Ok(()) => {
-            write_copied(making).await?;
-            together::all_copied(engine, bridge, making).await
-        }
+        Ok(()) => match write_copied(engine, bridge, making).await {
+            Ok(()) => together::all_copied(engine, bridge, making).await,
+            Err(failure) => Err(failure),
+        },
         Err(failure) => Err(match making.journal.manifest.group {
             None => failure,
             Some(_) => failure
@@ -59,7 +59,10 @@ async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Resul
         }),
     };
     match complete {
-        Ok(()) => finish(engine, bridge, making).await,
+        // what is complete gets its name as soon as it can
+        Ok(()) => finish(engine, bridge, making)
+            .await
+            .inspect_err(|_| engine.settle_later(making.guard.name())),
         Err(failure) => {
             if failure.outcome_known() {
                 bridge.dismiss_job(&making.job).await?;
@@ -167,9 +170,16 @@ async fn look_at_room(making: &mut Making) -> Result<State, Failure> {
     Ok(state)
 }
 
-/// The copy is complete: that is written down before QEMU forgets it.
-pub(super) async fn write_copied(making: &mut Making) -> Result<(), Failure> {
+/// The copy is complete: that is written down before QEMU forgets the job, and after all of it is in the file.
+pub(super) async fn write_copied(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+) -> Result<(), Failure> {
     making.room = None;
+    let Manifest { name, id, .. } = &making.journal.manifest;
+    let path = making.place.unfinished(name, id);
+    target::put_away(engine, bridge, &path, id).await?;
     let manifest = &mut making.journal.manifest;
     if manifest.kind == BackupKind::Mirror {
         // its instant is its end

@@ -179,7 +179,7 @@ async fn one(
                 && together::others(engine, bridge, making).await? != Others::TakenBack =>
         {
             note("finishing the backup");
-            follow::write_copied(making).await?;
+            follow::write_copied(engine, bridge, making).await?;
             follow::finish(engine, bridge, making).await?;
             Ok(None)
         }

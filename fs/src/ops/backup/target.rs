@@ -4,6 +4,7 @@
 use crate::backups::Place;
 use crate::errno::Failure;
 use crate::model::Previous;
+use crate::ops::durable;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried};
 use qmpbridge::command::{BlockdevCreateOptions, BlockdevDel};
@@ -31,6 +32,41 @@ pub(super) async fn open(
     nodes::add_created(bridge, path, nodes::create_job(id)?, options, &carried).await
 }
 
+/// The file holds all that was copied: a job that has ended has left tables in QEMU's memory, and a QEMU
+/// that is killed then takes them along. Nobody writes to it any more.
+pub(super) async fn put_away(
+    engine: &Engine,
+    bridge: &Bridge,
+    path: &Path,
+    id: &str,
+) -> Result<(), Failure> {
+    let (formats, _) = nodes_on(engine, bridge, path).await?;
+    for node in &formats {
+        durable::flush(bridge, node, &Carried::default()).await?;
+    }
+    release(engine, bridge, path, id).await
+}
+
+/// Our nodes on a file: those of its format, and those of its bytes.
+async fn nodes_on(
+    engine: &Engine,
+    bridge: &Bridge,
+    path: &Path,
+) -> Result<(Vec<NodeName>, Vec<NodeName>), Failure> {
+    let graph = bridge.graph().await?;
+    let sight = engine.sight(bridge);
+    let is_it = |node: &&qmpbridge::Node| {
+        let named = node.path.as_deref().and_then(|path| sight.named(path));
+        named.as_deref() == Some(path) && node.name.is_ours()
+    };
+    let (formats, protocols): (Vec<_>, Vec<_>) = graph
+        .nodes()
+        .filter(is_it)
+        .partition(|node| node.file.is_some());
+    let names = |nodes: Vec<&qmpbridge::Node>| nodes.iter().map(|it| it.name.clone()).collect();
+    Ok((names(formats), names(protocols)))
+}
+
 /// QEMU lets go of a file: of every node on it, the top one first, whoever began it.
 pub(super) async fn release(
     engine: &Engine,
@@ -44,18 +80,8 @@ pub(super) async fn release(
     if jobs.iter().any(|job| job.id == create && ended(job.status)) {
         bridge.dismiss_job(&create).await?;
     }
-    let graph = bridge.graph().await?;
-    let sight = engine.sight(bridge);
-    let is_it = |node: &&qmpbridge::Node| {
-        let named = node.path.as_deref().and_then(|path| sight.named(path));
-        named.as_deref() == Some(path) && node.name.is_ours()
-    };
-    let (formats, protocols): (Vec<_>, Vec<_>) = graph
-        .nodes()
-        .filter(is_it)
-        .partition(|node| node.file.is_some());
-    for node in formats.into_iter().chain(protocols) {
-        let node_name = node.name.clone();
+    let (formats, protocols) = nodes_on(engine, bridge, path).await?;
+    for node_name in formats.into_iter().chain(protocols) {
         bridge.run(BlockdevDel { node_name }).await?;
     }
     Ok(())
