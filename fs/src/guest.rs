@@ -5,6 +5,7 @@
 mod cache;
 mod described;
 mod links;
+mod logical;
 mod note;
 mod number;
 mod remote;

@@ -17,14 +17,14 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/files");
 
 /// Whether the filesystem was unmounted before it was copied.
 #[derive(Clone, Copy, PartialEq)]
-enum Copied {
+pub(crate) enum Copied {
     Unmounted,
     /// While it was mounted, with changes that are in its journal alone.
     InUse,
 }
 
 /// Makes a filesystem, fills it as the kernel does it, and copies it.
-fn filled(scratch: &Scratch, mkfs: &str, megabytes: u32, count: u32, copied: Copied) -> PathBuf {
+pub(crate) fn filled(scratch: &Scratch, mkfs: &str, megabytes: u32, count: u32, copied: Copied) -> PathBuf {
     let (made, copy) = (
         scratch.file("made.raw"),
         scratch.dir("images").join("fs.raw"),
@@ -66,7 +66,7 @@ pub(crate) fn mounted(scratch: &Scratch, image: &Path, options: &str) -> (Mounte
 
 /// The tree must be what the kernel shows of a copy of the same bytes.
 #[track_caller]
-fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tree: &Path) {
+pub(crate) fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tree: &Path) {
     let (copy, kernel) = (scratch.file("oracle.raw"), scratch.dir("kernel"));
     sh!(
         "cp --sparse=always {0} {1}; mount -o loop{options} {1} {2}; mount -o remount,ro {2}",

@@ -7,6 +7,7 @@ use qmpfs_tests::sh;
 use std::path::{Path, PathBuf};
 
 mod dos;
+mod lvm;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/filesystems");
 

@@ -84,6 +84,8 @@ pub enum Journal {
     Replayed,
     /// It was in use, and its newest changes, in a part of the log that is not known here, are missing.
     Partly,
+    /// It was in use, and what its log held is not seen.
+    Left,
 }
 
 /// Kinds of files.

@@ -12,6 +12,7 @@ pub mod exfat;
 pub mod ext;
 pub mod fat;
 mod filesystem;
+pub mod lvm;
 mod partitions;
 mod probe;
 mod source;

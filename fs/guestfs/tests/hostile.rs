@@ -216,3 +216,46 @@ fn exfat() {
     );
     survives(Kind::ExFat, image, 2);
 }
+
+/// A volume group whose text lies, with checksums that are right: what is given as a volume has places for all
+/// its bytes.
+#[test]
+fn lvm() {
+    use qmpfs_guestfs::lvm::Group;
+    let text = "vg {\nid = \"aa-bb\"\nseqno = 3\nextent_size = 2048\n\
+        physical_volumes {\npv0 {\nid = \"cc-dd\"\npe_start = 2048\npe_count = 60\n}\n\
+        pv1 {\nid = \"ee-ff\"\npe_start = 2048\npe_count = 60\n}\n}\n\
+        logical_volumes {\nroot {\nid = \"x\"\nstatus = [\"READ\", \"VISIBLE\"]\nsegment_count = 2\n\
+        segment1 {\nstart_extent = 0\nextent_count = 20\ntype = \"striped\"\nstripe_count = 1\nstripes = [\n\"pv0\", 0\n]\n}\n\
+        segment2 {\nstart_extent = 20\nextent_count = 20\ntype = \"striped\"\nstripe_count = 2\nstripe_size = 32\n\
+        stripes = [\n\"pv0\", 30,\n\"pv1\", 9\n]\n}\n}\n}\n}\n";
+    let whole = Group::parse(text.as_bytes()).expect("it is right");
+    assert_eq!(whole.logical.len(), 1);
+    let mut dice = Dice(5);
+    let (mut right, mut wrong) = (0, 0);
+    for _ in 0..20_000 {
+        let mut changed = text.as_bytes().to_vec();
+        for _ in 0..1 + dice.below(3) {
+            let at = dice.below(changed.len() as u64) as usize;
+            match dice.below(3) {
+                0 => drop(changed.remove(at)),
+                1 => changed[at] = b"0123456789{}[]\"\\,=#"[dice.below(19) as usize],
+                _ => changed.insert(at, b'0' + dice.below(10) as u8),
+            }
+        }
+        let Ok(group) = Group::parse(&changed) else {
+            wrong += 1;
+            continue;
+        };
+        right += 1;
+        for layout in group.logical.iter().filter_map(|it| it.layout.as_ref().ok()) {
+            for offset in [0, layout.length() / 2, layout.length().saturating_sub(1)] {
+                let piece = layout.piece(offset, 1 << 20);
+                assert_eq!(piece.is_some(), offset < layout.length());
+                assert!(piece.is_none_or(|it| it.length > 0));
+            }
+            assert_eq!(layout.piece(layout.length(), 1), None);
+        }
+    }
+    assert!(right > 100 && wrong > 100, "{right} {wrong}");
+}

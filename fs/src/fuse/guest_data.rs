@@ -96,18 +96,15 @@ pub(super) fn parts(
             at = extent.offset;
         }
         let length = (extent_end.min(end) - at) as usize;
-        parts.push(match extent.place {
-            Place::Reader => Part::Reader(at, length),
+        match extent.place {
+            Place::Reader => parts.push(Part::Reader(at, length)),
             Place::At(start) => {
-                let partition = &tree.volume.partition;
                 let within = start.checked_add(at - extent.offset).ok_or_else(lie)?;
-                let stop = within.checked_add(length as u64).ok_or_else(lie)?;
-                if stop > partition.length {
-                    return Err(lie());
-                }
-                Part::Disk(partition.start + within, length)
+                let pieces = tree.volume.pieces(within, length as u64).ok_or_else(lie)?;
+                let pieces = pieces.into_iter();
+                parts.extend(pieces.map(|(start, length)| Part::Disk(start, length as usize)));
             }
-        });
+        }
         at += length as u64;
     }
     if at < end {

@@ -36,7 +36,7 @@ fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: Inside) 
 
 /// The partitions whose files are listed in a directory.
 fn trees(survey: &Survey, directory: Inside) -> impl Iterator<Item = &Volume> {
-    let volumes = survey.volumes.iter();
+    let volumes = survey.volumes.iter().chain(&survey.logical);
     volumes.filter(move |volume| directory == Inside::Files && volume.is_readable())
 }
 
@@ -72,7 +72,7 @@ pub(super) fn lookup(
             Err(failure) => return reply.error(failed(&failure)),
         };
         let mut trees = trees(&survey, directory);
-        if let Some(volume) = trees.find(|volume| volume.partition.number.to_string() == name) {
+        if let Some(volume) = trees.find(|volume| volume.directory() == name) {
             return reply_root(&in_answer, &key, volume, reply);
         }
         let found = names(&in_answer, &key, &survey, directory);
@@ -102,7 +102,6 @@ pub(super) fn opendir(
         let mut entries = in_answer.entries(&model, &own);
         let others = names(&in_answer, &key, &survey, directory);
         for volume in trees(&survey, directory) {
-            let number = volume.partition.number;
             let tree = in_answer.guests.tree(&key, volume).ok();
             let of = tree.map(|tree| Number {
                 tree: tree.number,
@@ -112,7 +111,7 @@ pub(super) fn opendir(
             entries.push(Entry {
                 ino: of.and_then(Number::inode).unwrap_or(1),
                 kind: FileType::Directory,
-                name: number.to_string().into(),
+                name: volume.directory().into(),
             });
         }
         entries.extend(others.into_iter().map(|inside| Entry {

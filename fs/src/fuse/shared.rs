@@ -80,8 +80,8 @@ impl Shared {
             let survey = self.guests.known(point)?;
             let path = path_of(model, &NodeKey::Point(point.clone()));
             let path = self.mountpoint.join(path.trim_start_matches('/'));
-            let trouble = self.guests.trouble(point, *number);
-            return note(&survey, *number, &path, trouble.as_deref());
+            let trouble = |number| self.guests.trouble(point, number);
+            return note(&survey, *number, &path, trouble);
         }
         let sizes = key.point().and_then(|point| self.sizes.known(point));
         let filesystems = key.point().and_then(|point| self.guests.described(point));

@@ -7,17 +7,19 @@ use serde::Serialize;
 /// One partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Described {
-    /// Its number, as in `partitions/` and `files/`; 0 is the disk that has no table.
-    partition: u32,
+    /// Its number, as in `partitions/` and `files/`; 0 is the disk that has no table; None for a logical volume.
+    partition: Option<u32>,
+    /// What a logical volume is called in `files/`.
+    volume: Option<String>,
     /// As blkid calls it.
     #[serde(rename = "type")]
     kind: &'static str,
     label: Option<String>,
     uuid: Option<String>,
-    /// Its first byte on the disk.
-    start: u64,
+    /// Its first byte on the disk; None for a logical volume.
+    start: Option<u64>,
     size: u64,
-    /// `clean`, `replayed` or `partly`; None until its files were looked at.
+    /// `clean`, `replayed`, `partly` or `left`; None until its files were looked at.
     log: Option<&'static str>,
     /// Why its files cannot be shown, if that was tried.
     error: Option<String>,
@@ -35,17 +37,23 @@ pub(super) fn described(survey: &Survey, read: impl Fn(&Volume) -> Read) -> Vec<
     let one = |volume: &Volume| {
         let Read { journal, trouble } = read(volume);
         Described {
-            partition: volume.partition.number,
+            partition: volume.logical.is_none().then_some(volume.partition.number),
+            volume: volume.logical.as_ref().map(|_| volume.directory()),
             kind: volume.found.kind.name(),
             label: text(&volume.found.label),
             uuid: text(&volume.found.uuid),
-            start: volume.partition.start,
+            start: volume.logical.is_none().then_some(volume.partition.start),
             size: volume.partition.length,
             log: journal.map(word),
             error: trouble,
         }
     };
-    survey.volumes.iter().map(one).collect()
+    survey
+        .volumes
+        .iter()
+        .chain(&survey.logical)
+        .map(one)
+        .collect()
 }
 
 fn text(said: &str) -> Option<String> {
@@ -57,6 +65,7 @@ fn word(journal: Journal) -> &'static str {
         Journal::Clean => "clean",
         Journal::Replayed => "replayed",
         Journal::Partly => "partly",
+        Journal::Left => "left",
     }
 }
 
@@ -87,6 +96,7 @@ mod tests {
                 label: label.into(),
                 uuid: String::new(),
             },
+            logical: None,
         }
     }
 
@@ -94,6 +104,8 @@ mod tests {
     fn what_nobody_has_looked_at_is_not_called_clean() {
         let survey = Survey {
             volumes: vec![volume(1, Kind::Ext4, "root"), volume(2, Kind::Xfs, "")],
+            logical: Vec::new(),
+            logical_notes: Vec::new(),
             notes: Vec::new(),
         };
         let all = described(&survey, |volume| Read {

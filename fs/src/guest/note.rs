@@ -7,8 +7,13 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The text about one partition; `point` is the directory of the point. None for one that is gone.
-/// `trouble` is what went wrong when its files were to be shown.
-pub fn note(survey: &Survey, number: u32, point: &Path, trouble: Option<&str>) -> Option<String> {
+/// `trouble` tells what went wrong when the files of a partition or volume were to be shown.
+pub fn note(
+    survey: &Survey,
+    number: u32,
+    point: &Path,
+    trouble: impl Fn(u32) -> Option<String>,
+) -> Option<String> {
     let volume = survey.volume(number)?;
     let Volume {
         partition, found, ..
@@ -42,7 +47,7 @@ pub fn note(survey: &Survey, number: u32, point: &Path, trouble: Option<&str>) -
         disk.display(),
         raw.display()
     );
-    match trouble {
+    match trouble(number) {
         Some(trouble) => {
             say(format!("Its files cannot be shown: {trouble}."));
             say("What may read it (guestmount is in libguestfs-tools):".to_owned());
@@ -62,7 +67,15 @@ pub fn note(survey: &Survey, number: u32, point: &Path, trouble: Option<&str>) -
             }
             Kind::Swap => say("There are no files in it.".to_owned()),
             Kind::Empty => say("Nothing is in it that could be a filesystem.".to_owned()),
-            Kind::Lvm2 | Kind::LinuxRaid => {
+            Kind::Lvm2 => {
+                logical(survey, trouble, &mut say);
+                say("What reads all of them (libguestfs-tools):".to_owned());
+                say(format!(
+                    "    guestmount --ro -a {} -i DIRECTORY",
+                    disk.display()
+                ));
+            }
+            Kind::LinuxRaid => {
                 say(
                     "Its volumes are not read here. What reads them (libguestfs-tools):".to_owned(),
                 );
@@ -96,14 +109,41 @@ pub fn note(survey: &Survey, number: u32, point: &Path, trouble: Option<&str>) -
     Some(text)
 }
 
+/// A line for each logical volume of the disk: where its files are, or why nowhere.
+fn logical(survey: &Survey, trouble: impl Fn(u32) -> Option<String>, say: &mut impl FnMut(String)) {
+    say("It is a part of a volume group. The logical volumes on this disk:".to_owned());
+    for volume in &survey.logical {
+        let (name, length) = (volume.directory(), human(volume.partition.length));
+        let shown = match trouble(volume.partition.number) {
+            Some(trouble) => format!("; its files cannot be shown: {trouble}"),
+            None if volume.is_readable() => format!("; its files are in files/{name}/"),
+            None => String::new(),
+        };
+        say(format!(
+            "    {name}: {length}, {}{shown}",
+            described(volume)
+        ));
+    }
+    for note in &survey.logical_notes {
+        let printable = |c: char| if c.is_control() { '?' } else { c };
+        let note: String = note.chars().map(printable).collect();
+        say(format!("    {note}"));
+    }
+}
+
 fn described(volume: &Volume) -> String {
     let found = &volume.found;
+    let none = String::new();
+    let called = match volume.logical {
+        Some(_) => &none,
+        None => &volume.partition.name,
+    };
     let mut words = vec![found.kind.name().to_owned()];
     let named = [
         ("label", &found.label),
         ("uuid", &found.uuid),
         ("type", &volume.partition.kind),
-        ("called", &volume.partition.name),
+        ("called", called),
     ];
     for (what, value) in named {
         if !value.is_empty() {
@@ -142,7 +182,10 @@ mod tests {
                     label: String::new(),
                     uuid: "1-2".into(),
                 },
+                logical: None,
             }],
+            logical: Vec::new(),
+            logical_notes: Vec::new(),
             notes: vec!["its first GPT is damaged; this is its backup".into()],
         }
     }
@@ -150,7 +193,7 @@ mod tests {
     #[test]
     fn it_says_what_it_is_and_what_reads_it() {
         let point = Path::new("/m/disks/vda/snapshots/a");
-        let text = note(&survey(Kind::Luks), 3, point, None).expect("a partition");
+        let text = note(&survey(Kind::Luks), 3, point, |_| None).expect("a partition");
         assert!(
             text.contains("crypto_LUKS, uuid '1-2', type '83'"),
             "{text}"
@@ -163,10 +206,12 @@ mod tests {
             text.contains("this is its backup") && !text.contains('\x1b'),
             "{text}"
         );
-        let text =
-            note(&survey(Kind::Ext4), 3, point, Some("damaged: a node")).expect("it is there");
+        let text = note(&survey(Kind::Ext4), 3, point, |_| {
+            Some("damaged: a node".into())
+        })
+        .expect("it is there");
         assert!(text.contains("cannot be shown: damaged: a node."), "{text}");
         assert!(text.contains("-m /dev/sda3"), "{text}");
-        assert_eq!(note(&survey(Kind::Swap), 4, point, None), None);
+        assert_eq!(note(&survey(Kind::Swap), 4, point, |_| None), None);
     }
 }

@@ -1,9 +1,10 @@
 //! What is on one disk: its partitions, and what is in each.
 
+use super::logical::{self, Logical, OnDisk};
 use super::source::Disk;
 use crate::errno::{Errno, Failure};
 use crate::view::View;
-use qmpfs_guestfs::{Error, Found, Kind, Part, Partition, Table, probe};
+use qmpfs_guestfs::{Error, Found, Kind, Part, Partition, ReadAt, Table, probe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,10 @@ const COUNTING: Duration = Duration::from_secs(1);
 pub struct Survey {
     /// The partitions by number; a disk without a table is number 0.
     pub volumes: Vec<Volume>,
+    /// The logical volumes on them.
+    pub logical: Vec<Volume>,
+    /// What is to be said of logical volumes that cannot be read, for each in a line.
+    pub logical_notes: Vec<String>,
     /// What was wrong with the table and worked around.
     pub notes: Vec<String>,
 }
@@ -22,18 +27,41 @@ pub struct Survey {
 /// One partition and what is in it.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    /// Where it is.
+    /// Where it is; of a logical volume, its name and its length.
     pub partition: Partition,
     /// Bytes of it that are data.
     pub allocated: u64,
     /// What is in it.
     pub found: Found,
+    /// Where it is, if it is a logical volume.
+    pub logical: Option<Arc<Logical>>,
 }
 
 impl Volume {
     /// Whether there is a reader for what is in it.
     pub fn is_readable(&self) -> bool {
         qmpfs_guestfs::is_known(self.found.kind)
+    }
+
+    /// What the directory of its files is called.
+    pub fn directory(&self) -> String {
+        match self.logical {
+            Some(_) => self.partition.name.clone(),
+            None => self.partition.number.to_string(),
+        }
+    }
+
+    /// The stretches of the disk that are `length` bytes of it from `offset` on, in order; None if some
+    /// are behind its end.
+    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<(u64, u64)>> {
+        let end = offset.checked_add(length)?;
+        if end > self.partition.length {
+            return None;
+        }
+        match &self.logical {
+            Some(logical) => logical.pieces(offset, length),
+            None => Some(vec![(self.partition.start.checked_add(offset)?, length)]),
+        }
     }
 }
 
@@ -52,27 +80,51 @@ pub(super) fn survey(view: &Arc<View>) -> Result<Survey, Failure> {
     let volume = |partition: Partition| {
         let (start, length) = (partition.start, partition.length);
         let stretch = Part::new(Disk(Arc::clone(view)), start, length);
-        let found = match probe(&stretch) {
-            Ok(found) => found,
-            Err(Error::Io(error)) => return Err(failure(&Error::Io(error))),
-            Err(_) => Found {
-                kind: Kind::Unknown,
-                label: String::new(),
-                uuid: String::new(),
-            },
-        };
+        let found = look(&stretch)?;
         let counted = view.data_bytes_in(start..start.saturating_add(length), deadline)?;
         Ok(Volume {
             partition,
             allocated: counted.unwrap_or(length),
             found,
+            logical: None,
         })
     };
-    let volumes: Result<Vec<_>, _> = table.partitions.into_iter().map(volume).collect();
+    let volumes: Result<Vec<_>, Failure> = table.partitions.into_iter().map(volume).collect();
+    let volumes = volumes?;
+    let disk = Disk(Arc::clone(view));
+    let groups = logical::find(&disk, &volumes).map_err(|error| failure(&error))?;
+    let logical = |(partition, logical): (Partition, Arc<Logical>)| {
+        let stretch = OnDisk {
+            disk: &disk,
+            volume: &logical,
+        };
+        Ok(Volume {
+            found: look(&stretch)?,
+            allocated: partition.length,
+            partition,
+            logical: Some(logical),
+        })
+    };
+    let logical: Result<Vec<_>, Failure> = groups.volumes.into_iter().map(logical).collect();
     Ok(Survey {
-        volumes: volumes?,
+        volumes,
+        logical: logical?,
+        logical_notes: groups.notes,
         notes: table.notes,
     })
+}
+
+/// What is in a stretch of a disk.
+fn look(stretch: &dyn ReadAt) -> Result<Found, Failure> {
+    match probe(stretch) {
+        Ok(found) => Ok(found),
+        Err(Error::Io(error)) => Err(failure(&Error::Io(error))),
+        Err(_) => Ok(Found {
+            kind: Kind::Unknown,
+            label: String::new(),
+            uuid: String::new(),
+        }),
+    }
 }
 
 /// What the reader could not read, as an errno and with a next step.

@@ -277,8 +277,8 @@ impl Tree {
         let model = self.engine.model();
         let files = NodeKey::Inside(self.point.clone(), Inside::Files);
         let place = path_of(&model, &files);
-        let (number, errno) = (self.volume.partition.number, failure.errno);
-        let line = format!("read {place}/{number} {errno}: {failure}");
+        let (name, errno) = (self.volume.directory(), failure.errno);
+        let line = format!("read {place}/{name} {errno}: {failure}");
         self.engine.log().note(&line);
     }
 
@@ -340,8 +340,8 @@ impl Desk {
             }
         }
         let volume = &self.tree.volume;
-        let (start, length) = (volume.partition.start, volume.partition.length);
-        let worker = Worker::start(Arc::clone(&self.view), start, length);
+        let length = volume.partition.length;
+        let worker = Worker::start(Arc::clone(&self.view), volume.clone());
         let mut worker = worker.map_err(|error| Failure::io("start a reader", &error))?;
         let kind = volume.found.kind;
         match worker.ask(&Question::Open { kind, length }) {

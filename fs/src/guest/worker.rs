@@ -2,6 +2,7 @@
 //! Invariants: it is given bytes of its own partition and nothing else; it may be late, die or lie, and
 //! costs one question and its own life.
 
+use super::Volume;
 use super::wire::{self, Answer, Question, Word};
 use crate::errno::Failure;
 use crate::sys;
@@ -34,13 +35,12 @@ pub(super) struct Worker {
     child: Child,
     socket: UnixStream,
     view: Arc<View>,
-    start: u64,
-    length: u64,
+    volume: Volume,
 }
 
 impl Worker {
-    /// Starts one for a stretch of a disk. It ends with the thread that calls this.
-    pub(super) fn start(view: Arc<View>, start: u64, length: u64) -> io::Result<Worker> {
+    /// Starts one for what is in a partition or a logical volume. It ends with the thread that calls this.
+    pub(super) fn start(view: Arc<View>, volume: Volume) -> io::Result<Worker> {
         let (socket, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -56,8 +56,7 @@ impl Worker {
             child: command.spawn()?,
             socket,
             view,
-            start,
-            length,
+            volume,
         })
     }
 
@@ -91,21 +90,25 @@ impl Worker {
 
     /// The answer to a need: a byte that says whether there are bytes, then they.
     fn bytes(&self, offset: u64, length: u32) -> Result<Vec<u8>, Fault> {
-        let within = offset
-            .checked_add(length.into())
-            .is_some_and(|end| end <= self.length);
-        if !within || length > wire::NEED_MAX {
-            let words = "the reader asked for what is none of its business";
-            return Err(Fault::Lost(words.to_owned()));
-        }
+        let pieces = match length {
+            ..=wire::NEED_MAX => self.volume.pieces(offset, length.into()),
+            _ => None,
+        };
+        let pieces = pieces.ok_or_else(|| {
+            Fault::Lost("the reader asked for what is none of its business".to_owned())
+        })?;
         let mut bytes = vec![0; 1 + length as usize];
-        match self.view.read(self.start + offset, &mut bytes[1..]) {
-            Ok(()) => bytes[0] = 1,
-            Err(failure) => {
+        let mut at = 1;
+        for (start, length) in pieces {
+            let end = at + length as usize;
+            if let Err(failure) = self.view.read(start, &mut bytes[at..end]) {
                 tracing::debug!(%failure, "a reader gets an error");
                 bytes.truncate(1);
+                return Ok(bytes);
             }
+            at = end;
         }
+        bytes[0] = 1;
         Ok(bytes)
     }
 

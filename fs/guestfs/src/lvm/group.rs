@@ -1,0 +1,222 @@
+//! A volume group: what its metadata says of its volumes. Pure.
+#![deny(clippy::arithmetic_side_effects)]
+
+use super::layout::{Area, Layout, Segment};
+use super::text::{self, Value};
+use crate::Error;
+
+const SECTOR: u64 = 512;
+/// Logical volumes of one group that are listed.
+const VOLUMES_MAX: usize = 1024;
+/// Segments of one volume.
+const SEGMENTS_MAX: usize = 1 << 16;
+/// Stripes of one segment, as many as LVM makes.
+const STRIPES_MAX: usize = 128;
+
+const DAMAGE: Error = Error::Corrupt("the metadata of a volume group");
+
+/// A volume group.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// What tells it from others.
+    pub uuid: String,
+    /// What its owner calls it.
+    pub name: String,
+    /// The larger, the later it was written.
+    pub sequence: u64,
+    /// The physical volumes that it has, by uuid.
+    pub physical: Vec<String>,
+    /// Its volumes that somebody can use.
+    pub logical: Vec<Logical>,
+}
+
+/// A logical volume.
+#[derive(Debug, Clone)]
+pub struct Logical {
+    /// What its owner calls it.
+    pub name: String,
+    /// Where its bytes are on the physical volumes; or of which kind it is, that is not read here.
+    pub layout: Result<Layout, String>,
+}
+
+impl Group {
+    /// Reads the text of the metadata.
+    pub fn parse(text: &[u8]) -> Result<Group, Error> {
+        let whole = text::parse(text)?;
+        let sections = whole.section().iter();
+        let mut groups = sections.filter(|(_, it)| matches!(it, Value::Section(_)));
+        let (name, group) = groups.next().ok_or(DAMAGE)?;
+        let extent = bytes(group.number("extent_size")?)?;
+        if extent == 0 {
+            return Err(DAMAGE);
+        }
+        let physical = group.get("physical_volumes").ok_or(DAMAGE)?.section();
+        let physical: Result<Vec<_>, Error> = physical
+            .iter()
+            .map(|(name, volume)| {
+                let start = bytes(volume.number("pe_start")?)?;
+                let extents = volume.number("pe_count")?;
+                let length = extents.checked_mul(extent).ok_or(DAMAGE)?;
+                let uuid = volume.text("id")?.replace('-', "");
+                Ok((name.as_str(), Area { uuid, start }, length))
+            })
+            .collect();
+        let physical = physical?;
+        let logical = group.get("logical_volumes");
+        let logical = logical.map(Value::section).unwrap_or_default().iter();
+        let is_visible = |volume: &Value| {
+            let words = volume.list("status").iter();
+            words
+                .into_iter()
+                .any(|it| *it == Value::Text("VISIBLE".into()))
+        };
+        let visible = logical.filter(|(_, volume)| is_visible(volume));
+        let logical: Result<Vec<Logical>, Error> = visible
+            .take(VOLUMES_MAX)
+            .map(|(name, volume)| {
+                Ok(Logical {
+                    name: name.clone(),
+                    layout: layout(volume, extent, &physical)?,
+                })
+            })
+            .collect();
+        Ok(Group {
+            uuid: group.text("id")?.replace('-', ""),
+            name: name.clone(),
+            sequence: group.number("seqno")?,
+            physical: physical.into_iter().map(|(_, area, _)| area.uuid).collect(),
+            logical: logical?,
+        })
+    }
+}
+
+/// Sectors as bytes.
+fn bytes(sectors: u64) -> Result<u64, Error> {
+    sectors.checked_mul(SECTOR).ok_or(DAMAGE)
+}
+
+/// Where a volume is; or, within, the kind of it that is not known here.
+fn layout(
+    volume: &Value,
+    extent: u64,
+    physical: &[(&str, Area, u64)],
+) -> Result<Result<Layout, String>, Error> {
+    let entries = volume.section().iter();
+    let named = entries.filter(|(name, _)| name.starts_with("segment") && name != "segment_count");
+    let mut segments = Vec::new();
+    for (_, segment) in named {
+        let kind = segment.text("type")?;
+        if kind != "striped" {
+            return Ok(Err(kind.to_owned()));
+        }
+        segments.push(striped(segment, extent, physical)?);
+        if segments.len() > SEGMENTS_MAX {
+            return Err(DAMAGE);
+        }
+    }
+    Layout::new(segments).map(Ok)
+}
+
+fn striped(segment: &Value, extent: u64, physical: &[(&str, Area, u64)]) -> Result<Segment, Error> {
+    let stripes = segment.list("stripes");
+    let (pairs, rest) = stripes.as_chunks::<2>();
+    let count = pairs.len() as u64;
+    let length = segment.number("extent_count")?.checked_mul(extent);
+    let length = length.ok_or(DAMAGE)?;
+    if !rest.is_empty() || !(1..=STRIPES_MAX).contains(&pairs.len()) {
+        return Err(DAMAGE);
+    }
+    let stripe = match count {
+        1 => length,
+        _ => bytes(segment.number("stripe_size")?)?,
+    };
+    let on_each = length.checked_div(count).ok_or(DAMAGE)?;
+    // Each physical volume has as much of it, in whole stripes.
+    if stripe == 0 || on_each.checked_mul(count) != Some(length) || !on_each.is_multiple_of(stripe)
+    {
+        return Err(DAMAGE);
+    }
+    let areas: Result<Vec<Area>, Error> = pairs
+        .iter()
+        .map(|pair| {
+            let [Value::Text(name), Value::Number(first)] = pair else {
+                return Err(DAMAGE);
+            };
+            let (_, of, size) = physical
+                .iter()
+                .find(|(its, ..)| its == name)
+                .ok_or(DAMAGE)?;
+            let within = first.checked_mul(extent).ok_or(DAMAGE)?;
+            let end = within.checked_add(on_each).ok_or(DAMAGE)?;
+            let start = of.start.checked_add(within).ok_or(DAMAGE)?;
+            if end > *size || start.checked_add(on_each).is_none() {
+                return Err(DAMAGE);
+            }
+            Ok(Area {
+                uuid: of.uuid.clone(),
+                start,
+            })
+        })
+        .collect();
+    Ok(Segment {
+        start: segment
+            .number("start_extent")?
+            .checked_mul(extent)
+            .ok_or(DAMAGE)?,
+        length,
+        stripe,
+        areas: areas?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Group;
+
+    /// A group with one volume, whose segment is as given.
+    fn group(segment: &str) -> Result<Group, crate::Error> {
+        let text = format!(
+            "vg {{ id = \"aa-bb\" seqno = 3 extent_size = 8\n\
+             physical_volumes {{ pv0 {{ id = \"cc-dd\" pe_start = 2048 pe_count = 10 }} }}\n\
+             logical_volumes {{ lv {{ status = [\"READ\", \"VISIBLE\"] segment_count = 1 segment1 {{ {segment} }} }}\n\
+             hidden {{ status = [] }} }} }}"
+        );
+        Group::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_linear_volume_and_one_that_is_not_read() {
+        let linear = "type = \"striped\" start_extent = 0 extent_count = 4 stripes = [\"pv0\", 6]";
+        let found = group(linear).expect("it is right");
+        assert_eq!((found.uuid.as_str(), found.sequence), ("aabb", 3));
+        assert_eq!(found.physical, ["ccdd"]);
+        let [volume] = &found.logical[..] else {
+            panic!("one that can be seen");
+        };
+        let layout = volume.layout.as_ref().expect("it is linear");
+        assert_eq!(layout.length(), 4 * 4096);
+        let piece = layout.piece(4096, 1).expect("within");
+        assert_eq!(piece.start, (1 << 20) + 7 * 4096);
+        let thin = group("type = \"thin\" start_extent = 0 extent_count = 4").expect("it is right");
+        assert_eq!(thin.logical[0].layout.as_ref().err().map(String::as_str), Some("thin"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_damage() {
+        let striped = |rest: &str| format!("type = \"striped\" start_extent = 0 {rest}");
+        for rest in [
+            "extent_count = 4 stripes = [\"pv0\", 7]",
+            "extent_count = 4 stripes = [\"pv1\", 0]",
+            "extent_count = 4 stripes = []",
+            "extent_count = 4 stripes = [\"pv0\"]",
+            "extent_count = 3 stripe_size = 8 stripes = [\"pv0\", 0, \"pv0\", 5]",
+            "extent_count = 4 stripe_size = 0 stripes = [\"pv0\", 0, \"pv0\", 5]",
+            "extent_count = 18446744073709551615 stripes = [\"pv0\", 0]",
+            "extent_count = 1 stripes = [\"pv0\", 18446744073709551615]",
+        ] {
+            assert!(group(&striped(rest)).is_err(), "{rest}");
+        }
+        let late = "type = \"striped\" start_extent = 1 extent_count = 4 stripes = [\"pv0\", 0]";
+        assert!(group(late).is_err(), "it has no beginning");
+    }
+}
