@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 mod dos;
 mod lvm;
+mod ntfs;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/filesystems");
 

@@ -13,6 +13,7 @@ pub mod ext;
 pub mod fat;
 mod filesystem;
 pub mod lvm;
+pub mod ntfs;
 mod partitions;
 mod probe;
 mod source;

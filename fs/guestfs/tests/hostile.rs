@@ -217,6 +217,16 @@ fn exfat() {
     survives(Kind::ExFat, image, 2);
 }
 
+#[test]
+fn ntfs() {
+    let image = made(
+        "truncate -s 12M $IMAGE; mkntfs -q -F -f $IMAGE >/dev/null; \
+         for i in $(seq 1 40); do ntfscp -q $IMAGE \"$TREE/a/file number 7\" \"file number $i\"; done; \
+         ntfscp -q $IMAGE $TREE/short short",
+    );
+    survives(Kind::Ntfs, image, 40);
+}
+
 /// A volume group whose text lies, with checksums that are right: what is given as a volume has places for all
 /// its bytes.
 #[test]
@@ -248,7 +258,11 @@ fn lvm() {
             continue;
         };
         right += 1;
-        for layout in group.logical.iter().filter_map(|it| it.layout.as_ref().ok()) {
+        for layout in group
+            .logical
+            .iter()
+            .filter_map(|it| it.layout.as_ref().ok())
+        {
             for offset in [0, layout.length() / 2, layout.length().saturating_sub(1)] {
                 let piece = layout.piece(offset, 1 << 20);
                 assert_eq!(piece.is_some(), offset < layout.length());

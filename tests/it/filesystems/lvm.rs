@@ -22,7 +22,10 @@ fn write(line: &str, content: &[u8], disk: &File) {
             let (partition, extents) = range.split_once(':').expect("a place");
             let (from, to) = extents.split_once('-').expect("extents");
             let start = FIRST_EXTENTS[number(partition) as usize - 1];
-            (start + number(from) * MIB, (number(to) + 1 - number(from)) * MIB)
+            (
+                start + number(from) * MIB,
+                (number(to) + 1 - number(from)) * MIB,
+            )
         })
         .collect();
     let stripe = if stripe == 0 { places[0].1 } else { stripe };
@@ -30,7 +33,8 @@ fn write(line: &str, content: &[u8], disk: &File) {
     for row in 0..places[0].1 / stripe {
         for (start, _) in &places {
             let piece = &content[at as usize..(at + stripe) as usize];
-            disk.write_all_at(piece, start + row * stripe).expect("room");
+            disk.write_all_at(piece, start + row * stripe)
+                .expect("room");
             at += stripe;
         }
     }

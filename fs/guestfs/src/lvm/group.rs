@@ -198,7 +198,10 @@ mod tests {
         let piece = layout.piece(4096, 1).expect("within");
         assert_eq!(piece.start, (1 << 20) + 7 * 4096);
         let thin = group("type = \"thin\" start_extent = 0 extent_count = 4").expect("it is right");
-        assert_eq!(thin.logical[0].layout.as_ref().err().map(String::as_str), Some("thin"));
+        assert_eq!(
+            thin.logical[0].layout.as_ref().err().map(String::as_str),
+            Some("thin")
+        );
     }
 
     #[test]
