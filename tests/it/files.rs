@@ -24,7 +24,13 @@ pub(crate) enum Copied {
 }
 
 /// Makes a filesystem, fills it as the kernel does it, and copies it.
-pub(crate) fn filled(scratch: &Scratch, mkfs: &str, megabytes: u32, count: u32, copied: Copied) -> PathBuf {
+pub(crate) fn filled(
+    scratch: &Scratch,
+    mkfs: &str,
+    megabytes: u32,
+    count: u32,
+    copied: Copied,
+) -> PathBuf {
     let (made, copy) = (
         scratch.file("made.raw"),
         scratch.dir("images").join("fs.raw"),

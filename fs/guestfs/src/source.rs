@@ -61,6 +61,16 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
 }
 
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+}
+
 /// A stretch of a source, read as one that begins at 0.
 pub struct Part<S> {
     source: S,
