@@ -6,6 +6,7 @@ use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::sh;
 use std::path::{Path, PathBuf};
 
+mod btrfs;
 mod dos;
 mod lvm;
 mod ntfs;

@@ -1,6 +1,6 @@
 //! A guest's filesystem as a tree of nodes. Each format has its reader behind this trait.
 
-use crate::{Error, Kind, ReadAt, exfat, ext, fat, ntfs, xfs};
+use crate::{Error, Kind, ReadAt, btrfs, exfat, ext, fat, ntfs, xfs};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -39,11 +39,15 @@ pub trait Filesystem: Send {
 /// Whether there is a reader for a kind.
 pub fn is_known(kind: Kind) -> bool {
     match kind {
-        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 | Kind::Xfs | Kind::Fat | Kind::ExFat | Kind::Ntfs => {
-            true
-        }
-        Kind::Btrfs
-        | Kind::Iso9660
+        Kind::Ext2
+        | Kind::Ext3
+        | Kind::Ext4
+        | Kind::Xfs
+        | Kind::Fat
+        | Kind::ExFat
+        | Kind::Ntfs
+        | Kind::Btrfs => true,
+        Kind::Iso9660
         | Kind::Squashfs
         | Kind::Swap
         | Kind::Luks
@@ -63,8 +67,8 @@ pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, 
         Kind::Fat => Ok(Box::new(fat::Fat::open(source)?)),
         Kind::ExFat => Ok(Box::new(exfat::ExFat::open(source)?)),
         Kind::Ntfs => Ok(Box::new(ntfs::Ntfs::open(source)?)),
-        Kind::Btrfs
-        | Kind::Iso9660
+        Kind::Btrfs => Ok(Box::new(btrfs::Btrfs::open(source)?)),
+        Kind::Iso9660
         | Kind::Squashfs
         | Kind::Swap
         | Kind::Luks

@@ -6,6 +6,7 @@
 //! every loop and every list is bounded by a named limit.
 #![forbid(unsafe_code)]
 
+pub mod btrfs;
 mod bytes;
 mod error;
 pub mod exfat;

@@ -217,6 +217,14 @@ fn exfat() {
     survives(Kind::ExFat, image, 2);
 }
 
+/// With checksums that are not known here, so that changes get through to all that reads the trees.
+#[test]
+fn btrfs() {
+    let image =
+        made("truncate -s 20M $IMAGE; mkfs.btrfs -q --mixed --csum xxhash --rootdir $TREE $IMAGE");
+    survives(Kind::Btrfs, image, 45);
+}
+
 #[test]
 fn ntfs() {
     let image = made(

@@ -1,0 +1,229 @@
+//! Trees of Btrfs: nodes found by logical addresses, and their items in the order of keys.
+//! Invariants: a node is what its parent says of it (address, level, first key), so that a tree has no circles;
+//! keys only grow.
+
+use crate::bytes::{le16, le32, le64, slice, u8};
+use crate::{Error, ReadAt};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a node has before its items.
+const HEADER: usize = 101;
+const KEY: usize = 17;
+const POINTER: usize = 33;
+const ITEM: usize = 25;
+/// Levels of a tree, as in the kernel.
+const LEVELS: u8 = 8;
+/// Nodes that are kept: some megabytes.
+const KEPT: usize = 256;
+/// Chunks of one device: as many as a device of a petabyte has.
+const CHUNKS_MAX: usize = 1 << 20;
+/// Profiles that lie on one device as they are: one copy, or the first of two.
+const STRIPED: u64 = 0x8 | 0x40 | 0x80 | 0x100;
+
+/// What finds an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) object: u64,
+    pub(super) kind: u8,
+    pub(super) offset: u64,
+}
+
+impl Key {
+    pub(super) fn parse(bytes: &[u8], at: usize) -> Result<Key, Error> {
+        Ok(Key {
+            object: le64(bytes, at)?,
+            kind: u8(bytes, at + 8)?,
+            offset: le64(bytes, at + 9)?,
+        })
+    }
+}
+
+/// Is shown an item, and says whether it wants the next one.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(Key, &[u8]) -> Result<ControlFlow<()>, Error>;
+
+/// The root of a tree.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Root {
+    pub(super) address: u64,
+    pub(super) level: u8,
+}
+
+/// Where logical addresses are on the disk.
+pub(super) struct Space {
+    source: Arc<dyn ReadAt>,
+    node_size: u32,
+    /// Whether nodes have checksums that are known here.
+    has_crc: bool,
+    /// By first address: how many bytes, and the first on the disk.
+    chunks: BTreeMap<u64, (u64, u64)>,
+    kept: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
+}
+
+impl Space {
+    pub(super) fn new(source: Arc<dyn ReadAt>, node_size: u32, has_crc: bool) -> Space {
+        Space {
+            source,
+            node_size,
+            has_crc,
+            chunks: BTreeMap::new(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Adds a chunk; gives the length of what says so.
+    pub(super) fn add(&mut self, address: u64, item: &[u8]) -> Result<usize, Error> {
+        let (length, profile) = (le64(item, 0)?, le64(item, 24)?);
+        let copies = usize::from(le16(item, 44)?);
+        if copies > 1 && profile & STRIPED != 0 {
+            return Err(Error::Unsupported("a chunk is striped"));
+        }
+        let end = address.checked_add(length);
+        if copies == 0 || length == 0 || end.is_none() || self.chunks.len() >= CHUNKS_MAX {
+            return Err(Error::Corrupt("a chunk"));
+        }
+        self.chunks.insert(address, (length, le64(item, 56)?));
+        Ok(48 + copies * 32)
+    }
+
+    /// Where `length` bytes from a logical address on are.
+    pub(super) fn place(&self, address: u64, length: u64) -> Result<u64, Error> {
+        const NONE: Error = Error::Corrupt("an address is in no chunk");
+        let (start, (size, disk)) = self.chunks.range(..=address).next_back().ok_or(NONE)?;
+        let within = address - start;
+        if within.checked_add(length).is_none_or(|end| end > *size) {
+            return Err(NONE);
+        }
+        let place = disk.checked_add(within).ok_or(NONE)?;
+        match place.checked_add(length) {
+            Some(end) if end <= self.source.size() => Ok(place),
+            Some(_) | None => Err(Error::Corrupt("a chunk is behind the end")),
+        }
+    }
+
+    pub(super) fn bytes(&self, address: u64, length: usize) -> Result<Vec<u8>, Error> {
+        self.source
+            .bytes(self.place(address, length as u64)?, length)
+    }
+
+    fn node(&self, root: Root) -> Result<Arc<Vec<u8>>, Error> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = kept.get(&root.address) {
+            check(node, root)?;
+            return Ok(Arc::clone(node));
+        }
+        let node = self.bytes(root.address, self.node_size as usize)?;
+        let sum = crc32c::crc32c(slice(&node, 32, node.len().saturating_sub(32))?);
+        if self.has_crc && sum != le32(&node, 0)? {
+            return Err(Error::Corrupt("the checksum of a node"));
+        }
+        check(&node, root)?;
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        let node = Arc::new(node);
+        kept.insert(root.address, Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// Shows the items of a tree between two keys, both included, until `visit` has enough.
+    pub(super) fn each(
+        &self,
+        root: Root,
+        (from, to): (Key, Key),
+        visit: Visit<'_>,
+    ) -> Result<(), Error> {
+        if root.level >= LEVELS {
+            return Err(Error::Corrupt("a tree is too high"));
+        }
+        let _reached = self.below(root, None, (from, to), visit)?;
+        Ok(())
+    }
+
+    fn below(
+        &self,
+        root: Root,
+        first: Option<Key>,
+        (from, to): (Key, Key),
+        visit: Visit<'_>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let node = self.node(root)?;
+        let count = le32(&node, 96)? as usize;
+        let width = if root.level == 0 { ITEM } else { POINTER };
+        if count > (node.len() - HEADER) / width {
+            return Err(Error::Corrupt("a node has more items than room"));
+        }
+        let key = |index: usize| Key::parse(&node, HEADER + index * width);
+        if count > 0 && first.is_some_and(|first| key(0).is_ok_and(|its| its != first)) {
+            return Err(Error::Corrupt("a node is not what led to it"));
+        }
+        // The last child that may have the first key, or the first item that has it.
+        let mut index = search(count, |index| Ok(key(index)? < from))?;
+        if root.level > 0 {
+            index = match index < count && key(index)? == from {
+                true => index,
+                false => index.saturating_sub(1),
+            };
+        }
+        let mut last = None;
+        while index < count {
+            let its = key(index)?;
+            if its > to {
+                return Ok(ControlFlow::Break(()));
+            }
+            if last.is_some_and(|last| its <= last) {
+                return Err(Error::Corrupt("the keys of a node are out of order"));
+            }
+            last = Some(its);
+            let at = HEADER + index * width + KEY;
+            let reached = match root.level.checked_sub(1) {
+                None => {
+                    let (start, length) =
+                        (le32(&node, at)? as usize, le32(&node, at + 4)? as usize);
+                    let start = start.saturating_add(HEADER);
+                    visit(its, slice(&node, start, length)?)?
+                }
+                Some(level) => {
+                    let address = le64(&node, at)?;
+                    self.below(Root { address, level }, Some(its), (from, to), visit)?
+                }
+            };
+            if reached.is_break() {
+                return Ok(reached);
+            }
+            index += 1;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The item of a key.
+    pub(super) fn get(&self, root: Root, key: Key) -> Result<Option<Vec<u8>>, Error> {
+        let mut found = None;
+        self.each(root, (key, key), &mut |_, item| {
+            found = Some(item.to_vec());
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+}
+
+fn check(node: &[u8], root: Root) -> Result<(), Error> {
+    match le64(node, 48)? == root.address && u8(node, 100)? == root.level {
+        true => Ok(()),
+        false => Err(Error::Corrupt("a node is not what led to it")),
+    }
+}
+
+/// How many of `count` are before what is looked for; they come first.
+fn search(count: usize, is_before: impl Fn(usize) -> Result<bool, Error>) -> Result<usize, Error> {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match is_before(middle)? {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    Ok(low)
+}

@@ -1,0 +1,105 @@
+//! Btrfs as the kernel shows it, all of its subvolumes; in use without what only its log has.
+
+use super::{Unmount, image, mounted};
+use crate::files::same_as_kernel;
+use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::sh;
+use std::fs;
+
+const POPULATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/files/populate");
+/// The whole, and nothing that is only in the log.
+const WHOLE: &str = ",ro,subvolid=5,rescue=nologreplay";
+
+/// Subvolumes, and all ways of compression, in clusters and in the tree.
+#[test]
+fn btrfs_is_what_the_kernel_shows() {
+    let scratch = Scratch::new("files-btrfs");
+    let (image, kernel) = (image(&scratch), scratch.dir("kernel"));
+    sh!(
+        "truncate -s 320M {0}; mkfs.btrfs -q {0} >&2; mount -o loop {0} {1}; trap 'umount {1}' EXIT; cd {1}; \
+         btrfs -q subvolume create @; btrfs -q subvolume create @home; \
+         {POPULATE} {1}/@ 700; touch -d '1999-01-01Z' @/odd/empty; \
+         for kind in zlib lzo zstd; do mkdir @home/$kind; btrfs property set @home/$kind compression $kind; \
+           seq 1 200000 >@home/$kind/numbers; seq 1 700 >@home/$kind/small; \
+           truncate -s 2M @home/$kind/holes; seq 1 9000 | dd of=@home/$kind/holes bs=4k seek=100 conv=notrunc status=none; \
+           dd if=/dev/urandom of=@home/$kind/numbers bs=4k seek=60 count=3 conv=notrunc status=none; done; \
+         btrfs -q subvolume snapshot @ old; rm -r @/many; echo new >@/odd/tiny; ln @/odd/tiny @/linked; cd /",
+        image.display(),
+        kernel.display()
+    );
+    let (mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
+    same_as_kernel(&scratch, &image, WHOLE, &point.join("files/0"));
+    let packed = sh!(
+        "cd {}/files/0/@home; stat -c '%s %b' zlib/numbers",
+        point.display()
+    );
+    let (size, blocks) = packed.split_once(' ').expect("two numbers");
+    assert!(blocks.parse::<u64>().expect("a number") * 512 >= size.parse().expect("a number"));
+    let json = fs::read_to_string(point.join("point.json")).expect("a text");
+    assert!(json.contains("\"log\": \"clean\""), "{json}");
+    let log = mount.text("log");
+    assert!(!log.contains("read /"), "{log}");
+}
+
+/// What was synced since the last commit is in the log alone: it is not seen, and that is said.
+#[test]
+fn btrfs_in_use_is_what_was_committed() {
+    let scratch = Scratch::new("files-btrfs-live");
+    let (image, kernel) = (image(&scratch), scratch.dir("kernel"));
+    let made = scratch.file("made.raw");
+    sh!(
+        "truncate -s 200M {0}; mkfs.btrfs -q {0} >&2; mount -o loop,commit=300 {0} {1}; trap 'umount {1}' EXIT; \
+         {POPULATE} {1} 300; btrfs filesystem sync {1} >&2; \
+         echo log | dd of={1}/fsynced conv=fsync status=none; echo log | dd of={1}/odd/tiny conv=fsync status=none; \
+         cp --sparse=always {0} {2}",
+        made.display(),
+        kernel.display(),
+        image.display()
+    );
+    fs::remove_file(made).expect("our own");
+    let (_mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
+    let tree = point.join("files/0");
+    same_as_kernel(&scratch, &image, WHOLE, &tree);
+    assert!(!tree.join("fsynced").exists());
+    assert_eq!(
+        fs::read(tree.join("odd/tiny")).expect("it is there"),
+        b"tiny"
+    );
+    let json = fs::read_to_string(point.join("point.json")).expect("a text");
+    assert!(json.contains("\"log\": \"left\""), "{json}");
+}
+
+/// A snapshot names the subvolumes that were in it, and itself; they are empty there.
+#[test]
+fn a_snapshot_that_has_itself_in_it_ends() {
+    let scratch = Scratch::new("files-btrfs-nested");
+    let (image, kernel) = (image(&scratch), scratch.dir("kernel"));
+    sh!(
+        "truncate -s 120M {0}; mkfs.btrfs -q {0} >&2; mount -o loop {0} {1}; trap 'umount {1}' EXIT; cd {1}; \
+         btrfs -q subvolume create a; btrfs -q subvolume create a/nested; echo x >a/nested/file; mkdir snapshots; \
+         for i in 1 2 3 4; do btrfs -q subvolume snapshot . snapshots/$i; done; \
+         btrfs -q subvolume delete snapshots/2; btrfs -q subvolume snapshot a b; mv a/nested moved; cd /",
+        image.display(),
+        kernel.display()
+    );
+    let (_mount, point) = mounted(&scratch, &image, "ro");
+    sh!(
+        "mount -o loop,ro,subvolid=5 {} {}",
+        image.display(),
+        kernel.display()
+    );
+    let _unmounted = Unmount(kernel.clone());
+    let tree = point.join("files/0");
+    let listing = |of: &std::path::Path| {
+        sh!(
+            "cd {}; find . -printf '%P|%y|%m|%s\\n' | sort; cat moved/file",
+            of.display()
+        )
+    };
+    let (shown, expected) = (listing(&tree), listing(&kernel));
+    assert_eq!(shown, expected);
+    assert!(
+        expected.contains("snapshots/4/snapshots/3|d|"),
+        "{expected}"
+    );
+}
