@@ -194,7 +194,7 @@ impl Filesystem for Ntfs {
         };
         let (size, allocated) = match (kind, file.get(DATA, b"")) {
             (FileKind::Directory, _) => index::size(&file),
-            (FileKind::File, Some(data)) => match &data.body {
+            (FileKind::File | FileKind::Symlink, Some(data)) => match &data.body {
                 // In units of eight bytes, as records have it.
                 Body::Here(bytes) => (bytes.len() as u64, (bytes.len() as u64).next_multiple_of(8)),
                 Body::Elsewhere(it) => (it.size, it.allocated),
