@@ -178,6 +178,9 @@ impl Fat {
             (ROOT, Root::Fixed { start, length }) => {
                 let mut all = Vec::new();
                 let rest = length.saturating_sub(offset);
+                if rest == 0 {
+                    return Ok(all);
+                }
                 stretches::add(&mut all, offset, rest, start + offset);
                 return Ok(all);
             }

@@ -83,12 +83,19 @@ fn walk(filesystem: &dyn Filesystem) -> usize {
                     listings += 1;
                 }
                 let _found = filesystem.lookup(node, b"no such name");
+                let _listing = filesystem.list(node, u64::MAX - 31);
             }
             FileKind::Symlink => drop(filesystem.target(node)),
             _ => {
                 let _extents = filesystem.extents(node, 0, 4096);
                 let _extents = filesystem.extents(node, attributes.size / 2, 16);
-                for offset in [0, attributes.size / 2, attributes.size.saturating_sub(1)] {
+                let beyond = attributes.size.saturating_add(4096);
+                for offset in [
+                    0,
+                    attributes.size / 2,
+                    attributes.size.saturating_sub(1),
+                    beyond,
+                ] {
                     let read = filesystem.read(node, offset, 8192);
                     assert!(!read.is_ok_and(|bytes| bytes.len() > 8192));
                 }

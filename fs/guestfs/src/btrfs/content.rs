@@ -40,6 +40,10 @@ fn parse(key: Key, item: &[u8]) -> Result<(u64, u64, Stretch), Error> {
         return Err(Error::Unsupported("the file is encrypted"));
     }
     if kind == INLINE {
+        let end = key.offset.checked_add(unpacked);
+        if unpacked > COMPRESSED_MAX || end.is_none_or(|end| end > i64::MAX as u64) {
+            return Err(Error::Corrupt("an extent of a file"));
+        }
         let bytes = item.get(21..).unwrap_or_default().to_vec();
         let inline = Stretch::Inline(method, unpacked, bytes);
         return Ok((key.offset, unpacked, inline));

@@ -98,8 +98,10 @@ pub(super) fn read(
     let rest = size(attribute).saturating_sub(offset);
     let length = length.min(usize::try_from(rest).unwrap_or(usize::MAX));
     let it = match &attribute.body {
-        // Both are within its bytes.
-        Body::Here(bytes) => return Ok(bytes[offset as usize..offset as usize + length].to_vec()),
+        Body::Here(bytes) => {
+            let rest = bytes.get(offset.min(bytes.len() as u64) as usize..);
+            return Ok(rest.unwrap_or_default()[..length].to_vec());
+        }
         Body::Elsewhere(it) => it,
     };
     let Some(unit) = unit(ntfs, attribute, it)? else {
