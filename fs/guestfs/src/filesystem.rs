@@ -1,6 +1,6 @@
 //! A guest's filesystem as a tree of nodes. Each format has its reader behind this trait.
 
-use crate::{Error, Kind, ReadAt, btrfs, exfat, ext, fat, ntfs, xfs};
+use crate::{Error, Kind, ReadAt, btrfs, exfat, ext, fat, iso, ntfs, xfs};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -46,9 +46,9 @@ pub fn is_known(kind: Kind) -> bool {
         | Kind::Fat
         | Kind::ExFat
         | Kind::Ntfs
-        | Kind::Btrfs => true,
-        Kind::Iso9660
-        | Kind::Squashfs
+        | Kind::Btrfs
+        | Kind::Iso9660 => true,
+        Kind::Squashfs
         | Kind::Swap
         | Kind::Luks
         | Kind::BitLocker
@@ -68,8 +68,8 @@ pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, 
         Kind::ExFat => Ok(Box::new(exfat::ExFat::open(source)?)),
         Kind::Ntfs => Ok(Box::new(ntfs::Ntfs::open(source)?)),
         Kind::Btrfs => Ok(Box::new(btrfs::Btrfs::open(source)?)),
-        Kind::Iso9660
-        | Kind::Squashfs
+        Kind::Iso9660 => Ok(Box::new(iso::Iso::open(source)?)),
+        Kind::Squashfs
         | Kind::Swap
         | Kind::Luks
         | Kind::BitLocker

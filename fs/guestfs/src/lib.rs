@@ -13,6 +13,7 @@ pub mod exfat;
 pub mod ext;
 pub mod fat;
 mod filesystem;
+pub mod iso;
 pub mod lvm;
 pub mod ntfs;
 mod partitions;

@@ -233,6 +233,15 @@ fn btrfs() {
 }
 
 #[test]
+fn iso9660() {
+    let rock_ridge = made("genisoimage -quiet -R -J -o $IMAGE $TREE 2>/dev/null");
+    survives(Kind::Iso9660, rock_ridge, 45);
+    let joliet =
+        made("rm $TREE/link; genisoimage -quiet -J -joliet-long -o $IMAGE $TREE 2>/dev/null");
+    survives(Kind::Iso9660, joliet, 44);
+}
+
+#[test]
 fn ntfs() {
     let image = made(
         "truncate -s 12M $IMAGE; mkntfs -q -F -f $IMAGE >/dev/null; \

@@ -1,0 +1,163 @@
+//! ISO 9660 as xorriso (Rock Ridge) and 7z (Joliet) extract it.
+
+use qmpfs_guestfs::{FileKind, Filesystem, Kind, Place, ReadAt, open};
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// What is in an image, with permissions and times or without: a line for each path.
+fn shown(image: &Path, has_attributes: bool) -> Vec<String> {
+    let source = Arc::new(File::open(image).expect("the image"));
+    let filesystem = open(Kind::Iso9660, Arc::clone(&source) as Arc<dyn ReadAt>);
+    let filesystem = filesystem.expect("it is whole");
+    let mut lines = Vec::new();
+    below(
+        &*filesystem,
+        &source,
+        filesystem.root(),
+        "",
+        &mut |line, modified, permissions| {
+            lines.push(match has_attributes {
+                true => format!("{line} {modified} {permissions:o}"),
+                false => line,
+            });
+        },
+    );
+    lines.sort();
+    lines
+}
+
+fn below(
+    filesystem: &dyn Filesystem,
+    source: &File,
+    directory: u64,
+    path: &str,
+    say: &mut dyn FnMut(String, i64, u16),
+) {
+    let mut cookie = Some(0);
+    while let Some(at) = cookie {
+        let listing = filesystem.list(directory, at).expect("a directory");
+        for entry in listing.entries {
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let found = filesystem.attributes(entry.node).expect("a file");
+            assert_eq!(entry.kind, Some(found.kind), "{path}");
+            assert_eq!(
+                filesystem.lookup(directory, &entry.name).expect("it"),
+                entry.node
+            );
+            let what = match found.kind {
+                FileKind::Directory => String::new(),
+                FileKind::Symlink => {
+                    let target = filesystem.target(entry.node).expect("a link");
+                    String::from_utf8(target).expect("text")
+                }
+                _ => {
+                    let size = found.size as usize;
+                    let whole = filesystem.read(entry.node, 0, size).expect("its bytes");
+                    assert_eq!(whole.len(), size);
+                    for extent in filesystem.extents(entry.node, 0, 100).expect("extents") {
+                        let Place::At(start) = extent.place else {
+                            panic!("it lies on the disk");
+                        };
+                        let bytes = source.bytes(start, extent.length as usize);
+                        let from = extent.offset as usize;
+                        let to = from + extent.length as usize;
+                        assert_eq!(bytes.expect("its bytes"), whole[from..to]);
+                    }
+                    format!("{:08x} {size}", crc32fast::hash(&whole))
+                }
+            };
+            // No program gives a link its time.
+            let is_link = found.kind == FileKind::Symlink;
+            let modified = if is_link { 0 } else { found.modified.seconds };
+            say(format!("{path} {what}"), modified, found.permissions);
+            if found.kind == FileKind::Directory {
+                below(filesystem, source, entry.node, &path, say);
+            }
+        }
+        cookie = listing.next;
+    }
+}
+
+/// The same of a directory of the host.
+fn expected(directory: &Path, path: &str, has_attributes: bool, lines: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let entry = entry.expect("a name");
+        let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+        let found = fs::symlink_metadata(entry.path()).expect("a file");
+        let what = if found.is_dir() {
+            expected(&entry.path(), &path, has_attributes, lines);
+            String::new()
+        } else if found.is_symlink() {
+            let target = fs::read_link(entry.path()).expect("a link");
+            target.to_string_lossy().into_owned()
+        } else {
+            let bytes = fs::read(entry.path()).expect("a file");
+            format!("{:08x} {}", crc32fast::hash(&bytes), bytes.len())
+        };
+        let modified = if found.is_symlink() { 0 } else { found.mtime() };
+        lines.push(match has_attributes {
+            true => format!(
+                "{path} {what} {modified} {:o}",
+                found.permissions().mode() & 0o7777
+            ),
+            false => format!("{path} {what}"),
+        });
+    }
+}
+
+fn compared(make: &str, extract: &str, has_attributes: bool) {
+    let directory = TempDir::new().expect("room");
+    let line = format!(
+        "mkdir tree extracted; cd tree; mkdir -p a/b/c/d/e/f/g/h/i/j many; echo deep >a/b/c/d/e/f/g/h/i/j/file; \
+         for i in $(seq 1 300); do echo $i >\"many/a file with the number $i\"; done; \
+         head -c 3000000 /dev/urandom >big; : >empty; echo x >'файл-文件'; \
+         touch -d 1999-12-31T23:59:58Z big; chmod 640 empty; touch -d 2026-01-01Z a/b; {make}; cd ..; {extract}"
+    );
+    let output = Command::new("sh")
+        .args(["-euc", &line])
+        .current_dir(&directory)
+        .env("LC_ALL", "C.UTF-8")
+        .env("TZ", "UTC")
+        .output()
+        .expect("sh");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{said} (mountscripts/setup --tests)"
+    );
+    let mut lines = Vec::new();
+    expected(
+        &directory.path().join("extracted"),
+        "",
+        has_attributes,
+        &mut lines,
+    );
+    lines.sort();
+    let shown = shown(&directory.path().join("image"), has_attributes);
+    for (shown, expected) in shown.iter().zip(&lines) {
+        assert_eq!(shown, expected);
+    }
+    assert_eq!(shown.len(), lines.len());
+    assert!(lines.len() > 300);
+}
+
+#[test]
+fn rock_ridge_is_what_xorriso_extracts() {
+    let name = "x".repeat(240);
+    let make = format!(
+        "ln -s ../many/nothing a/link; ln -s /absolute/{name} a/long; echo 1 >{name}; \
+         genisoimage -quiet -R -J -joliet-long -o ../image . 2>&1"
+    );
+    let extract = "xorriso -osirrox on -indev image -extract / extracted 2>&1";
+    compared(&make, extract, true);
+}
+
+#[test]
+fn joliet_is_what_7z_extracts() {
+    let make = "genisoimage -quiet -J -joliet-long -D -o ../image . 2>&1";
+    compared(make, "7z x -oextracted image >&2", false);
+}
