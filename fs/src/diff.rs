@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use target::{Partition, Point, Target};
+use walk::Grain;
 
 /// How the differences are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +116,7 @@ impl<'a> Pair<'a> {
         match (inside.starts_with("files"), inside == Path::new("files")) {
             (_, true) => walk::trees(self.same, &paths, &name, report),
             (true, false) => walk::compare(self.same, &paths, &name, report),
-            (false, false) => walk::raw(self.same, &paths, &name, report),
+            (false, false) => walk::raw(self.same, &paths, &name, Grain::Ranges, report),
         }
     }
 
@@ -145,6 +146,17 @@ impl<'a> Pair<'a> {
         for number in numbers {
             self.partition(number, report);
         }
+        let volumes = (self.before.volumes(), self.after.volumes());
+        let of = |point: &Point| point.path.join("files");
+        let paths = (of(self.before), of(self.after));
+        walk::named(
+            self.same,
+            &paths,
+            &self.at.join("files"),
+            volumes,
+            0,
+            report,
+        );
         let mut at = 0;
         let mut between = |stretch: std::ops::Range<u64>| {
             if stretch.start < stretch.end {
@@ -199,10 +211,15 @@ impl<'a> Pair<'a> {
             Ok(false) => {}
             Err(error) => return report.trouble(&path, &error),
         }
+        let has_volumes =
+            |point: &Point| point.is_physical_volume(number) && !point.volumes().is_empty();
         // What cannot be read has a text beside it that says why; its bytes can be compared all the same.
-        match trees.0.is_dir() && trees.1.is_dir() {
-            true => walk::compare(self.same, &trees, &self.at.join(&tree), report),
-            false => walk::raw(self.same, &raws, &path, report),
+        if trees.0.is_dir() && trees.1.is_dir() {
+            walk::compare(self.same, &trees, &self.at.join(&tree), report);
+        } else if has_volumes(self.before) && has_volumes(self.after) {
+            walk::raw(self.same, &raws, &path, Grain::Once, report);
+        } else {
+            walk::raw(self.same, &raws, &path, Grain::Ranges, report);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::errno::{Errno, Failure};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -104,6 +105,21 @@ impl Point {
             Failure::io(format!("open {}", raw.display()), &error)
                 .next("see what the mount's log says of it")
         })
+    }
+
+    /// The logical volumes whose files can be read, by their names in `files/`.
+    pub(super) fn volumes(&self) -> BTreeSet<OsString> {
+        let told = self.told["filesystems"].as_array().into_iter().flatten();
+        let names = told.filter_map(|told| told["volume"].as_str().map(OsString::from));
+        let files = self.path.join("files");
+        names.filter(|name| files.join(name).is_dir()).collect()
+    }
+
+    /// Whether logical volumes lie in a partition.
+    pub(super) fn is_physical_volume(&self, number: u32) -> bool {
+        let mut told = self.told["filesystems"].as_array().into_iter().flatten();
+        let its = told.find(|told| told["partition"].as_u64() == Some(number.into()));
+        its.is_some_and(|told| told["type"] == "LVM2_member")
     }
 
     /// Its partitions by their place; none where the disk could not be looked at.

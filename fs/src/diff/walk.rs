@@ -78,7 +78,7 @@ fn directories(same: Same, paths: &Both, name: &Path, depth: usize, report: &mut
 }
 
 /// Compares what has these names in two directories.
-fn named(
+pub(super) fn named(
     same: Same,
     paths: &Both,
     name: &Path,
@@ -156,8 +156,17 @@ fn what(
     Ok(what)
 }
 
-/// A disk or a partition, range by range.
-pub(super) fn raw(same: Same, paths: &Both, name: &Path, report: &mut Report) {
+/// How finely bytes are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grain {
+    /// Each range of them.
+    Ranges,
+    /// That some are different: which, is told by the files that lie there.
+    Once,
+}
+
+/// The bytes of a disk or a partition.
+pub(super) fn raw(same: Same, paths: &Both, name: &Path, grain: Grain, report: &mut Report) {
     let compared = (|| {
         if !(paths.0.is_file() && paths.1.is_file()) {
             let words = "name disk.raw, partitions/N.raw, or something in files/";
@@ -174,11 +183,16 @@ pub(super) fn raw(same: Same, paths: &Both, name: &Path, report: &mut Report) {
         }
         let all = 0..before.min(after);
         bytes::different(same, (&files.0, &files.1), all, &mut |range| {
-            report.say(&Change::Bytes {
-                path: name.to_owned(),
-                range,
+            let path = name.to_owned();
+            report.say(&match grain {
+                Grain::Ranges => Change::Bytes { path, range },
+                Grain::Once => Change::Changed {
+                    path,
+                    what: vec![What::Content],
+                    sizes: (before, after),
+                },
             });
-            true
+            grain == Grain::Ranges
         })
     })();
     if let Err(error) = compared {

@@ -2,10 +2,12 @@
 
 use super::{SCRIPTS, image, mounted};
 use crate::files::{Copied, filled, same_as_kernel};
+use qmpfs_tests::mounted::{Mounted, program};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::sh;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 /// Where the extents of each of the two begin on the disk: partitions, and the first MiB of metadata.
@@ -40,6 +42,16 @@ fn write(line: &str, content: &[u8], disk: &File) {
     }
 }
 
+/// Writes a volume to its place; says how many pieces it is in.
+fn put(name: &str, pieces: &str, content: &Path, disk: &Path) -> usize {
+    let file = File::options().write(true).open(disk).expect("the disk");
+    let content = fs::read(content).expect("our own");
+    let its = |line: &&str| line.split_whitespace().next() == Some(name);
+    let lines: Vec<&str> = pieces.lines().filter(its).collect();
+    lines.iter().for_each(|line| write(line, &content, &file));
+    lines.len()
+}
+
 #[test]
 fn linear_and_striped_volumes_are_what_lvs_says() {
     let scratch = Scratch::new("files-lvm");
@@ -54,24 +66,9 @@ fn linear_and_striped_volumes_are_what_lvs_says() {
         scratch.file("big").display()
     );
     let pieces = sh!("{SCRIPTS}/lvm {}", disk.display());
-    let file = File::options().write(true).open(&disk).expect("the disk");
-    let root = fs::read(scratch.file("root.raw")).expect("our own");
-    let stripe = fs::read(&striped).expect("our own");
-    let mut kinds = (0, 0);
-    for line in pieces.lines() {
-        match line.split_whitespace().next() {
-            Some("root") => {
-                write(line, &root, &file);
-                kinds.0 += 1;
-            }
-            Some("stripe-d") => {
-                write(line, &stripe, &file);
-                kinds.1 += 1;
-            }
-            _ => {}
-        }
-    }
-    assert!(kinds.0 > 1 && kinds.1 == 1, "{pieces}");
+    let root = put("root", &pieces, &scratch.file("root.raw"), &disk);
+    let stripe = put("stripe-d", &pieces, &striped, &disk);
+    assert!(root > 1 && stripe == 1, "{pieces}");
     let (mount, point) = mounted(&scratch, &disk, "ro,symlinks=guest");
     let names = sh!("ls {}/files", point.display());
     assert_eq!(
@@ -112,4 +109,57 @@ fn a_volume_on_two_disks_is_named() {
     let expected = "test--vg-root: a part of it is on another disk";
     assert!(note.contains(expected), "{note}");
     assert!(note.contains("test--vg-swap: 4.0 MiB"), "{note}");
+}
+
+/// What is different between two points is told by the files of the volumes, and that something is by their partition.
+#[test]
+fn a_difference_is_told_by_the_files_of_a_volume() {
+    let scratch = Scratch::new("files-lvm-diff");
+    let disk = image(&scratch);
+    let root = scratch.file("root.raw");
+    let pieces = sh!("{SCRIPTS}/lvm {}", disk.display());
+    sh!(
+        "mkdir {1}; echo Monday >{1}/plan; mkfs.ext4 -q -d {1} {0} 60M >&2",
+        root.display(),
+        scratch.file("tree").display()
+    );
+    put("root", &pieces, &root, &disk);
+    let (later, image) = (scratch.file("later.raw"), disk.with_file_name("b.qcow2"));
+    sh!(
+        "cp --sparse=always {0} {1}; echo Tuesday >{3}/new; \
+         printf 'write {3}/new new\nrm plan\n' | debugfs -w {2} >&2",
+        disk.display(),
+        later.display(),
+        root.display(),
+        scratch.file("tree").display()
+    );
+    put("root", &pieces, &root, &later);
+    let top = disk.with_file_name("top.qcow2");
+    sh!(
+        "qemu-img create -q -f qcow2 -b {0} -F raw {1}; \
+         qemu-img convert -n -f raw -O qcow2 {2} {1}; qemu-img create -q -f qcow2 -b {1} -F qcow2 {3}",
+        disk.display(),
+        image.display(),
+        later.display(),
+        top.display()
+    );
+    let mount = Mounted::new(&scratch, &[&top], &["-o", "ro"]);
+    let layers = mount.path().join("disks/top/layers");
+    let said = sh!(
+        "cd {}; {} diff 0-fs 1-b || [ $? = 1 ]; {1} diff 0-fs 0-fs",
+        layers.display(),
+        program().display()
+    );
+    let lines: Vec<&str> = said.lines().collect();
+    let (partitions, files): (Vec<&str>, Vec<&str>) =
+        lines.iter().partition(|line| line.contains("partitions/"));
+    assert!(!partitions.is_empty(), "{said}");
+    for line in partitions {
+        assert!(line.ends_with(".raw (content)"), "{said}");
+    }
+    let expected = [
+        "added    files/test--vg-root/new",
+        "removed  files/test--vg-root/plan",
+    ];
+    assert_eq!(files, expected);
 }
