@@ -17,6 +17,7 @@ mod embedded;
 mod engine;
 mod examine;
 mod group;
+mod identity;
 mod internal;
 mod live;
 pub mod merge;

@@ -15,7 +15,7 @@ use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Qmp;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::steps::{Deed, FILES, Steps};
+use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::{DiskDir, assert_errno};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
@@ -151,6 +151,40 @@ fn finish(
     let after = scratch.file("off.raw");
     oracle::convert(image, &after);
     oracle::assert_same(&after, before);
+}
+
+/// Through proxies of one process two VMs look like one; while the guest of one is stopped, the other's can be.
+#[test]
+fn guests_behind_one_proxy_are_stopped_apart() {
+    let behind = |name: &str| {
+        let mut bench = Bench::new(name, Attachment::Drive);
+        let steps = Steps::new(bench.scratch());
+        let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+        bench.mount.mount_through(proxy.socket());
+        bench.wait_for_disk();
+        (bench, steps)
+    };
+    let ((mut held, steps), (mut other, _)) = (behind("proxy-held"), behind("proxy-other"));
+    steps.arm(COMMANDS, usize::from(u16::MAX), Deed::Pass, [0, 0]);
+    held.seal("first");
+    let (_, commands) = steps.disarm();
+    let cont = commands.iter().position(|name| name.contains("cont"));
+    let cont = cont.unwrap_or_else(|| panic!("nobody was stopped: {commands:?}"));
+    steps.arm(COMMANDS, cont, Deed::Silence, [0, 0]);
+    thread::scope(|scope| {
+        let path = held.disk().snapshot("second").0;
+        let caller = scope.spawn(move || fs::create_dir(path));
+        wait::until_true("the guest is stopped", || steps.fired());
+        other.seal("meanwhile");
+        assert!(!caller.is_finished(), "the guest is stopped still");
+        let _ = caller.join().expect("the caller");
+    });
+    steps.disarm();
+    wait::until_true("the guest goes on", || {
+        let status = held.machine.qmp.run("query-status", serde_json::json!({}));
+        status["running"] == true
+    });
+    other.finish();
 }
 
 #[test]

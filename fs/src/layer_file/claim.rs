@@ -2,6 +2,7 @@
 //! came through two monitors of one VM. It knows the disk's path; it does not know what is done to it.
 //! A claim is a name among abstract sockets: it ends with its process, and leaves no file.
 
+use super::record::QemuIdentity;
 use crate::errno::{Errno, Failure};
 use crate::sys;
 use std::os::linux::net::SocketAddrExt;
@@ -36,10 +37,15 @@ pub fn claim(active: &Path) -> Result<Claim, Failure> {
     })
 }
 
-/// Claims the right to stop the guest of the QEMU with this process id, and to let it go on; EBUSY
-/// while another process has it.
-pub fn claim_guest(pid: i32) -> Result<Claim, Failure> {
-    bind(format!("qmpfs/guest/{pid:x}")).map_err(|error| match error.kind() {
+/// Claims the right to stop the guest of a QEMU, and to let it go on; EBUSY while another process has it.
+/// None where the QEMU is on another machine: nobody there can be seen.
+pub fn claim_guest(qemu: QemuIdentity) -> Result<Option<Claim>, Failure> {
+    let Some(pid) = qemu.pid else {
+        return Ok(None);
+    };
+    let processor = qemu.processor.unwrap_or_default();
+    let claim = bind(format!("qmpfs/guest/{pid:x}/{processor:x}"));
+    claim.map(Some).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             Failure::new(Errno::EBUSY, "another qmpfs has stopped the guest")
         }
@@ -90,10 +96,16 @@ mod tests {
     #[test]
     fn a_guest_is_claimed_once() {
         // no process has such an id
-        let held = claim_guest(i32::MAX).unwrap();
-        assert_eq!(claim_guest(i32::MAX).unwrap_err().errno, Errno::EBUSY);
+        let behind = |processor| QemuIdentity {
+            pid: Some(i32::MAX),
+            processor: Some(processor),
+        };
+        let held = claim_guest(behind(1)).unwrap();
+        assert_eq!(claim_guest(behind(1)).unwrap_err().errno, Errno::EBUSY);
+        // another guest behind the same proxy
+        claim_guest(behind(2)).unwrap();
         drop(held);
-        claim_guest(i32::MAX).unwrap();
+        claim_guest(behind(1)).unwrap();
     }
 
     #[test]

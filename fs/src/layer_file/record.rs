@@ -7,7 +7,7 @@ mod freeze;
 mod load;
 
 pub use freeze::{FreezeMark, FreezeNote, read_freeze, write_freeze};
-pub use load::{LoadJournal, LoadStep, ToldQemu, clear_load, read_load, write_load};
+pub use load::{LoadJournal, LoadStep, QemuIdentity, clear_load, read_load, write_load};
 
 use crate::errno::{Errno, Failure};
 use crate::model::{InternalRecord, PointRecord};

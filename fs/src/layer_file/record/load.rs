@@ -22,7 +22,7 @@ pub struct LoadJournal {
     /// By this job.
     pub job: String,
     /// The QEMU that was told.
-    pub qemu: ToldQemu,
+    pub qemu: QemuIdentity,
     /// We stopped the VM and owe it a `cont`.
     pub resume: bool,
     /// The inode of the file it is written on.
@@ -31,7 +31,7 @@ pub struct LoadJournal {
 
 /// By what a QEMU is known from another one on the same monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ToldQemu {
+pub struct QemuIdentity {
     /// Who answers at the socket. Over TCP nobody is seen, and behind a proxy it is the proxy.
     pub pid: Option<i32>,
     /// The thread of the guest's first processor, as QEMU says it; in a container it may be the same again.

@@ -7,15 +7,16 @@ use super::job::{StateWork, fresh};
 use super::{at_rest, devices, found, look, parts, written};
 use crate::errno::{Errno, Failure};
 use crate::intent;
-use crate::layer_file::{self, LoadJournal, LoadStep, ToldQemu};
+use crate::layer_file::{self, LoadJournal, LoadStep};
 use crate::model::{Disk, StateVerb};
 use crate::ops::Answer;
 use crate::ops::blocking::blocking;
 use crate::ops::check::changed;
 use crate::ops::engine::Engine;
+use crate::ops::identity;
 use crate::ops::rollback::called_after;
 use crate::tree::first_free;
-use qmpbridge::command::{QueryCpusFast, QueryStatus, SnapshotLoad, SnapshotSave};
+use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};
 use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -189,7 +190,7 @@ impl Load {
             back: self.back.clone(),
             step,
             job: job.to_string(),
-            qemu: who_is(engine.bridge()?).await?,
+            qemu: identity::of(engine.bridge()?).await?,
             resume: self.ran,
             inode: self.inode,
         };
@@ -209,17 +210,6 @@ impl Load {
         let file = self.file.clone();
         blocking(move || layer_file::clear_load(&file)).await
     }
-}
-
-async fn who_is(bridge: &Bridge) -> Result<ToldQemu, Failure> {
-    let processors = match bridge.supports("query-cpus-fast") {
-        true => bridge.run(QueryCpusFast).await?,
-        false => Vec::new(),
-    };
-    Ok(ToldQemu {
-        pid: bridge.peer_pid(),
-        processor: processors.first().map(|cpu| cpu.thread_id),
-    })
 }
 
 fn stays_stopped(back: &str) -> String {
@@ -249,7 +239,7 @@ pub(in crate::ops) async fn settle(
     let ended = ended.iter().find(|job| job.id.as_str() == journal.job);
     let well = ended.is_some_and(|job| job.error.is_none());
     let failed = ended.is_some_and(|job| job.error.is_some());
-    let another_qemu = who_is(bridge).await? != journal.qemu;
+    let another_qemu = identity::of(bridge).await? != journal.qemu;
     let of_one_moment = match (status.as_str(), journal.step) {
         _ if another_qemu => {
             engine.log.note(&format!(

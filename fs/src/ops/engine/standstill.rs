@@ -5,7 +5,7 @@
 use super::Engine;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
-use qmpbridge::Bridge;
+use crate::ops::identity;
 use qmpbridge::command::{Cont, QueryStatus, Stop};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 /// The right to stop the guest, and to let it go on.
 pub(in crate::ops) struct Alone {
     _here: OwnedMutexGuard<()>,
-    /// None where QEMU is on another machine.
+    /// None where there is no guest, or QEMU is on another machine.
     _among_mounts: Option<Claim>,
 }
 
@@ -83,16 +83,20 @@ impl Engine {
         let here = timeout_at(deadline, Arc::clone(&self.standing).lock_owned())
             .await
             .map_err(|_| stopped_by_another())?;
-        let among_mounts = match self.bridge.as_ref().and_then(Bridge::peer_pid) {
-            None => None,
-            Some(pid) => loop {
-                match layer_file::claim_guest(pid) {
-                    Ok(claim) => break Some(claim),
-                    Err(failure) if failure.errno != Errno::EBUSY => return Err(failure),
-                    Err(_) if Instant::now() >= deadline => return Err(stopped_by_another()),
-                    Err(_) => sleep(CLAIM_PAUSE).await,
+        let among_mounts = match &self.bridge {
+            Some(bridge) if bridge.supports("stop") => {
+                let qemu = identity::of(bridge).await.map_err(Failure::nothing_done)?;
+                loop {
+                    match layer_file::claim_guest(qemu) {
+                        Ok(claim) => break claim,
+                        Err(failure) if failure.errno != Errno::EBUSY => return Err(failure),
+                        Err(_) if Instant::now() >= deadline => return Err(stopped_by_another()),
+                        Err(_) => sleep(CLAIM_PAUSE).await,
+                    }
                 }
-            },
+            }
+            // a storage daemon has no guest
+            Some(_) | None => None,
         };
         Ok(Alone {
             _here: here,
