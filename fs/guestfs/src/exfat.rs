@@ -8,7 +8,7 @@ use crate::bytes::{le32, le64, u8};
 use crate::fat::clusters::{Chain, Clusters, Width};
 use crate::fat::{kind, permissions};
 use crate::filesystem::{
-    Attributes, DirEntry, Extent, Filesystem, Journal, Listing, Place, Time, Xattr, is_name,
+    Attributes, DirEntry, Extent, Filesystem, Journal, Listing, Place, Time, is_name,
 };
 use crate::{Error, ReadAt, stretches};
 use entries::{ENTRY, Set};
@@ -149,13 +149,15 @@ impl Filesystem for ExFat {
     }
 
     fn attributes(&self, node: u64) -> Result<Attributes, Error> {
-        let epoch = Time {
-            seconds: 0,
-            nanoseconds: 0,
-        };
         let cluster = self.clusters.size;
         let (is_directory, is_read_only, size, modified, accessed) = match node {
-            ROOT => (true, false, self.directory(ROOT)?.1, epoch, epoch),
+            ROOT => (
+                true,
+                false,
+                self.directory(ROOT)?.1,
+                Time::EPOCH,
+                Time::EPOCH,
+            ),
             node => {
                 let set = self.set(node)?;
                 let is_directory = set.is_directory();
@@ -182,28 +184,12 @@ impl Filesystem for ExFat {
         })
     }
 
-    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let mut cookie = Some(0);
-        while let Some(at) = cookie {
-            let listing = self.list(directory, at)?;
-            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
-                return Ok(found.node);
-            }
-            cookie = listing.next;
-        }
-        Err(Error::NotFound)
-    }
-
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
         // A cookie of nobody's making leads to the end.
         if !cookie.is_multiple_of(ENTRY) {
             return Err(Error::NotFound);
         }
         self.names(directory, cookie)
-    }
-
-    fn target(&self, _node: u64) -> Result<Vec<u8>, Error> {
-        Err(Error::WrongKind)
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
@@ -227,10 +213,6 @@ impl Filesystem for ExFat {
         let extents = self.extents(node, offset, length)?;
         let size = self.set(node)?.size;
         stretches::read(&*self.clusters.source, &extents, size, offset, length)
-    }
-
-    fn xattrs(&self, _node: u64) -> Result<Vec<Xattr>, Error> {
-        Ok(Vec::new())
     }
 }
 

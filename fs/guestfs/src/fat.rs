@@ -8,7 +8,7 @@ pub(crate) mod time;
 
 use crate::bytes::{le16, le32, u8};
 use crate::filesystem::{
-    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr, is_name,
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Time, is_name,
 };
 use crate::{Error, ReadAt, stretches};
 use clusters::{Chain, Clusters, Width};
@@ -294,11 +294,7 @@ impl Filesystem for Fat {
             }
             (Some(entry), _) => entry.size.into(),
         };
-        let epoch = Time {
-            seconds: 0,
-            nanoseconds: 0,
-        };
-        let modified = entry.as_ref().map_or(epoch, |entry| entry.modified);
+        let modified = entry.as_ref().map_or(Time::EPOCH, |entry| entry.modified);
         let cluster = self.clusters.size;
         Ok(Attributes {
             kind: kind(is_directory),
@@ -308,22 +304,10 @@ impl Filesystem for Fat {
             size,
             blocks: size.div_ceil(cluster) * (cluster / 512),
             device: (0, 0),
-            accessed: entry.map_or(epoch, |entry| entry.accessed),
+            accessed: entry.map_or(Time::EPOCH, |entry| entry.accessed),
             modified,
             changed: modified,
         })
-    }
-
-    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let mut cookie = Some(0);
-        while let Some(at) = cookie {
-            let listing = self.list(directory, at)?;
-            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
-                return Ok(found.node);
-            }
-            cookie = listing.next;
-        }
-        Err(Error::NotFound)
     }
 
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
@@ -332,10 +316,6 @@ impl Filesystem for Fat {
             return Err(Error::NotFound);
         }
         self.names(directory, cookie)
-    }
-
-    fn target(&self, _node: u64) -> Result<Vec<u8>, Error> {
-        Err(Error::WrongKind)
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
@@ -356,9 +336,5 @@ impl Filesystem for Fat {
         let extents = self.extents(node, offset, length)?;
         let size = u64::from(self.entry(node)?.size);
         stretches::read(&*self.clusters.source, &extents, size, offset, length)
-    }
-
-    fn xattrs(&self, _node: u64) -> Result<Vec<Xattr>, Error> {
-        Ok(Vec::new())
     }
 }

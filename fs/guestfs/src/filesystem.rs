@@ -15,15 +15,27 @@ pub trait Filesystem: Send {
     /// What stat(2) shows.
     fn attributes(&self, node: u64) -> Result<Attributes, Error>;
 
-    /// The node called `name` in a directory.
-    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error>;
+    /// The node called `name` in a directory: by its listings, where the format has no shorter way.
+    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
+        let mut cookie = Some(0);
+        while let Some(at) = cookie {
+            let listing = self.list(directory, at)?;
+            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
+                return Ok(found.node);
+            }
+            cookie = listing.next;
+        }
+        Err(Error::NotFound)
+    }
 
     /// Some names of a directory, from `cookie` on, which is 0 or the one of another listing.
     /// `.` and `..` are left out.
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error>;
 
-    /// Where a symbolic link leads.
-    fn target(&self, node: u64) -> Result<Vec<u8>, Error>;
+    /// Where a symbolic link leads. Not every format has them.
+    fn target(&self, _node: u64) -> Result<Vec<u8>, Error> {
+        Err(Error::WrongKind)
+    }
 
     /// Where the bytes of a file are, from the one at `offset` on, in order: `limit` stretches at most.
     /// What is between them is a hole. Nothing means that there is a hole to the end.
@@ -32,51 +44,46 @@ pub trait Filesystem: Send {
     /// Bytes of a file, fewer only at its end. For what no extent points to.
     fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error>;
 
-    /// Extended attributes, as the kernel gives them.
-    fn xattrs(&self, node: u64) -> Result<Vec<Xattr>, Error>;
+    /// Extended attributes, as the kernel gives them. Not every format has them.
+    fn xattrs(&self, _node: u64) -> Result<Vec<Xattr>, Error> {
+        Ok(Vec::new())
+    }
+}
+
+/// Opens the filesystem in a source.
+type Opener = fn(Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, Error>;
+
+/// The reader for a kind.
+fn opener(kind: Kind) -> Option<Opener> {
+    Some(match kind {
+        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => |source| Ok(Box::new(ext::Ext::open(source)?)),
+        Kind::Xfs => |source| Ok(Box::new(xfs::Xfs::open(source)?)),
+        Kind::Fat => |source| Ok(Box::new(fat::Fat::open(source)?)),
+        Kind::ExFat => |source| Ok(Box::new(exfat::ExFat::open(source)?)),
+        Kind::Ntfs => |source| Ok(Box::new(ntfs::Ntfs::open(source)?)),
+        Kind::Btrfs => |source| Ok(Box::new(btrfs::Btrfs::open(source)?)),
+        Kind::Iso9660 => |source| Ok(Box::new(iso::Iso::open(source)?)),
+        Kind::Squashfs
+        | Kind::Swap
+        | Kind::Luks
+        | Kind::BitLocker
+        | Kind::Lvm2
+        | Kind::LinuxRaid
+        | Kind::Unknown
+        | Kind::Empty => return None,
+    })
 }
 
 /// Whether there is a reader for a kind.
 pub fn is_known(kind: Kind) -> bool {
-    match kind {
-        Kind::Ext2
-        | Kind::Ext3
-        | Kind::Ext4
-        | Kind::Xfs
-        | Kind::Fat
-        | Kind::ExFat
-        | Kind::Ntfs
-        | Kind::Btrfs
-        | Kind::Iso9660 => true,
-        Kind::Squashfs
-        | Kind::Swap
-        | Kind::Luks
-        | Kind::BitLocker
-        | Kind::Lvm2
-        | Kind::LinuxRaid
-        | Kind::Unknown
-        | Kind::Empty => false,
-    }
+    opener(kind).is_some()
 }
 
 /// Opens the filesystem of a kind; Unsupported where there is no reader for it.
 pub fn open(kind: Kind, source: Arc<dyn ReadAt>) -> Result<Box<dyn Filesystem>, Error> {
-    match kind {
-        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok(Box::new(ext::Ext::open(source)?)),
-        Kind::Xfs => Ok(Box::new(xfs::Xfs::open(source)?)),
-        Kind::Fat => Ok(Box::new(fat::Fat::open(source)?)),
-        Kind::ExFat => Ok(Box::new(exfat::ExFat::open(source)?)),
-        Kind::Ntfs => Ok(Box::new(ntfs::Ntfs::open(source)?)),
-        Kind::Btrfs => Ok(Box::new(btrfs::Btrfs::open(source)?)),
-        Kind::Iso9660 => Ok(Box::new(iso::Iso::open(source)?)),
-        Kind::Squashfs
-        | Kind::Swap
-        | Kind::Luks
-        | Kind::BitLocker
-        | Kind::Lvm2
-        | Kind::LinuxRaid
-        | Kind::Unknown
-        | Kind::Empty => Err(Error::Unsupported("there is no reader for it")),
+    match opener(kind) {
+        Some(open) => open(source),
+        None => Err(Error::Unsupported("there is no reader for it")),
     }
 }
 
@@ -107,6 +114,20 @@ pub enum FileKind {
 }
 
 impl FileKind {
+    /// From the byte by which a directory says it (`d_type`), in ext and Btrfs.
+    pub(crate) fn of_entry(byte: u8) -> Option<FileKind> {
+        Some(match byte {
+            1 => FileKind::File,
+            2 => FileKind::Directory,
+            3 => FileKind::CharDevice,
+            4 => FileKind::BlockDevice,
+            5 => FileKind::Fifo,
+            6 => FileKind::Socket,
+            7 => FileKind::Symlink,
+            _ => return None,
+        })
+    }
+
     /// From the file type of a Unix mode.
     pub(crate) fn of_mode(mode: u32) -> Option<FileKind> {
         Some(match mode & 0o170_000 {
@@ -128,6 +149,14 @@ impl FileKind {
 pub struct Time {
     pub seconds: i64,
     pub nanoseconds: u32,
+}
+
+impl Time {
+    /// The beginning of all times, for what says none.
+    pub(crate) const EPOCH: Time = Time {
+        seconds: 0,
+        nanoseconds: 0,
+    };
 }
 
 /// What stat(2) shows of a node.

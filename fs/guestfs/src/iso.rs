@@ -7,7 +7,7 @@ mod ridge;
 use crate::bytes::{le16, le32, slice, u8};
 use crate::fat::kind;
 use crate::filesystem::{
-    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr, is_name,
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, is_name,
 };
 use crate::{Error, ReadAt, stretches};
 use ridge::Ridge;
@@ -257,18 +257,6 @@ impl Filesystem for Iso {
         })
     }
 
-    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let mut cookie = Some(0);
-        while let Some(at) = cookie {
-            let listing = self.list(directory, at)?;
-            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
-                return Ok(found.node);
-            }
-            cookie = listing.next;
-        }
-        Err(Error::NotFound)
-    }
-
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
         let own = self.directory(directory)?;
         let size = own.size.min(DIRECTORY_MAX);
@@ -351,14 +339,4 @@ impl Filesystem for Iso {
         let size = self.pieces(node)?.iter().map(|piece| piece.size).sum();
         stretches::read(&*self.source, &extents, size, offset, length)
     }
-
-    fn xattrs(&self, _node: u64) -> Result<Vec<Xattr>, Error> {
-        Ok(Vec::new())
-    }
 }
-
-/// The beginning of all times, for what says none.
-const EPOCH: Time = Time {
-    seconds: 0,
-    nanoseconds: 0,
-};

@@ -223,18 +223,6 @@ impl Filesystem for Ntfs {
         })
     }
 
-    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let mut cookie = Some(0);
-        while let Some(at) = cookie {
-            let listing = self.list(directory, at)?;
-            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
-                return Ok(found.node);
-            }
-            cookie = listing.next;
-        }
-        Err(Error::NotFound)
-    }
-
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
         index::list(self, &self.file(directory)?, cookie)
     }

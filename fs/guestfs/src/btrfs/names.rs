@@ -42,7 +42,7 @@ pub(super) fn list(
         entries.push(DirEntry {
             name: name.to_vec(),
             node: btrfs.node(index, its.object),
-            kind: kind(u8(item, 29)?),
+            kind: FileKind::of_entry(u8(item, 29)?),
         });
         Ok(ControlFlow::Continue(()))
     })?;
@@ -82,10 +82,6 @@ impl Btrfs {
 
 /// The empty directory that the kernel shows where a subvolume is not.
 pub(super) fn absent() -> Attributes {
-    let epoch = Time {
-        seconds: 0,
-        nanoseconds: 0,
-    };
     Attributes {
         kind: FileKind::Directory,
         permissions: 0o755,
@@ -94,23 +90,10 @@ pub(super) fn absent() -> Attributes {
         size: 0,
         blocks: 0,
         device: (0, 0),
-        accessed: epoch,
-        modified: epoch,
-        changed: epoch,
+        accessed: Time::EPOCH,
+        modified: Time::EPOCH,
+        changed: Time::EPOCH,
     }
-}
-
-fn kind(byte: u8) -> Option<FileKind> {
-    Some(match byte {
-        1 => FileKind::File,
-        2 => FileKind::Directory,
-        3 => FileKind::CharDevice,
-        4 => FileKind::BlockDevice,
-        5 => FileKind::Fifo,
-        6 => FileKind::Socket,
-        7 => FileKind::Symlink,
-        _ => return None,
-    })
 }
 
 /// Extended attributes; several may be in one item.

@@ -89,7 +89,11 @@ fn add_block(ext: &Ext, block: &[u8], entries: &mut Vec<DirEntry>) -> Result<(),
             return Err(Error::Corrupt("an entry of a directory"));
         }
         let (name_length, kind) = match ext.superblock.has_file_types {
-            true => (usize::from(u8(block, at + 6)?), kind_of(u8(block, at + 7)?)),
+            true => {
+                // The upper bits are others' flags.
+                let kind = FileKind::of_entry(u8(block, at + 7)? & 0x7);
+                (usize::from(u8(block, at + 6)?), kind)
+            }
             false => (usize::from(le16(block, at + 6)?), None),
         };
         if HEADER + name_length > length {
@@ -106,18 +110,4 @@ fn add_block(ext: &Ext, block: &[u8], entries: &mut Vec<DirEntry>) -> Result<(),
         at += length;
     }
     Ok(())
-}
-
-fn kind_of(byte: u8) -> Option<FileKind> {
-    // The upper bits are others' flags.
-    Some(match byte & 0x7 {
-        1 => FileKind::File,
-        2 => FileKind::Directory,
-        3 => FileKind::CharDevice,
-        4 => FileKind::BlockDevice,
-        5 => FileKind::Fifo,
-        6 => FileKind::Socket,
-        7 => FileKind::Symlink,
-        _ => return None,
-    })
 }

@@ -1,6 +1,6 @@
 //! The fields of Rock Ridge in a record, and where they go on.
 
-use super::{EPOCH, RECORD};
+use super::RECORD;
 use crate::bytes::{le32, slice, u8};
 use crate::filesystem::Time;
 use crate::{Error, ReadAt};
@@ -176,7 +176,7 @@ pub(super) fn short_time(bytes: &[u8]) -> Result<Time, Error> {
     let field = |at: usize| u8(bytes, at).map(i64::from);
     let (year, month, day) = (1900 + field(0)?, field(1)?, field(2)?);
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return Ok(EPOCH);
+        return Ok(Time::EPOCH);
     }
     // Years that begin in March have their leap day at the end.
     let (years, months) = if month > 2 {
