@@ -3,7 +3,7 @@
 
 mod daemonize;
 mod logging;
-mod mountpoint;
+pub(crate) mod mountpoint;
 
 use crate::cli::MountConfig;
 use crate::errno::{Errno, Failure};

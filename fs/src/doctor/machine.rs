@@ -3,6 +3,7 @@
 
 use super::{Finding, program};
 use crate::guest;
+use crate::run::mountpoint;
 use crate::sys;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -108,17 +109,9 @@ fn version(name: &str) -> Option<String> {
 
 /// Mounts of qmpfs whose daemon is gone.
 fn dead_mounts() -> Vec<Finding> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let ours = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "fuse.qmpfs").then(|| at.replace("\\040", " "))
-    });
-    let dead = ours.filter(|at| {
-        let looked = std::fs::symlink_metadata(at);
-        looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
-    });
-    dead.map(|at| {
+    let dead = mountpoint::dead().unwrap_or_default();
+    dead.iter().map(|at| {
+        let at = at.display();
         Finding::Lacking(
             format!("the daemon of the mount {at} is gone"),
             format!("qmpfs umount {at}, or mount there again: what was under way is finished or taken back"),

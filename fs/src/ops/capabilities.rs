@@ -13,6 +13,9 @@ pub(super) const SEAL: &[&str] = &[
     "transaction",
 ];
 
+pub(super) const INTERNAL: &[&str] = &["blockdev-snapshot-internal-sync"];
+pub(super) const MERGE: &[&str] = &["block-stream", "block-commit"];
+
 /// The names of all that can be done.
 pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
     let verbs = engine.config.verbs;
@@ -20,19 +23,9 @@ pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
     let all: [(&str, Reach, bool, &[&str]); 10] = [
         ("snapshots", Reach::Chain, true, SEAL),
         ("all-disks", Reach::Chain, true, SEAL),
-        (
-            "internal",
-            Reach::Beside,
-            true,
-            &["blockdev-snapshot-internal-sync"],
-        ),
+        ("internal", Reach::Beside, true, INTERNAL),
         ("live", Reach::Beside, true, &live::NEEDS),
-        (
-            "merge",
-            Reach::Chain,
-            true,
-            &["block-stream", "block-commit"],
-        ),
+        ("merge", Reach::Chain, true, MERGE),
         (
             "checkpoints",
             Reach::Beside,

@@ -1,6 +1,6 @@
 //! What a QMP socket answers, for `qmpfs doctor`: it asks, and changes nothing.
 
-use super::{backup, live};
+use super::{backup, capabilities, live};
 use crate::errno::Failure;
 use qmpbridge::{Address, Bridge};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What is asked for, and the commands that it takes.
 const WANTED: [(&str, &[&str]); 6] = [
-    ("snapshots", super::capabilities::SEAL),
-    ("internal snapshots", &["blockdev-snapshot-internal-sync"]),
-    ("removing snapshots", &["block-stream", "block-commit"]),
+    ("snapshots", capabilities::SEAL),
+    ("internal snapshots", capabilities::INTERNAL),
+    ("removing snapshots", capabilities::MERGE),
     (
         "checkpoints",
         &["snapshot-save", "snapshot-load", "snapshot-delete"],

@@ -25,13 +25,7 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
     let shown = path.display().to_string();
     let found = std::fs::metadata(path);
     // A killed daemon leaves a mount that answers nothing; canonicalize would fail on it too.
-    // The second is what is said to who asked in the moment in which it died.
-    let dead = [libc::ENOTCONN, libc::ECONNABORTED];
-    if found.as_ref().is_err_and(|error| {
-        error
-            .raw_os_error()
-            .is_some_and(|code| dead.contains(&code))
-    }) {
+    if found.as_ref().is_err_and(is_of_the_dead) {
         let path = resolved_without_looking(path)?;
         match topmost(&path)? {
             Some(entry) if entry.fs_type == FS_TYPE => {
@@ -97,10 +91,34 @@ pub(super) fn resolved_without_looking(path: &Path) -> Result<PathBuf, Failure> 
     }
 }
 
+/// Whether a mount says so whose daemon is gone. The second is what is said to who asked in the moment in
+/// which it died.
+fn is_of_the_dead(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTCONN | libc::ECONNABORTED)
+    )
+}
+
+/// Where mounts of ours are whose daemon is gone.
+pub(crate) fn dead() -> Result<Vec<PathBuf>, Failure> {
+    let table = table()?;
+    let ours = entries(&table).filter(|entry| entry.fs_type == FS_TYPE);
+    let paths = ours.map(|entry| entry.path);
+    let looked = |path: &PathBuf| std::fs::symlink_metadata(path);
+    Ok(paths
+        .filter(|path| looked(path).is_err_and(|error| is_of_the_dead(&error)))
+        .collect())
+}
+
+fn table() -> Result<Vec<u8>, Failure> {
+    std::fs::read("/proc/self/mountinfo")
+        .map_err(|error| Failure::io("read /proc/self/mountinfo", &error))
+}
+
 /// The mount that is seen at `path`, if one is.
 pub(super) fn topmost(path: &Path) -> Result<Option<Entry>, Failure> {
-    let table = std::fs::read("/proc/self/mountinfo")
-        .map_err(|error| Failure::io("read /proc/self/mountinfo", &error))?;
+    let table = table()?;
     Ok(entries(&table).filter(|entry| entry.path == path).last())
 }
 
