@@ -1,6 +1,6 @@
 //! How much of an exhaustive test one run takes: every day a sample, the same one each time, so that a change is what
 //! makes it fail; with `QMPFS_FAULTS=n` n rounds where rounds are drawn, by a new seed that is printed; with `full` all
-//! there are. `QMPFS_FAULTS_SEED` makes the same sample again.
+//! there are, with `kills` those of them that kill qmpfs. `QMPFS_FAULTS_SEED` makes the same sample again.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,8 @@ pub enum Share {
     Everyday,
     /// A larger one, by a seed of its own.
     Rounds(usize),
+    /// qmpfs killed before and after every step: the tenth of everything that matters most.
+    Kills,
     /// Everything.
     Full,
 }
@@ -26,7 +28,12 @@ impl Share {
     pub fn asked_for() -> Self {
         match std::env::var("QMPFS_FAULTS") {
             Ok(value) if value == "full" => Self::Full,
-            Ok(value) => Self::Rounds(value.parse().expect("QMPFS_FAULTS is a number or `full`")),
+            Ok(value) if value == "kills" => Self::Kills,
+            Ok(value) => Self::Rounds(
+                value
+                    .parse()
+                    .expect("QMPFS_FAULTS is a number, `kills` or `full`"),
+            ),
             Err(_) => Self::Everyday,
         }
     }
@@ -39,7 +46,7 @@ impl Share {
         }
         match self {
             Self::Everyday => EVERYDAY_SEED,
-            Self::Rounds(_) | Self::Full => {
+            Self::Rounds(_) | Self::Kills | Self::Full => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);
                 u64::try_from(now.expect("after 1970").as_micros()).expect("fits")
             }
@@ -51,7 +58,7 @@ impl Share {
 pub fn steps(nth: usize) -> impl Iterator<Item = usize> {
     let share = Share::asked_for();
     let (first, stride) = match share {
-        Share::Full => (0, 1),
+        Share::Kills | Share::Full => (0, 1),
         Share::Everyday | Share::Rounds(_) => {
             let seed = share.seed();
             println!("QMPFS_FAULTS_SEED={seed}");

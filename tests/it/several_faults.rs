@@ -24,7 +24,7 @@ const TOO_MANY: usize = 300;
 fn kinds() -> u32 {
     match Share::asked_for() {
         Share::Everyday => COMMANDS,
-        Share::Rounds(_) | Share::Full => COMMANDS | FILES,
+        Share::Rounds(_) | Share::Kills | Share::Full => COMMANDS | FILES,
     }
 }
 

@@ -243,7 +243,7 @@ fn qmpfs_killed_at_steps() {
     // every day one will do
     let (count, kinds) = match Share::asked_for() {
         Share::Everyday => (1, COMMANDS),
-        Share::Rounds(_) | Share::Full => (attachments.len(), COMMANDS | FILES),
+        Share::Rounds(_) | Share::Kills | Share::Full => (attachments.len(), COMMANDS | FILES),
     };
     for (attachment, name) in attachments.into_iter().take(count) {
         let mut rig = Rig::new(name, attachment, &[]);

@@ -140,7 +140,7 @@ fn qmpfs_killed_at_commands_of_a_seal_and_of_a_commit() {
     // every day one will do
     let count = match Share::asked_for() {
         Share::Everyday => 1,
-        Share::Rounds(_) | Share::Full => attachments.len(),
+        Share::Rounds(_) | Share::Kills | Share::Full => attachments.len(),
     };
     for (attachment, name) in attachments.into_iter().take(count) {
         let mut shelf = Shelf::with_options(name, attachment, COMMIT);

@@ -173,7 +173,7 @@ fn killed(name: &str, kind: &str, gone: &str) {
     };
     let rounds = match Share::asked_for() {
         Share::Everyday => 6,
-        Share::Rounds(_) | Share::Full => 60,
+        Share::Rounds(_) | Share::Kills | Share::Full => 60,
     };
     for round in 0..rounds {
         let (removal, daemon) = rig.begin(kind, gone);

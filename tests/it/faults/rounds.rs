@@ -109,6 +109,11 @@ pub(super) trait Rounds {
                     survived += self.everywhere(fault);
                 }
             }
+            Share::Kills => {
+                for fault in faults(true).into_iter().filter(|f| f.whom == Whom::Qmpfs) {
+                    survived += self.everywhere(fault);
+                }
+            }
             Share::Everyday => survived += self.some(EVERYDAY, &faults(false), &seen),
             Share::Rounds(rounds) => survived += self.some(rounds, &faults(true), &seen),
         }
