@@ -11,6 +11,7 @@ pub mod machine;
 pub mod model;
 pub mod mounted;
 pub mod nbd;
+pub mod off;
 pub mod openmetrics;
 pub mod oracle;
 pub mod process;

@@ -15,11 +15,11 @@ mod queue;
 mod release;
 mod rollback;
 mod rounds;
+mod running;
 mod verbs;
 
-use drive::{at_step, every_step};
-use off::OffDriver;
-use rounds::{Rounds, Which, Whom};
+use rounds::Whom;
+use running::{at_step, every_step};
 use verbs::{Frozen, Internal, Place, Remove, Seal};
 
 fn removal(name: &str, attachment: Attachment, merge: &str, place: Place) {
@@ -52,11 +52,6 @@ over_attachments!(of_a_rollback => |name, attachment| {
     let options = ["-o", "live_rollback,merge=stream"];
     every_step(Bench::with_options(name, attachment, &options), rollback::Rollback::new());
 });
-#[test]
-fn of_a_rollback_of_a_vm_that_is_off() {
-    OffDriver::new("of_a_rollback_off").every_round();
-}
-
 over_attachments!(of_a_snapshot_of_a_frozen_guest => |name, attachment| {
     let agent = FakeAgent::new(name, Manner::Good);
     let options = ["-o", &format!("{},quiesce=try", agent.option())];
@@ -70,6 +65,59 @@ over_attachments!(of_an_incremental_backup => |name, attachment| backup::every_s
 over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
 over_attachments!(qemu_dies_at_the_end_of_a_backup => backup::qemu_dies_at_its_end);
 over_attachments!(a_backup_whose_name_fails_at_first => backup::a_name_that_fails_at_first);
+
+/// The verbs on the disk of a VM that is off.
+mod of_a_vm_that_is_off {
+    use super::*;
+
+    const STREAM: [&str; 2] = ["-o", "merge=stream"];
+    const COMMIT: [&str; 2] = ["-o", "merge=commit"];
+
+    #[test]
+    fn a_first_snapshot() {
+        off::every_step("off-first", &STREAM, Seal::new(true));
+    }
+
+    #[test]
+    fn a_later_snapshot() {
+        off::every_step("off-later", &STREAM, Seal::new(false));
+    }
+
+    #[test]
+    fn a_stream_in_the_middle() {
+        off::every_step("off-stream", &STREAM, Remove::new(Place::Middle));
+    }
+
+    #[test]
+    fn a_stream_at_the_top() {
+        off::every_step("off-stream-top", &STREAM, Remove::new(Place::Top));
+    }
+
+    #[test]
+    fn a_commit_at_the_bottom() {
+        off::every_step("off-commit-bottom", &COMMIT, Remove::new(Place::Bottom));
+    }
+
+    #[test]
+    fn a_commit_in_the_middle() {
+        off::every_step("off-commit", &COMMIT, Remove::new(Place::Middle));
+    }
+
+    #[test]
+    fn a_commit_of_the_active_layer() {
+        off::every_step("off-commit-active", &COMMIT, Remove::new(Place::Top));
+    }
+
+    #[test]
+    fn three_removals_at_once() {
+        off::every_step("off-queue", &STREAM, queue::Queue::new());
+    }
+
+    #[test]
+    fn a_rollback() {
+        off::every_step("off-rollback", &STREAM, rollback::Rollback::new());
+    }
+}
 
 /// A commit with one fault; what was found by `of_a_commit_*` and mended.
 fn commit_at(
@@ -195,13 +243,10 @@ fn a_dismissal_of_a_new_overlay_that_never_reaches_qemu() {
 /// QEMU 10.0.2 never ends when it is asked to while it formats a new overlay, and keeps the images to itself.
 #[test]
 fn a_storage_daemon_does_not_outlive_qmpfs() {
-    let mut off = OffDriver::new("of_a_daemon_at_work");
+    let name = "of_a_daemon_at_work";
     for _ in 0..3 {
-        off.at(
-            Whom::Qmpfs,
-            Deed::KillAfter,
-            Which::First,
-            "blockdev-create",
-        );
+        let verb = rollback::Rollback::new();
+        let after = Deed::KillAfter;
+        off::at_step(name, &[], verb, Whom::Qmpfs, after, "blockdev-create");
     }
 }

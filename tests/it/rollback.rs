@@ -1,138 +1,23 @@
 //! `echo NAME > rollback`: a disk goes back to a point, forward again, and loses nothing on either way.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
 
 use libc::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, EROFS};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::faults::{SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::off::{Off, SIZE};
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::tree::{DiskDir, assert_errno};
+use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
 
-const SIZE: u64 = 16 << 20;
 const LIVE: &[&str] = &["-o", "live_rollback"];
-
-/// The image of a VM that is off, and what it held at each point.
-pub(crate) struct Off {
-    pub(crate) mount: Mounted,
-    pub(crate) image: PathBuf,
-    pub(crate) scratch: Scratch,
-}
-
-impl Off {
-    fn new(name: &str) -> Self {
-        Self::with_options(name, &[])
-    }
-
-    /// template ← one ← two ← web1.qcow2, each with a megabyte of its own.
-    pub(crate) fn with_options(name: &str, options: &[&str]) -> Self {
-        let scratch = Scratch::new(name);
-        let dir = scratch.dir("images");
-        let image = dir.join("web1.qcow2");
-        oracle::create(&scratch.file("template.qcow2"), SIZE);
-        runs(&scratch.file("template.qcow2"), 9);
-        oracle::create_overlay(&image, &scratch.file("template.qcow2"), SIZE);
-        let mount = Mounted::new(&scratch, &[&image], options);
-        let mut off = Self {
-            mount,
-            image,
-            scratch,
-        };
-        for (pattern, point) in [(1, "one"), (2, "two")] {
-            off.vm_runs(pattern);
-            off.disk().snapshot(point).make().expect("mkdir");
-            oracle::convert(&off.image, &off.bytes(point));
-        }
-        off.vm_runs(3);
-        off
-    }
-
-    pub(crate) fn disk(&self) -> DiskDir {
-        self.mount.disk("web1")
-    }
-
-    /// What a point held when it was made.
-    pub(crate) fn bytes(&self, point: &str) -> PathBuf {
-        self.scratch.file(&format!("{point}.raw"))
-    }
-
-    fn sealed(&self, point: &str) -> PathBuf {
-        self.image.with_file_name(format!("web1.{point}.qcow2"))
-    }
-
-    /// The VM is switched on, writes, and is off again.
-    fn vm_runs(&mut self, pattern: u8) {
-        self.mount.unmount();
-        runs(&self.image, pattern);
-        self.mount.mount_again();
-    }
-
-    /// Rolls back, and looks at everything: gives the name of what was active.
-    #[track_caller]
-    pub(crate) fn roll_back(&mut self, line: &str) -> String {
-        let before = self.disk().list("snapshots");
-        let active = self.scratch.file("active.raw");
-        oracle::convert(&self.image, &active);
-        self.disk()
-            .roll_back(line)
-            .unwrap_or_else(|e| panic!("rollback to {line}: {e}\n{}", self.mount.text("log")));
-        let mut new = self.disk().list("snapshots");
-        new.retain(|name| !before.contains(name));
-        assert_eq!(new.len(), 1, "{new:?}");
-        let new = new.remove(0);
-        assert!(new.starts_with("rolled-back-20"), "{new}");
-        fs::rename(&active, self.bytes(&new)).expect("its bytes");
-        assert!(oracle::sealed_mark(&self.sealed(&new)).is_some());
-        self.all_points_are_right();
-        new
-    }
-
-    #[track_caller]
-    pub(crate) fn all_points_are_right(&self) {
-        for point in self.disk().list("snapshots") {
-            oracle::assert_same(
-                &self.disk().snapshot(&point).disk_raw(),
-                &self.bytes(&point),
-            );
-            let again = self.scratch.file("again.raw");
-            oracle::convert(&self.sealed(&point), &again);
-            oracle::assert_same(&again, &self.bytes(&point));
-        }
-    }
-
-    #[track_caller]
-    fn boots_as(&mut self, point: &str) {
-        self.boots(&self.bytes(point));
-    }
-
-    /// What the VM would boot, with nobody else at it.
-    #[track_caller]
-    fn boots(&mut self, bytes: &Path) {
-        self.mount.unmount();
-        let now = self.scratch.file("now.raw");
-        oracle::convert(&self.image, &now);
-        oracle::assert_same(&now, bytes);
-        for layer in oracle::chain(&self.image) {
-            oracle::check(&layer);
-        }
-        self.mount.mount_again();
-    }
-}
-
-fn runs(image: &Path, pattern: u8) {
-    sh!(
-        "qemu-io -f qcow2 -c 'write -P {pattern} {pattern}M 2M' {} >/dev/null",
-        image.display()
-    );
-}
 
 #[test]
 fn a_switched_off_disk_goes_back_and_forward_again() {
-    let mut off = Off::new("rollback-off");
+    let mut off = Off::with_points("rollback-off", &[]);
     let present = off.roll_back("one");
     off.boots_as("one");
     assert_eq!(
@@ -177,9 +62,7 @@ fn a_switched_off_disk_goes_back_and_forward_again() {
     off.all_points_are_right();
     off.mount.unmount();
     assert!(
-        names(off.image.parent().expect("a directory"))
-            .iter()
-            .all(|name| !name.starts_with('.')),
+        names(off.dir()).iter().all(|name| !name.starts_with('.')),
         "no hidden name stays"
     );
     // without a QEMU, too
@@ -196,7 +79,7 @@ fn a_switched_off_disk_goes_back_and_forward_again() {
 
 #[test]
 fn what_was_rolled_back_past_is_removed_from_its_end() {
-    let mut off = Off::new("rollback-remove");
+    let mut off = Off::with_points("rollback-remove", &[]);
     let present = off.roll_back("one");
     // the chain stands on `one`, `two` on it as well, and what was active on `two`
     for point in ["one", "two"] {
@@ -233,10 +116,7 @@ fn what_was_rolled_back_past_is_removed_from_its_end() {
     off.disk().wait().expect("the merge");
     off.boots_as("one");
     off.mount.unmount();
-    assert_eq!(
-        names(off.image.parent().expect("a directory")),
-        ["web1.qcow2"]
-    );
+    assert_eq!(names(off.dir()), ["web1.qcow2"]);
 }
 
 /// Neither stream nor commit touches what another branch stands on.
@@ -244,7 +124,7 @@ fn what_was_rolled_back_past_is_removed_from_its_end() {
 fn merges_leave_other_branches_right() {
     for policy in ["merge=stream", "merge=commit"] {
         let name = format!("rollback-{}", policy.replace('=', "-"));
-        let mut off = Off::with_options(&name, &["-o", policy]);
+        let mut off = Off::with_points(&name, &["-o", policy]);
         off.disk().snapshot("three").make().expect("mkdir");
         oracle::convert(&off.image, &off.bytes("three"));
         off.vm_runs(4);
@@ -279,7 +159,7 @@ fn merges_leave_other_branches_right() {
 
 #[test]
 fn what_cannot_be_rolled_back_is_refused_and_nothing_happens() {
-    let mut off = Off::new("rollback-refused");
+    let mut off = Off::with_points("rollback-refused", &[]);
     off.disk()
         .internal("inside")
         .make()
@@ -303,14 +183,14 @@ fn what_cannot_be_rolled_back_is_refused_and_nothing_happens() {
         "the way by hand: {log}"
     );
     off.boots_as("now");
-    assert_eq!(names(off.image.parent().expect("a directory")).len(), 3);
+    assert_eq!(names(off.dir()).len(), 3);
     off.roll_back("snapshots/two");
     off.boots_as("two");
 }
 
 #[test]
 fn a_disk_that_grew_goes_back_to_its_size() {
-    let mut off = Off::new("rollback-size");
+    let mut off = Off::with_points("rollback-size", &[]);
     off.mount.unmount();
     sh!("qemu-img resize -q {} 32M", off.image.display());
     off.mount.mount_again();
@@ -344,7 +224,7 @@ fn without_room_nothing_is_rolled_back() {
 /// A file that somebody starts a VM from is no instant any more.
 #[test]
 fn a_branch_that_somebody_writes_is_not_read() {
-    let mut off = Off::new("rollback-written");
+    let mut off = Off::with_points("rollback-written", &[]);
     let present = off.roll_back("one");
     let vm = Machine::start(
         &off.scratch,

@@ -11,8 +11,9 @@ use qmpfs_tests::steps::Deed;
 use qmpfs_tests::tree::{Point, write_line};
 use qmpfs_tests::{oracle, wait};
 
-use super::drive::{Round, Verb, at_last_step, every_step};
+use super::drive::{Round, Verb};
 use super::rounds::Whom;
+use super::running::{at_last_step, every_step};
 
 /// A backup of one kind. Operations on files in the backup directory are steps.
 struct Backup {
@@ -95,9 +96,9 @@ impl Backup {
     }
 }
 
-impl Verb for Backup {
-    fn watched(&self, _: &Bench) -> PathBuf {
-        self.directory.clone()
+impl Verb<Bench> for Backup {
+    fn watched(&self) -> Option<PathBuf> {
+        Some(self.directory.clone())
     }
 
     fn prepare(&mut self, bench: &mut Bench) {

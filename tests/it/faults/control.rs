@@ -36,7 +36,7 @@ impl Control {
     }
 }
 
-impl Verb for Control {
+impl Verb<Bench> for Control {
     fn prepare(&mut self, bench: &mut Bench) {
         self.removal.prepare(bench);
     }

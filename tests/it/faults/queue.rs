@@ -4,6 +4,7 @@ use std::io;
 use std::thread;
 
 use qmpfs_tests::bench::Bench;
+use qmpfs_tests::tree::DiskDir;
 use qmpfs_tests::wait;
 
 use super::drive::{Round, Verb};
@@ -18,14 +19,32 @@ impl Queue {
         Self { round: 0 }
     }
 
-    fn names(&self) -> [String; 3] {
+    pub(super) fn next(&mut self) {
+        self.round += 1;
+    }
+
+    pub(super) fn names(&self) -> [String; 3] {
         ["a", "b", "c"].map(|name| format!("{name}{}", self.round))
     }
 }
 
-impl Verb for Queue {
+/// All at once, and the work that it began.
+pub(super) fn remove_all(disk: &DiskDir, names: &[String]) -> io::Result<()> {
+    let answers: Vec<io::Result<()>> = thread::scope(|scope| {
+        let callers: Vec<_> = names
+            .iter()
+            .map(|name| scope.spawn(|| disk.snapshot(name).delete()))
+            .collect();
+        let ended = callers.into_iter().map(|caller| caller.join());
+        ended.map(|answer| answer.expect("no panic")).collect()
+    });
+    let _ = disk.wait();
+    answers.into_iter().collect()
+}
+
+impl Verb<Bench> for Queue {
     fn prepare(&mut self, bench: &mut Bench) {
-        self.round += 1;
+        self.next();
         for name in self.names() {
             bench.seal(&name);
             bench.write(5);
@@ -33,17 +52,7 @@ impl Verb for Queue {
     }
 
     fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
-        let points = self.names().map(|name| bench.point(&name));
-        let answers: Vec<io::Result<()>> = thread::scope(|scope| {
-            let callers: Vec<_> = points
-                .iter()
-                .map(|point| scope.spawn(|| point.delete()))
-                .collect();
-            let ended = callers.into_iter().map(|caller| caller.join());
-            ended.map(|answer| answer.expect("no panic")).collect()
-        });
-        let _ = bench.disk().wait();
-        answers.into_iter().collect()
+        remove_all(&bench.disk(), &self.names())
     }
 
     fn judge(&mut self, bench: &mut Bench, round: &Round) {

@@ -39,7 +39,7 @@ impl Release {
     }
 }
 
-impl Verb for Release {
+impl Verb<Bench> for Release {
     fn prepare(&mut self, bench: &mut Bench) {
         self.round += 1;
         let template = format!("template{}", self.round);

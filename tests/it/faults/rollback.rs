@@ -24,14 +24,23 @@ impl Rollback {
         }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn next(&mut self) {
+        self.round += 1;
+    }
+
+    pub(super) fn name(&self) -> String {
         format!("p{}", self.round)
+    }
+
+    /// A point above it, which is passed.
+    pub(super) fn passed(&self) -> String {
+        format!("q{}", self.round)
     }
 }
 
-impl Verb for Rollback {
+impl Verb<Bench> for Rollback {
     fn prepare(&mut self, bench: &mut Bench) {
-        self.round += 1;
+        self.next();
         bench.seal(&self.name());
         bench.write(5);
         self.active = bench.begin_rollback();

@@ -4,6 +4,7 @@ use std::io;
 
 use qmpfs_tests::agent::FakeAgent;
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
+use qmpfs_tests::tree::DiskDir;
 use qmpfs_tests::{oracle, wait};
 
 use super::drive::{Round, Verb};
@@ -20,14 +21,23 @@ impl Seal {
         Self { first, round: 0 }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn next(&mut self) {
+        self.round += 1;
+    }
+
+    pub(super) fn name(&self) -> String {
         format!("n{}", self.round)
+    }
+
+    /// Another point, made before it.
+    pub(super) fn below(&self) -> String {
+        format!("m{}", self.round)
     }
 }
 
-impl Verb for Seal {
+impl Verb<Bench> for Seal {
     fn prepare(&mut self, bench: &mut Bench) {
-        self.round += 1;
+        self.next();
         if self.first {
             bench.restart();
         }
@@ -88,7 +98,7 @@ impl Frozen {
     }
 }
 
-impl Verb for Frozen {
+impl Verb<Bench> for Frozen {
     fn prepare(&mut self, bench: &mut Bench) {
         self.seal.prepare(bench);
     }
@@ -127,7 +137,7 @@ pub(super) enum Place {
 
 /// `rmdir snapshots/N`, by the merge that the mount was told to use.
 pub(super) struct Remove {
-    place: Place,
+    pub(super) place: Place,
     round: u32,
     bulk: Bulk,
 }
@@ -155,7 +165,12 @@ impl Remove {
         }
     }
 
-    fn names(&self) -> [String; 3] {
+    pub(super) fn next(&mut self) {
+        self.round += 1;
+    }
+
+    /// A point below, the one that goes, and one above.
+    pub(super) fn names(&self) -> [String; 3] {
         ["a", "b", "c"].map(|name| format!("{name}{}", self.round))
     }
 
@@ -166,9 +181,16 @@ impl Remove {
     }
 }
 
-impl Verb for Remove {
+/// `rmdir`, and the work that it began.
+pub(super) fn remove(disk: &DiskDir, name: &str) -> io::Result<()> {
+    disk.snapshot(name).delete()?;
+    let _ = disk.wait();
+    Ok(())
+}
+
+impl Verb<Bench> for Remove {
     fn prepare(&mut self, bench: &mut Bench) {
-        self.round += 1;
+        self.next();
         let [below, victim, above] = self.names();
         if self.place != Place::Bottom {
             bench.seal(&below);
@@ -187,10 +209,7 @@ impl Verb for Remove {
     }
 
     fn act(&mut self, bench: &mut Bench) -> io::Result<()> {
-        let [_, victim, _] = self.names();
-        bench.point(&victim).delete()?;
-        let _ = bench.disk().wait();
-        Ok(())
+        remove(&bench.disk(), &self.victim())
     }
 
     fn judge(&mut self, bench: &mut Bench, round: &Round) {
@@ -267,7 +286,7 @@ impl Internal {
     }
 }
 
-impl Verb for Internal {
+impl Verb<Bench> for Internal {
     fn prepare(&mut self, bench: &mut Bench) {
         self.round += 1;
         bench.write(4);
