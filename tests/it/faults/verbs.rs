@@ -115,7 +115,7 @@ impl Verb<Bench> for Frozen {
     }
 
     fn may_lose_the_last_writes(&self) -> bool {
-        self.seal.may_lose_the_last_writes()
+        Verb::<Bench>::may_lose_the_last_writes(&self.seal)
     }
 }
 
