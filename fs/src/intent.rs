@@ -327,7 +327,7 @@ fn connected(model: &Model) -> Result<(), Failure> {
 
 fn no_verb(verb: &str) -> Failure {
     Failure::new(Errno::EPERM, format!("{verb} has no meaning here")).next(
-        "points are made in snapshots, checkpoints, disks/*/snapshots, disks/*/internal, disks/*/live and disks/*/backups/*",
+        "points are made in snapshots, live, checkpoints and backups/*, and of one disk in its snapshots, internal, live and backups/*",
     )
 }
 
