@@ -36,6 +36,13 @@ pub(crate) const ZSTD: &[Goal] = &[goal("≥ 1.8× QSD", OVER_QSD, AtLeast(1.8))
 pub(crate) const CPU: &[Goal] = &[goal("≤ 1/12 of QSD", OVER_QSD, AtMost(1.0 / 12.0))];
 /// Two runs of one program differ by some percent.
 pub(crate) const RAW: &[Goal] = &[goal("1.0× raw file (0.95 counts)", OVER_RAW, AtLeast(0.95))];
+pub(crate) const FIRST_LOOK: &[Goal] = &[goal("≤ 50 ms", Ours, AtMost(0.05))];
+pub(crate) const WALK: &[Goal] = &[goal("≤ 0.2 s", Ours, AtMost(0.2))];
+pub(crate) const FILE: &[Goal] = &[goal(
+    "≥ 0.5× disk.raw",
+    Ratio(Who::Ours, Who::OursDisk),
+    AtLeast(0.5),
+)];
 pub(crate) const READY: &[Goal] = &[goal("≤ 1 s", Ours, AtMost(1.0))];
 pub(crate) const MEMORY: &[Goal] = &[goal("≤ 256 MiB", Ours, AtMost(256.0))];
 pub(crate) const LOOKUP: &[Goal] = &[goal("≤ 10 ns", Ours, AtMost(10.0))];

@@ -32,6 +32,8 @@ const STRIDE: usize = 1 << 20;
 /// An image that is read.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
+    /// What it is called.
+    pub(crate) name: String,
     /// The file that peers are given.
     pub(crate) file: PathBuf,
     pub(crate) format: &'static str,
@@ -47,6 +49,7 @@ impl Image {
     /// Names only, for showing a command line.
     pub(crate) fn placeholder(format: &'static str) -> Self {
         Self {
+            name: String::new(),
             file: "IMAGE".into(),
             format,
             top: "OVERLAY".into(),
@@ -89,6 +92,11 @@ impl Images {
             size,
             made: HashMap::new(),
         }
+    }
+
+    /// Bytes of a disk.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// All clusters one after another.
@@ -192,6 +200,20 @@ impl Images {
         self.finish("raw", file.clone(), "raw", file)
     }
 
+    /// A guest's filesystem, which `fill` makes in a raw file.
+    pub(crate) fn filesystem(&mut self, name: &str, fill: impl FnOnce(&Path)) -> Image {
+        self.make(name, |images, file| {
+            let expected = images.dir.join(format!("{name}.raw"));
+            fill(&expected);
+            sh!(
+                "qemu-img convert -f raw -O qcow2 {} {}",
+                expected.display(),
+                file.display()
+            );
+            expected
+        })
+    }
+
     fn make(&mut self, name: &str, fill: impl FnOnce(&mut Self, &Path) -> PathBuf) -> Image {
         if let Some(made) = self.made.get(name) {
             return made.clone();
@@ -218,6 +240,7 @@ impl Images {
         // What is still on its way to the disk would compete with what is measured.
         sh!("sync -f {}", self.dir.display());
         Image {
+            name: name.to_owned(),
             file,
             format,
             top,

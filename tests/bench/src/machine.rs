@@ -31,6 +31,11 @@ impl Load {
     }
 }
 
+/// The day, as UTC has it.
+pub(crate) fn date() -> String {
+    sh!("date -u +%F")
+}
+
 /// One line: processor, kernel, programs, filesystem.
 pub(crate) fn description(dir: &Path) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

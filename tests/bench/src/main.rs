@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use images::Images;
 use machine::Load;
 use options::{Options, USAGE};
-use page::Page;
-use workloads::{ALL, Run, Workload};
+use page::{Measured, Page};
+use workloads::{Run, SECTIONS, Section, Workload};
 
 /// Bytes of a disk: a second or two of reading for the slowest.
 const SIZE: u64 = 1 << 30;
@@ -48,10 +48,9 @@ fn main() -> ExitCode {
     let selected = match select(&options.only) {
         Ok(selected) => selected,
         Err(unknown) => {
-            let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
             eprintln!(
                 "bench: there is no workload {unknown}; there are {}",
-                known.join(", ")
+                known().collect::<Vec<_>>().join(", ")
             );
             return ExitCode::from(2);
         }
@@ -74,26 +73,36 @@ fn main() -> ExitCode {
         eprintln!("bench: {warning}");
     }
     let began = Instant::now();
-    let mut rows = Vec::new();
-    for (name, measure) in selected {
-        let since = Instant::now();
-        rows.extend(measure(&mut run));
-        eprintln!("bench: {name} took {:.0} s", since.elapsed().as_secs_f64());
+    let mut measured = Vec::new();
+    for (section, workloads) in selected {
+        let mut rows = Vec::new();
+        for (name, measure) in &workloads {
+            let since = Instant::now();
+            rows.extend(measure(&mut run));
+            eprintln!("bench: {name} took {:.0} s", since.elapsed().as_secs_f64());
+        }
+        print!("{}", report::table(section, &rows));
+        let complete = workloads.len() == section.workloads.len();
+        measured.push(Measured {
+            section,
+            rows,
+            complete,
+        });
     }
     eprintln!(
         "bench: all of it took {:.0} s",
         began.elapsed().as_secs_f64()
     );
-    print!("{}", report::table(&rows));
-    let complete = !options.quick && options.only.is_empty();
-    let Some(path) = options
-        .out
-        .or_else(|| complete.then(|| directory("QMPFS_BENCH_PAGE")))
-    else {
+    let path = options.out.or_else(|| {
+        // A table of the page is of one run.
+        measured.retain(|measured| measured.complete && !options.quick);
+        (!measured.is_empty()).then(|| directory("QMPFS_BENCH_PAGE"))
+    });
+    let Some(path) = path else {
         return ExitCode::SUCCESS;
     };
     let page = Page {
-        rows: &rows,
+        measured: &measured,
         machine: machine::description(&run.dir),
         load,
         rounds: run.rounds,
@@ -114,11 +123,51 @@ fn directory(variable: &str) -> PathBuf {
         .into()
 }
 
-fn select(only: &[String]) -> Result<Vec<Workload>, &String> {
-    let known = |name: &&String| ALL.iter().all(|(known, _)| known != name);
-    if let Some(unknown) = only.iter().find(known) {
+/// What `--only` takes: sections, and their workloads.
+fn known() -> impl Iterator<Item = &'static str> {
+    let names = |section: &'static Section| {
+        let workloads = section.workloads.iter().map(|(name, _)| *name);
+        [section.name].into_iter().chain(workloads)
+    };
+    SECTIONS.iter().flat_map(names)
+}
+
+fn select(only: &[String]) -> Result<Vec<(&'static Section, Vec<Workload>)>, &String> {
+    if let Some(unknown) = only.iter().find(|only| known().all(|name| name != *only)) {
         return Err(unknown);
     }
-    let wanted = |(name, _): &&Workload| only.is_empty() || only.iter().any(|only| only == name);
-    Ok(ALL.iter().filter(wanted).copied().collect())
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|only| only == name);
+    let of = |section: &'static Section| {
+        let all = wanted(section.name);
+        let workloads = section.workloads.iter();
+        let chosen: Vec<Workload> = workloads
+            .filter(|(name, _)| all || wanted(name))
+            .copied()
+            .collect();
+        (section, chosen)
+    };
+    let chosen = SECTIONS.iter().map(of);
+    Ok(chosen.filter(|(_, chosen)| !chosen.is_empty()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::select;
+
+    #[test]
+    fn sections_and_workloads_are_chosen_by_name() {
+        let chosen = |only: &str| -> Option<Vec<(&str, usize)>> {
+            let only: Vec<String> = only.split_whitespace().map(str::to_owned).collect();
+            let chosen = select(&only).ok()?;
+            let counts = chosen
+                .into_iter()
+                .map(|(section, chosen)| (section.name, chosen.len()));
+            Some(counts.collect())
+        };
+        let all = chosen("").expect("all");
+        assert_eq!(all.len(), super::SECTIONS.len());
+        assert_eq!(chosen("files"), Some(vec![("files", 5)]));
+        assert_eq!(chosen("copy xfs"), Some(vec![("disks", 1), ("files", 1)]));
+        assert_eq!(chosen("copy nonsense"), None);
+    }
 }

@@ -34,6 +34,12 @@ pub(crate) enum Who {
     OursCached,
     /// qmpfs where the kernel reads a raw layer by itself.
     OursPassthrough,
+    /// The same bytes of disk.raw.
+    OursDisk,
+    /// The kernel's own mount of the raw file.
+    Kernel,
+    /// A FUSE driver on the raw file: fuse2fs, ntfs-3g.
+    FuseDriver,
 }
 
 impl Who {
@@ -48,6 +54,9 @@ impl Who {
             Who::OursFlat => "qmpfs, depth 1",
             Who::OursCached => "qmpfs, -o kernel_cache",
             Who::OursPassthrough => "qmpfs, -o passthrough",
+            Who::OursDisk => "disk.raw",
+            Who::Kernel => "kernel",
+            Who::FuseDriver => "FUSE driver",
         }
     }
 }
@@ -93,14 +102,15 @@ pub(crate) fn lines(who: Who) -> Vec<String> {
 
 fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> Vec<Line> {
     let text = |path: &Path| path.to_str().expect("our own paths are UTF-8").to_owned();
-    let (file, format, at, socket) = (
+    let (file, expected, format, at, socket) = (
         text(&image.file),
+        text(&image.expected),
         image.format,
         text(mountpoint),
         text(socket),
     );
     match who {
-        Who::Ours | Who::OursFlat => vec![ours("ro", &text(&image.top), &at)],
+        Who::Ours | Who::OursFlat | Who::OursDisk => vec![ours("ro", &text(&image.top), &at)],
         Who::OursCached => vec![ours("ro,kernel_cache", &text(&image.top), &at)],
         Who::OursPassthrough => vec![ours("ro,passthrough", &text(&image.top), &at)],
         Who::Qsd => vec![storage_daemon(&file, format, "threads", &at)],
@@ -132,12 +142,29 @@ fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> V
                 ]),
             ]
         }
+        Who::Kernel => vec![Line::new(&["mount", "-o", "loop,ro", &expected, &at])],
+        Who::FuseDriver => vec![driver(&image.name, &expected, &at)],
         Who::RawFile | Who::Convert => Vec::new(),
     }
 }
 
 fn ours(options: &str, top: &str, at: &str) -> Line {
     Line::new(&["qmpfs", "mount", "-f", "-o", options, top, at])
+}
+
+fn driver(filesystem: &str, raw: &str, at: &str) -> Line {
+    match filesystem {
+        "ntfs" => Line::new(&["ntfs-3g", "-o", "ro,no_detach", raw, at]),
+        _ => Line::new(&["fuse2fs", "-f", "-o", "ro", raw, at]),
+    }
+}
+
+/// How the driver of a filesystem is started, as docs/PERFORMANCE.md shows it.
+pub(crate) fn fuse_driver(filesystem: &str) -> String {
+    format!(
+        "    {}\n",
+        driver(filesystem, "RAW", "MOUNTPOINT").0.join(" ")
+    )
 }
 
 fn storage_daemon(file: &str, format: &str, aio: &str, at: &str) -> Line {
@@ -178,6 +205,11 @@ impl Server {
             mountpoint: Some(mountpoint.clone()),
         };
         for line in command_lines(who, image, &mountpoint, &socket) {
+            if who == Who::Kernel {
+                // Nobody serves it.
+                sh!("{}", line.0.join(" "));
+                continue;
+            }
             server.processes.insert(0, line.spawn(&log));
             if line.0[0] == "qemu-nbd" {
                 server.until("qemu-nbd listens", || socket.exists().then_some(()));
@@ -228,6 +260,7 @@ pub(crate) fn view_of(who: Who, mountpoint: &Path) -> Option<PathBuf> {
     }
     match who {
         Who::Qsd | Who::Uring => Some(mountpoint.to_owned()),
+        Who::Kernel | Who::FuseDriver => Some(mountpoint.to_owned()),
         Who::Nbd => Some(mountpoint.join("nbd")).filter(|file| file.exists()),
         _ => layers(mountpoint).pop(),
     }

@@ -4,6 +4,7 @@
 mod again;
 mod chain;
 mod copy;
+pub(crate) mod files;
 mod flat;
 mod lookup;
 mod random;
@@ -33,20 +34,59 @@ pub(crate) struct Run {
 /// A workload: its name on the command line, and what measures it.
 pub(crate) type Workload = (&'static str, fn(&mut Run) -> Vec<Row>);
 
-/// All of them, in the order of the table.
-pub(crate) const ALL: &[Workload] = &[
-    ("sequential", sequential::contiguous),
-    ("fragmented", sequential::fragmented),
-    ("random", random::one),
-    ("queue", random::many),
-    ("again", again::again),
-    ("copy", copy::copy),
-    ("chain", chain::chain),
-    ("compressed", sequential::compressed),
-    ("raw", sequential::raw),
-    ("ready", flat::ready),
-    ("memory", flat::memory),
-    ("lookup", lookup::lookup),
+/// Workloads that share a table of the page. The page keeps it until all of them are measured anew.
+pub(crate) struct Section {
+    /// On the command line, and in the page's marks.
+    pub(crate) name: &'static str,
+    pub(crate) heading: &'static str,
+    /// Who has a column; the rest are limits.
+    pub(crate) columns: &'static [Who],
+    pub(crate) limits: &'static [Who],
+    /// In the order of the table.
+    pub(crate) workloads: &'static [Workload],
+}
+
+/// All of them, in the order of the page.
+pub(crate) const SECTIONS: &[Section] = &[
+    Section {
+        name: "disks",
+        heading: "Disks",
+        columns: &[Who::Ours, Who::Qsd, Who::Uring, Who::Nbd],
+        limits: &[
+            Who::RawFile,
+            Who::Convert,
+            Who::OursFlat,
+            Who::OursCached,
+            Who::OursPassthrough,
+        ],
+        workloads: &[
+            ("sequential", sequential::contiguous),
+            ("fragmented", sequential::fragmented),
+            ("random", random::one),
+            ("queue", random::many),
+            ("again", again::again),
+            ("copy", copy::copy),
+            ("chain", chain::chain),
+            ("compressed", sequential::compressed),
+            ("raw", sequential::raw),
+            ("ready", flat::ready),
+            ("memory", flat::memory),
+            ("lookup", lookup::lookup),
+        ],
+    },
+    Section {
+        name: "files",
+        heading: "Guests' files",
+        columns: &[Who::Ours, Who::Kernel, Who::FuseDriver],
+        limits: &[Who::OursDisk],
+        workloads: &[
+            ("ext4", files::ext4),
+            ("xfs", files::xfs),
+            ("btrfs", files::btrfs),
+            ("ntfs", files::ntfs),
+            ("fat", files::fat),
+        ],
+    },
 ];
 
 impl Run {
