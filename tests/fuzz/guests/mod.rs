@@ -12,10 +12,16 @@ mod walk;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every fuzz target.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 9] = [
     ("guest_partitions", walk::check_partitions),
+    ("guest_lvm", walk::check_lvm),
     ("guest_ext", walk::check_ext),
     ("guest_xfs", walk::check_xfs),
+    ("guest_btrfs", walk::check_btrfs),
+    ("guest_ntfs", walk::check_ntfs),
+    ("guest_fat", walk::check_fat),
+    ("guest_exfat", walk::check_exfat),
+    ("guest_iso", walk::check_iso),
 ];
 
 /// The check of a name.

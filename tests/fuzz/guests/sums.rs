@@ -1,6 +1,7 @@
 //! Checksums set right after damage, so that what is behind them is reached.
 //!
-//! Knows: where GPT and XFS keep them. ext's are not looked at but in its superblock's journal.
+//! Knows: where GPT, XFS, Btrfs, LVM2, exFAT and NTFS keep them. ext's are not looked at but in its superblock's
+//! journal; FAT and ISO 9660 have none.
 //! Does not know: what else is in a block.
 
 /// Sets right what a GPT sums up: its list, then its header; of both copies.
@@ -86,6 +87,116 @@ pub fn xfs(disk: &mut [u8]) {
             own[sum..sum + 4].fill(0);
             let crc = crc32c::crc32c(own);
             own[sum..sum + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+}
+
+fn number(disk: &[u8], at: usize, length: usize) -> Option<usize> {
+    let bytes = disk.get(at..at.checked_add(length)?)?;
+    let value = bytes.iter().rev();
+    usize::try_from(value.fold(0u64, |all, byte| all << 8 | u64::from(*byte))).ok()
+}
+
+/// Sets right the checksums of a Btrfs: of its superblock, and of each block that says to be a node of it.
+pub fn btrfs(disk: &mut [u8]) {
+    const SUPERBLOCK: usize = 64 << 10;
+    let (Some(nodes), Some(superblock)) = (
+        number(disk, SUPERBLOCK + 148, 4),
+        disk.get(SUPERBLOCK..SUPERBLOCK + 4096),
+    ) else {
+        return;
+    };
+    // Nodes name the filesystem, which may have another identity for its metadata.
+    let names = [superblock[32..48].to_vec(), superblock[571..587].to_vec()];
+    let nodes = nodes.clamp(4096, 64 << 10);
+    let superblocks = [SUPERBLOCK, 64 << 20];
+    for at in (0..disk.len()).step_by(4096) {
+        let length = match superblocks.contains(&at) {
+            true => 4096,
+            false => nodes,
+        };
+        let Some(own) = disk.get_mut(at..at + length) else {
+            continue;
+        };
+        if names.iter().any(|name| own[32..48] == name[..]) {
+            let sum = crc32c::crc32c(&own[32..]);
+            own[..4].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+}
+
+/// Sets right the last bytes of the sectors of records of an NTFS, which say that they were written whole.
+pub fn ntfs(disk: &mut [u8]) {
+    const SECTOR: usize = 512;
+    for at in (0..disk.len()).step_by(SECTOR) {
+        if !matches!(disk.get(at..at + 4), Some(b"FILE" | b"INDX")) {
+            continue;
+        }
+        let (Some(list), Some(count)) = (number(disk, at + 4, 2), number(disk, at + 6, 2)) else {
+            continue;
+        };
+        let Some(mark) = disk.get(at + list..at + list + 2).map(<[u8]>::to_vec) else {
+            continue;
+        };
+        // A record of 64 KiB has no more.
+        for sector in 1..count.min(129) {
+            let end = at + sector * SECTOR;
+            if let Some(own) = disk.get_mut(end - 2..end) {
+                own.copy_from_slice(&mark);
+            }
+        }
+    }
+}
+
+/// Sets right the checksums of the entries of an exFAT's files.
+pub fn exfat(disk: &mut [u8]) {
+    const ENTRY: usize = 32;
+    for at in (0..disk.len()).step_by(ENTRY) {
+        let is_file = matches!(disk.get(at..at + 33), Some([0x85, .., 0xc0]));
+        let count = disk
+            .get(at + 1)
+            .map_or(0, |count| usize::from(*count).min(18));
+        let Some(set) = disk.get_mut(at..at + (count + 1) * ENTRY) else {
+            continue;
+        };
+        if is_file {
+            let counted = set
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| !matches!(at, 2 | 3));
+            let sum = counted.fold(0u16, |sum, (_, byte)| {
+                sum.rotate_right(1).wrapping_add((*byte).into())
+            });
+            set[2..4].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+}
+
+/// Sets right the checksums of a physical volume of LVM2: of its label, its metadata areas and their texts.
+pub fn lvm(disk: &mut [u8]) {
+    const SECTOR: usize = 512;
+    let sum = |bytes: &[u8]| {
+        let mut hasher = crc32fast::Hasher::new_with_initial(!0xf597_a6cf);
+        hasher.update(bytes);
+        (!hasher.finalize()).to_le_bytes()
+    };
+    for at in (0..disk.len().saturating_sub(SECTOR - 1)).step_by(SECTOR) {
+        if disk[at..].starts_with(b"LABELONE") {
+            let its = sum(&disk[at + 20..at + SECTOR]);
+            disk[at + 16..at + 20].copy_from_slice(&its);
+        }
+        if disk[at + 4..].starts_with(b"\x20LVM2\x20x[5A%r0N*>") {
+            // The first text of the area, where it is in one piece.
+            let text = number(disk, at + 40, 8).zip(number(disk, at + 48, 8));
+            let text = text.and_then(|(start, length)| {
+                let start = at.checked_add(start)?;
+                disk.get(start..start.checked_add(length.min(8 << 20))?)
+            });
+            if let Some(its) = text.map(sum) {
+                disk[at + 56..at + 60].copy_from_slice(&its);
+            }
+            let its = sum(&disk[at + 4..at + SECTOR]);
+            disk[at..at + 4].copy_from_slice(&its);
         }
     }
 }

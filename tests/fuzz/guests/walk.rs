@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qmpfs_guestfs::lvm::{Physical, Piece};
 use qmpfs_guestfs::{
     Error, Extent, FileKind, Filesystem, Kind, Part, Place, ReadAt, Table, open, probe,
 };
@@ -63,6 +64,63 @@ pub fn check_xfs(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
     sums::xfs(&mut disk);
     check(Kind::Xfs, disk);
+}
+
+/// A Btrfs.
+pub fn check_btrfs(bytes: &[u8]) {
+    let mut disk = sparse::unpack(bytes);
+    sums::btrfs(&mut disk);
+    check(Kind::Btrfs, disk);
+}
+
+/// An NTFS.
+pub fn check_ntfs(bytes: &[u8]) {
+    let mut disk = sparse::unpack(bytes);
+    sums::ntfs(&mut disk);
+    check(Kind::Ntfs, disk);
+}
+
+/// A FAT of any width.
+pub fn check_fat(bytes: &[u8]) {
+    check(Kind::Fat, sparse::unpack(bytes));
+}
+
+/// An exFAT.
+pub fn check_exfat(bytes: &[u8]) {
+    let mut disk = sparse::unpack(bytes);
+    sums::exfat(&mut disk);
+    check(Kind::ExFat, disk);
+}
+
+/// An ISO 9660.
+pub fn check_iso(bytes: &[u8]) {
+    check(Kind::Iso9660, sparse::unpack(bytes));
+}
+
+/// A physical volume of LVM2.
+pub fn check_lvm(bytes: &[u8]) {
+    let mut disk = sparse::unpack(bytes);
+    disk.truncate(4 << 20);
+    sums::lvm(&mut disk);
+    let began = Instant::now();
+    let Ok(physical) = Physical::read(&disk) else {
+        return;
+    };
+    let groups = physical.group.iter();
+    let volumes = groups.flat_map(|group| &group.logical);
+    for layout in volumes.filter_map(|volume| volume.layout.as_ref().ok()) {
+        let length = layout.length();
+        for offset in [0, length / 3, length / 2, length.saturating_sub(1), length] {
+            let piece = layout.piece(offset, 1 << 20);
+            assert_eq!(piece.is_some(), offset < length, "{offset} of {length}");
+            let fits = |piece: &Piece<'_>| {
+                let ends = piece.start.checked_add(piece.length).is_some();
+                piece.length > 0 && piece.length <= (length - offset).min(1 << 20) && ends
+            };
+            assert!(piece.as_ref().is_none_or(fits), "{piece:?}");
+        }
+    }
+    assert!(began.elapsed() < LONGEST, "it takes too long");
 }
 
 fn check(kind: Kind, disk: Vec<u8>) {

@@ -1,0 +1,7 @@
+//! An NTFS of a guest.
+#![no_main]
+
+#[path = "../guests/mod.rs"]
+mod guests;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| guests::check("guest_ntfs", bytes));
