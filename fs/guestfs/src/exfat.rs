@@ -6,9 +6,9 @@ mod entries;
 
 use crate::bytes::{le32, le64, u8};
 use crate::fat::clusters::{Chain, Clusters, Width};
-use crate::fat::{kind, permissions};
+use crate::fat::permissions;
 use crate::filesystem::{
-    Attributes, DirEntry, Extent, Filesystem, Journal, Listing, Place, Time, is_name,
+    Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, Place, Time, is_name,
 };
 use crate::{Error, ReadAt, stretches};
 use entries::{ENTRY, Set};
@@ -59,6 +59,28 @@ impl ExFat {
         let place = node.checked_mul(ENTRY);
         let place = place.ok_or(Error::Corrupt("a number is of no file"))?;
         entries::find(&self.clusters, place)
+    }
+
+    /// A file, and no directory.
+    fn file(&self, node: u64) -> Result<Set, Error> {
+        if node == ROOT {
+            return Err(Error::WrongKind);
+        }
+        let set = self.set(node)?;
+        match set.is_directory() {
+            true => Err(Error::WrongKind),
+            false => Ok(set),
+        }
+    }
+
+    fn extents_of(&self, set: &Set, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
+        let mut extents = self.clusters.extents(set.chain, set.size, offset, limit)?;
+        // What was never written is zeros.
+        extents.retain(|extent| extent.offset < set.written);
+        if let Some(last) = extents.last_mut() {
+            last.length = last.length.min(set.written - last.offset);
+        }
+        Ok(extents)
     }
 
     /// Where a directory is, and its bytes.
@@ -125,7 +147,7 @@ impl ExFat {
                         names.push(DirEntry {
                             name,
                             node: place / ENTRY,
-                            kind: Some(kind(entries::is_directory(&set)?)),
+                            kind: Some(FileKind::of_directory(entries::is_directory(&set)?)),
                         });
                     }
                 }
@@ -171,7 +193,7 @@ impl Filesystem for ExFat {
             }
         };
         Ok(Attributes {
-            kind: kind(is_directory),
+            kind: FileKind::of_directory(is_directory),
             permissions: permissions(is_read_only),
             links: 1,
             owner: (0, 0),
@@ -193,26 +215,13 @@ impl Filesystem for ExFat {
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
-        if node == ROOT {
-            return Err(Error::WrongKind);
-        }
-        let set = self.set(node)?;
-        if set.is_directory() {
-            return Err(Error::WrongKind);
-        }
-        let mut extents = self.clusters.extents(set.chain, set.size, offset, limit)?;
-        // What was never written is zeros.
-        extents.retain(|extent| extent.offset < set.written);
-        if let Some(last) = extents.last_mut() {
-            last.length = last.length.min(set.written - last.offset);
-        }
-        Ok(extents)
+        self.extents_of(&self.file(node)?, offset, limit)
     }
 
     fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let extents = self.extents(node, offset, length)?;
-        let size = self.set(node)?.size;
-        stretches::read(&*self.clusters.source, &extents, size, offset, length)
+        let set = self.file(node)?;
+        let extents = self.extents_of(&set, offset, length)?;
+        stretches::read(&*self.clusters.source, &extents, set.size, offset, length)
     }
 }
 

@@ -172,6 +172,18 @@ impl Fat {
         }
     }
 
+    /// Where the bytes of a file are, and how many.
+    fn content(&self, node: u64) -> Result<(Chain, u64), Error> {
+        if node == ROOT {
+            return Err(Error::WrongKind);
+        }
+        let entry = self.entry(node)?;
+        match entry.is_directory() {
+            true => Err(Error::WrongKind),
+            false => Ok((entry.chain(), entry.size.into())),
+        }
+    }
+
     /// Where the bytes of a directory are, from one on.
     fn directory(&self, node: u64, offset: u64) -> Result<Vec<Extent>, Error> {
         let chain = match (node, self.root) {
@@ -239,7 +251,7 @@ impl Fat {
                         entries.push(DirEntry {
                             name,
                             node: (place + before) / ENTRY,
-                            kind: Some(kind(is_directory)),
+                            kind: Some(FileKind::of_directory(is_directory)),
                         });
                     }
                 }
@@ -250,13 +262,6 @@ impl Fat {
             entries,
             next: None,
         })
-    }
-}
-
-pub(crate) fn kind(is_directory: bool) -> FileKind {
-    match is_directory {
-        true => FileKind::Directory,
-        false => FileKind::File,
     }
 }
 
@@ -297,7 +302,7 @@ impl Filesystem for Fat {
         let modified = entry.as_ref().map_or(Time::EPOCH, |entry| entry.modified);
         let cluster = self.clusters.size;
         Ok(Attributes {
-            kind: kind(is_directory),
+            kind: FileKind::of_directory(is_directory),
             permissions: permissions(flags & READ_ONLY != 0),
             links: 1,
             owner: (0, 0),
@@ -319,22 +324,13 @@ impl Filesystem for Fat {
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
-        if node == ROOT {
-            return Err(Error::WrongKind);
-        }
-        let entry = self.entry(node)?;
-        match entry.is_directory() {
-            true => Err(Error::WrongKind),
-            false => {
-                let size = entry.size.into();
-                self.clusters.extents(entry.chain(), size, offset, limit)
-            }
-        }
+        let (chain, size) = self.content(node)?;
+        self.clusters.extents(chain, size, offset, limit)
     }
 
     fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let extents = self.extents(node, offset, length)?;
-        let size = u64::from(self.entry(node)?.size);
+        let (chain, size) = self.content(node)?;
+        let extents = self.clusters.extents(chain, size, offset, length)?;
         stretches::read(&*self.clusters.source, &extents, size, offset, length)
     }
 }

@@ -114,6 +114,14 @@ pub enum FileKind {
 }
 
 impl FileKind {
+    /// Of what has directories and files alone.
+    pub(crate) fn of_directory(is_directory: bool) -> FileKind {
+        match is_directory {
+            true => FileKind::Directory,
+            false => FileKind::File,
+        }
+    }
+
     /// From the byte by which a directory says it (`d_type`), in ext and Btrfs.
     pub(crate) fn of_entry(byte: u8) -> Option<FileKind> {
         Some(match byte {

@@ -5,7 +5,6 @@
 mod ridge;
 
 use crate::bytes::{le16, le32, slice, u8};
-use crate::fat::kind;
 use crate::filesystem::{
     Attributes, DirEntry, Extent, FileKind, Filesystem, Journal, Listing, is_name,
 };
@@ -202,7 +201,9 @@ impl Iso {
         let of_mode = ridge.mode.and_then(FileKind::of_mode);
         match ridge.moved_to {
             Some(_) => FileKind::Directory,
-            None => of_mode.unwrap_or_else(|| kind(record.flags & DIRECTORY != 0)),
+            None => {
+                of_mode.unwrap_or_else(|| FileKind::of_directory(record.flags & DIRECTORY != 0))
+            }
         }
     }
 }
@@ -313,16 +314,31 @@ impl Filesystem for Iso {
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
-        let record = self.record(node)?;
-        let ridge = self.ridge(&record)?;
-        if self.kind(&record, &ridge) != FileKind::File {
+        Ok(self.content(node, offset, limit)?.0)
+    }
+
+    fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        let (extents, size) = self.content(node, offset, usize::MAX)?;
+        stretches::read(&*self.source, &extents, size, offset, length)
+    }
+}
+
+impl Iso {
+    /// Where the bytes of a file are, from one on, and how many it has in all.
+    fn content(&self, node: u64, offset: u64, limit: usize) -> Result<(Vec<Extent>, u64), Error> {
+        let pieces = self.pieces(node)?;
+        let [record, ..] = &pieces[..] else {
+            return Err(Error::WrongKind);
+        };
+        let ridge = self.ridge(record)?;
+        if self.kind(record, &ridge) != FileKind::File {
             return Err(Error::WrongKind);
         }
         if ridge.is_compressed {
             return Err(Error::Unsupported("the file is compressed (zisofs)"));
         }
         let (mut found, mut at) = (Vec::new(), 0);
-        for piece in self.pieces(node)? {
+        for piece in &pieces {
             if at + piece.size > offset && piece.size > 0 && found.len() < limit {
                 if piece.start.saturating_add(piece.size) > self.source.size() {
                     return Err(Error::Corrupt("a file is behind the end"));
@@ -331,12 +347,6 @@ impl Filesystem for Iso {
             }
             at += piece.size;
         }
-        Ok(found)
-    }
-
-    fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let extents = self.extents(node, offset, usize::MAX)?;
-        let size = self.pieces(node)?.iter().map(|piece| piece.size).sum();
-        stretches::read(&*self.source, &extents, size, offset, length)
+        Ok((found, at))
     }
 }

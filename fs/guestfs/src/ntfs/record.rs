@@ -23,6 +23,8 @@ const SECTOR: usize = 512;
 const LIST_MAX: u64 = 256 << 10;
 /// Records of one file that are looked at: as many as that list can name.
 const RECORDS_MAX: usize = 8 << 10;
+/// Bytes of them all: of records of a kibibyte, as nearly all are, eight times as many as a list can name.
+const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// Attributes of one file.
 const ATTRIBUTES_MAX: usize = 16 << 10;
 /// What tells a record from how often it was used.
@@ -117,13 +119,15 @@ pub(super) fn file(ntfs: &Ntfs, number: u64) -> Result<File, Error> {
                 runs::read(ntfs, &it.runs, 0, size as usize)?
             }
         };
+        let mut gathered = 0usize;
         for other in others(&list, number)? {
             // A record that was given to another file meanwhile says so.
             let bytes = ntfs.record(other)?;
+            gathered = gathered.saturating_add(bytes.len());
             if le64(&bytes, 32)? & NUMBER == number && le16(&bytes, 22)? & IN_USE != 0 {
                 attributes.extend(self::attributes(&bytes)?);
             }
-            if attributes.len() > ATTRIBUTES_MAX {
+            if attributes.len() > ATTRIBUTES_MAX || gathered > RECORDS_BYTES_MAX {
                 return Err(Error::Corrupt("a file has too many attributes"));
             }
         }
