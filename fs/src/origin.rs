@@ -2,18 +2,22 @@
 //! the same bytes, and nobody has to read them. Pure: the message, and what it means.
 //! Invariant: an origin holds as long as both files are open, and in one mount alone.
 
-/// Stretches of one answer.
-pub const STRETCHES_MAX: usize = 500;
+/// Stretches of one answer: a message has less than 16 KiB.
+pub const STRETCHES_MAX: usize = 400;
 /// Bytes of the message: two numbers asked, or their count and the stretches answered.
 pub const MESSAGE: usize = 16 + STRETCHES_MAX * STRETCH;
-const STRETCH: usize = 24;
+const STRETCH: usize = 40;
 /// `_IOWR('Q', 1, MESSAGE)`: the kernel carries the message there and back.
 pub const REQUEST: u32 = 3 << 30 | (MESSAGE as u32) << 16 | (b'Q' as u32) << 8 | 1;
 
+/// What tells a file, or a part of one, from all others: device, inode, and which part. Whole names and no sums of
+/// them: an image could be made for two sums to be the same.
+pub type Source = [u64; 3];
+
 /// Zeros, whoever has them.
-const ZEROS: u64 = 0;
+const ZEROS: Source = [0; 3];
 /// Nothing is known: it has to be read.
-const UNKNOWN: u64 = u64::MAX;
+const UNKNOWN: Source = [u64::MAX; 3];
 
 /// A stretch that comes from one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub struct Origin {
     /// Its bytes.
     pub length: u64,
     /// Which file, or which part of one.
-    source: u64,
+    source: Source,
     /// Where it begins there.
     at: u64,
 }
@@ -46,11 +50,11 @@ impl Origin {
     }
 
     /// Bytes of something that `source` tells from all others, from `at` on there.
-    pub fn of(source: u64, at: u64, length: u64) -> Origin {
-        Origin {
-            length,
-            source: source.clamp(ZEROS + 1, UNKNOWN - 1),
-            at,
+    pub fn of(source: Source, at: u64, length: u64) -> Origin {
+        match source {
+            // No file is called so.
+            ZEROS | UNKNOWN => Origin::unknown(length),
+            source => Origin { length, source, at },
         }
     }
 
@@ -118,7 +122,8 @@ impl Origins {
         message.extend((self.0.len() as u64).to_le_bytes());
         message.extend([0; 8]);
         for origin in &self.0 {
-            for number in [origin.length, origin.source, origin.at] {
+            let [device, inode, part] = origin.source;
+            for number in [origin.length, device, inode, part, origin.at] {
                 message.extend(number.to_le_bytes());
             }
         }
@@ -147,8 +152,12 @@ pub fn answered(message: &[u8]) -> Option<Vec<Origin>> {
         let at = 16 + index * STRETCH;
         Some(Origin {
             length: number(message, at)?,
-            source: number(message, at + 8)?,
-            at: number(message, at + 16)?,
+            source: [
+                number(message, at + 8)?,
+                number(message, at + 16)?,
+                number(message, at + 24)?,
+            ],
+            at: number(message, at + 32)?,
         })
     };
     match count <= STRETCHES_MAX {
@@ -170,14 +179,14 @@ mod tests {
     fn what_is_asked_and_answered_arrives() {
         assert_eq!(asked(&question(7, u64::MAX)), Some((7, u64::MAX)));
         let mut origins = Origins::default();
-        assert!(origins.add(Origin::of(9, 100, 10)));
-        assert!(origins.add(Origin::of(9, 110, 10)), "it goes on");
+        assert!(origins.add(Origin::of([9, 8, 7], 100, 10)));
+        assert!(origins.add(Origin::of([9, 8, 7], 110, 10)), "it goes on");
         assert!(origins.add(Origin::zeros(5)) && origins.add(Origin::zeros(6)));
         assert!(origins.add(Origin::unknown(1)));
         let message = origins.message();
         assert_eq!(message.len(), MESSAGE);
         let all = [
-            Origin::of(9, 100, 20),
+            Origin::of([9, 8, 7], 100, 20),
             Origin::zeros(11),
             Origin::unknown(1),
         ];
@@ -190,11 +199,14 @@ mod tests {
     fn only_what_is_known_is_the_same() {
         let (zeros, unknown) = (Origin::zeros(9), Origin::unknown(9));
         assert!(zeros.is_same(Origin::zeros(4)) && !unknown.is_same(unknown));
-        let origin = Origin::of(3, 50, 9);
-        assert!(origin.skip(2).is_same(Origin::of(3, 52, 1)));
-        assert!(!origin.is_same(Origin::of(3, 51, 9)) && !origin.is_same(Origin::of(4, 50, 9)));
+        let (source, other) = ([1, 2, 3], [1, 2, 4]);
+        let origin = Origin::of(source, 50, 9);
+        assert!(origin.skip(2).is_same(Origin::of(source, 52, 1)));
         assert!(
-            !zeros.is_same(Origin::of(0, 0, 9)),
+            !origin.is_same(Origin::of(source, 51, 9)) && !origin.is_same(Origin::of(other, 50, 9))
+        );
+        assert!(
+            !zeros.is_same(Origin::of([0; 3], 0, 9)),
             "no file is called zeros"
         );
     }

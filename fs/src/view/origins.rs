@@ -3,9 +3,8 @@
 use super::{Content, View, failure};
 use crate::errno::Failure;
 use crate::model::FileId;
-use crate::origin::{Origin, Origins};
+use crate::origin::{self, Origin, Origins};
 use qmpfs_qcow2::{Mapping, Source};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
 /// Stretches that are looked at for one answer: one with few origins must not take for ever.
@@ -67,8 +66,8 @@ impl View {
 }
 
 /// What a file, or a compressed cluster of it, is called.
-fn named(file: FileId, cluster: Option<u64>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (file, cluster).hash(&mut hasher);
-    hasher.finish()
+fn named(file: FileId, cluster: Option<u64>) -> origin::Source {
+    // No cluster begins at the last byte there could be.
+    let part = cluster.map_or(0, |host| host.saturating_add(1));
+    [file.dev, file.ino, part]
 }
