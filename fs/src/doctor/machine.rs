@@ -5,6 +5,7 @@ use super::{Finding, program};
 use crate::guest;
 use crate::run::mountpoint;
 use crate::sys;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -22,7 +23,14 @@ fn fuse() -> Finding {
         Ok(_) => Finding::Fit("/dev/fuse can be opened".to_owned()),
         Err(error) => Finding::Unfit(
             format!("/dev/fuse cannot be opened: {error}"),
-            "modprobe fuse; in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN"
+            match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    "let users open it, as udev does: chmod 666 /dev/fuse; or mount as root"
+                }
+                _ => {
+                    "modprobe fuse; in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN"
+                }
+            }
                 .to_owned(),
         ),
     }
