@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A guest's files never change; how long the kernel may believe that of one it was told about.
-const TTL: Duration = Duration::from_secs(30);
+pub(super) const TTL: Duration = Duration::from_secs(30);
 
 /// What an inode number means that is a guest's.
 pub(super) struct Place {
@@ -128,12 +128,35 @@ pub(super) fn is_hidden(shared: &Shared, node: &Node) -> bool {
     shared.guests.links() == Links::Hide && node.attributes.kind == FileKind::Symlink
 }
 
-/// Answers with a node that is named in a directory `depth` below the root.
-pub(super) fn reply_node(shared: &Shared, tree: &Tree, node: &Node, depth: u8, reply: ReplyEntry) {
+/// The attributes of a node that is named in `directory`. What a directory's node stands under in the tree says how
+/// deep it is; a link stands in its directory.
+pub(super) fn named(
+    shared: &Shared,
+    tree: &Tree,
+    node: &Node,
+    directory: Number,
+) -> Result<FileAttr, fuser::Errno> {
+    let depth = match node.attributes.kind {
+        FileKind::Directory => directory.depth.saturating_add(1),
+        _ => directory.depth,
+    };
+    attributes(shared, tree, node, depth)
+}
+
+/// Answers with the attributes of a node.
+fn reply_named(shared: &Shared, tree: &Tree, node: &Node, directory: Number, reply: ReplyEntry) {
     if is_hidden(shared, node) {
         return reply.error(fuser::Errno::ENOENT);
     }
-    match attributes(shared, tree, node, depth) {
+    match named(shared, tree, node, directory) {
+        Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// Answers with the root of a tree.
+pub(super) fn reply_root(shared: &Shared, tree: &Tree, node: &Node, reply: ReplyEntry) {
+    match attributes(shared, tree, node, 0) {
         Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
         Err(errno) => reply.error(errno),
     }
@@ -141,21 +164,16 @@ pub(super) fn reply_node(shared: &Shared, tree: &Tree, node: &Node, depth: u8, r
 
 pub(super) fn lookup(shared: &Arc<Shared>, place: Place, name: &OsStr, reply: ReplyEntry) {
     let Place { tree, number } = place;
-    let (name, below) = (name.as_bytes().to_vec(), number.depth.saturating_add(1));
-    // What a directory's node stands under in the tree says how deep it is; a link stands in its directory.
-    let depth = move |node: &Node| match node.attributes.kind {
-        FileKind::Directory => below,
-        _ => number.depth,
-    };
+    let name = name.as_bytes().to_vec();
     if let Some(node) = tree.known_name(number.node, &name) {
-        return reply_node(shared, &tree, &node, depth(&node), reply);
+        return reply_named(shared, &tree, &node, number, reply);
     }
     let directory = number.node;
     let (in_answer, of) = (Arc::clone(shared), Arc::clone(&tree));
     tree.ask(
         Question::Lookup { directory, name },
         move |answer| match node_of(answer) {
-            Ok(node) => reply_node(&in_answer, &of, &node, depth(&node), reply),
+            Ok(node) => reply_named(&in_answer, &of, &node, number, reply),
             Err(failure) => reply.error(failed(&failure)),
         },
     );
@@ -236,6 +254,8 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpe
             let mut flags = fuser::FopenFlags::empty();
             let stay = of.pages_may_stay(view.fingerprint());
             flags.set(fuser::FopenFlags::FOPEN_KEEP_CACHE, stay);
+            // There is nothing to be flushed: that is one question less for each file that is closed.
+            flags.insert(fuser::FopenFlags::FOPEN_NOFLUSH);
             let file = GuestFile::new(of, Arc::new(view), &node, extents, bytes_read);
             Ok((file, flags))
         });
@@ -256,6 +276,12 @@ pub(super) enum Wanted {
 }
 
 pub(super) fn xattr(place: &Place, wanted: Wanted, size: u32, reply: ReplyXattr) {
+    if place.tree.has_no_xattrs(place.number.node) {
+        return match wanted {
+            Wanted::Value(_) => reply.error(fuser::Errno::NO_XATTR),
+            Wanted::Names => replies::xattr(reply, size, &[]),
+        };
+    }
     let question = Question::Xattrs(place.number.node);
     place.tree.ask(question, move |answer| {
         let all = match answer {

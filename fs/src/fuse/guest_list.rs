@@ -1,17 +1,19 @@
 //! Listings of a guest's directories. The reader tells names in batches; what was told is kept as long as the
 //! directory is open, so that its offsets stay what they are. Every listing ends.
 
-use super::failed;
-use super::guest::{Place, another, file_type, is_hidden};
+use super::guest::{self, Place, TTL, another, is_hidden};
 use super::handles::{Entry, Handle, Names};
-use super::replies;
 use super::shared::Shared;
+use super::{GENERATION, failed, plus, replies};
 use crate::errno::{Errno, Failure};
 use crate::guest::{Answer, Number, Question};
-use fuser::{FileType, ReplyDirectory, ReplyOpen};
+use fuser::{
+    FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyOpen, RequestId,
+};
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 /// Names of one directory that are listed: more fill the memory of who lists them.
 const NAMES_MAX: usize = 2_000_000;
@@ -38,11 +40,57 @@ pub(super) fn opendir(shared: &Arc<Shared>, place: Place, reply: ReplyOpen) {
     reply.opened(handle, fuser::FopenFlags::empty());
 }
 
+/// What is in a listing from an offset on.
+enum Rest {
+    /// Names, or the end.
+    Known,
+    /// A batch has to be asked for, from this cookie on.
+    Asked(u64),
+}
+
+fn rest(names: &Names, first: usize) -> Rest {
+    match names.next {
+        // `.` and `..` do not come alone.
+        Some(0) => Rest::Asked(0),
+        Some(cookie) if first >= names.entries.len() => Rest::Asked(cookie),
+        Some(_) | None => Rest::Known,
+    }
+}
+
 pub(super) fn readdir(
     shared: &Arc<Shared>,
     handle: Arc<Handle>,
     offset: u64,
     mut reply: ReplyDirectory,
+) {
+    let Handle::GuestDirectory { names, .. } = &*handle else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    let cookie = {
+        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        match rest(&names, first) {
+            Rest::Asked(cookie) => cookie,
+            Rest::Known => {
+                replies::fill(&mut reply, &names.entries, first);
+                return reply.ok();
+            }
+        }
+    };
+    let (in_answer, again) = (Arc::clone(shared), Arc::clone(&handle));
+    ask(shared, &handle, cookie, move |listed| match listed {
+        Ok(()) => readdir(&in_answer, again, offset, reply),
+        Err(failure) => reply.error(failed(&failure)),
+    });
+}
+
+/// The same with attributes. Those that are not known any more are left out: they are asked for by name.
+pub(super) fn readdirplus(
+    shared: &Arc<Shared>,
+    request: RequestId,
+    handle: Arc<Handle>,
+    offset: u64,
+    mut reply: ReplyDirectoryPlus,
 ) {
     let Handle::GuestDirectory {
         tree,
@@ -55,22 +103,80 @@ pub(super) fn readdir(
     let first = usize::try_from(offset).unwrap_or(usize::MAX);
     let cookie = {
         let names = names.lock().unwrap_or_else(PoisonError::into_inner);
-        let added = replies::fill(&mut reply, &names.entries, first);
-        match names.next {
-            Some(cookie) if !added && first >= names.entries.len() => cookie,
-            _ => return reply.ok(),
+        match rest(&names, first) {
+            Rest::Asked(cookie) => cookie,
+            Rest::Known => {
+                let entries = names.entries.get(first..).unwrap_or_default();
+                let attributes = |entry: &Entry| {
+                    if entry.name == "." || entry.name == ".." {
+                        return Some(nameless(entry));
+                    }
+                    let node = tree.known_name(number.node, entry.name.as_bytes())?;
+                    guest::named(shared, tree, &node, *number).ok()
+                };
+                let known = |entry: &Entry| attributes(entry).is_some();
+                if entries.first().is_some_and(|entry| !known(entry)) {
+                    let unknown = entries.iter().take_while(|entry| !known(entry)).count();
+                    let entries = &entries[..unknown];
+                    return plus::bare(shared, request, reply, entries, first);
+                }
+                for (next, entry) in (offset + 1..).zip(entries) {
+                    let Some(attr) = attributes(entry) else {
+                        break;
+                    };
+                    if reply.add(attr.ino, next, &entry.name, &TTL, &attr, GENERATION) {
+                        break;
+                    }
+                }
+                return reply.ok();
+            }
         }
+    };
+    let (in_answer, again) = (Arc::clone(shared), Arc::clone(&handle));
+    ask(shared, &handle, cookie, move |listed| match listed {
+        Ok(()) => readdirplus(&in_answer, request, again, offset, reply),
+        Err(failure) => reply.error(failed(&failure)),
+    });
+}
+
+/// The attributes of `.` and `..`, of which the kernel takes the number and the kind.
+fn nameless(entry: &Entry) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(entry.ino),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: entry.kind,
+        perm: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+/// Asks for a batch of names, and adds it to the listing.
+fn ask(
+    shared: &Arc<Shared>,
+    handle: &Arc<Handle>,
+    cookie: u64,
+    done: impl FnOnce(Result<(), Failure>) + Send + 'static,
+) {
+    let Handle::GuestDirectory { tree, number, .. } = &**handle else {
+        return done(Err(another()));
     };
     let question = Question::List {
         directory: number.node,
         cookie,
     };
-    let (in_answer, again) = (Arc::clone(shared), Arc::clone(&handle));
+    let (in_answer, again) = (Arc::clone(shared), Arc::clone(handle));
     tree.ask(question, move |answer| {
-        match answer.and_then(|answer| listed(&in_answer, &again, cookie, answer)) {
-            Ok(()) => readdir(&in_answer, again, offset, reply),
-            Err(failure) => reply.error(failed(&failure)),
-        }
+        done(answer.and_then(|answer| listed(&in_answer, &again, cookie, answer)));
     });
 }
 
@@ -99,23 +205,22 @@ fn listed(shared: &Shared, handle: &Handle, cookie: u64, answer: Answer) -> Resu
             "damaged: a directory does not end",
         ));
     }
+    let nobody = Number {
+        tree: tree.number,
+        depth: 0,
+        node: 0,
+    };
+    let nobody = nobody.inode().unwrap_or(1);
     for named in entries {
-        let (kind, node) = match &named.node {
+        let shown = match &named.node {
             Some(node) if is_hidden(shared, node) => continue,
-            Some(node) => (file_type(node.attributes.kind), node.number),
-            // It is listed, and whoever asks for it is told why it cannot be read.
-            None => (FileType::RegularFile, 0),
+            Some(node) => guest::named(shared, tree, node, *number).ok(),
+            None => None,
         };
-        let of = Number {
-            tree: tree.number,
-            depth: match kind {
-                FileType::Directory => number.depth.saturating_add(1),
-                _ => 0,
-            },
-            node,
-        };
+        // It is listed, and whoever asks for it is told why it cannot be read.
+        let (ino, kind) = shown.map_or((nobody, FileType::RegularFile), |it| (it.ino.0, it.kind));
         names.entries.push(Entry {
-            ino: of.inode().unwrap_or(1),
+            ino,
             kind,
             name: OsString::from_vec(named.name),
         });

@@ -53,7 +53,7 @@ fn reply_root(shared: &Arc<Shared>, point: &PointKey, volume: &Volume, reply: Re
             guest::node_of(desk.ask(&Question::Node(root)))
         });
         match root {
-            Ok(node) => guest::reply_node(&in_answer, &of, &node, 0, reply),
+            Ok(node) => guest::reply_root(&in_answer, &of, &node, reply),
             Err(failure) => reply.error(failed(&failure)),
         }
     });

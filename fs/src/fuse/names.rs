@@ -3,14 +3,14 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, guest_list, inside, replies, utf8, verbs};
+use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
 use fuser::{
-    FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyXattr,
+    FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyXattr, RequestId,
 };
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -154,6 +154,28 @@ pub(super) fn readdir(
     let first = usize::try_from(offset).unwrap_or(usize::MAX);
     replies::fill(&mut reply, entries, first);
     reply.ok();
+}
+
+pub(super) fn readdirplus(
+    shared: &Arc<Shared>,
+    request: RequestId,
+    fh: FileHandle,
+    offset: u64,
+    reply: ReplyDirectoryPlus,
+) {
+    let handle = shared.handles.get(fh);
+    if let Some(handle) = &handle
+        && matches!(&**handle, Handle::GuestDirectory { .. })
+    {
+        return guest_list::readdirplus(shared, request, Arc::clone(handle), offset, reply);
+    }
+    let Some(Handle::Directory(entries)) = handle.as_deref() else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let first = usize::try_from(offset).unwrap_or(usize::MAX);
+    // Their attributes are asked for when somebody wants them: some have to be measured, and all may change.
+    let rest = entries.get(first..).unwrap_or_default();
+    plus::bare(shared, request, reply, rest, first);
 }
 
 pub(super) fn getxattr(ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

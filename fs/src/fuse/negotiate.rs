@@ -18,6 +18,9 @@ pub(super) fn negotiate(passthrough: Option<&Passthrough>, config: &mut KernelCo
     for wish in [
         InitFlags::FUSE_PARALLEL_DIROPS,
         InitFlags::FUSE_ASYNC_DIO,
+        // Always, and not when the kernel thinks that it pays: who lists all names first and looks at them then is
+        // asked for each of them otherwise.
+        InitFlags::FUSE_DO_READDIRPLUS,
         // Views are read past the page cache, and some programs map what they read.
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     ] {
