@@ -2,7 +2,7 @@
 //! who walks a tree waits once for a directory and not for each of its files.
 
 use super::wire::{Answer, Node, Question};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names and nodes that are kept, of each tree: a large directory, in some tens of megabytes.
@@ -16,6 +16,8 @@ struct Kept {
     names: HashMap<u64, HashMap<Vec<u8>, u64>>,
     count: usize,
     nodes: HashMap<u64, Node>,
+    /// Nodes without extended attributes: nearly all, and `ls -l` asks each of them.
+    bare: HashSet<u64>,
 }
 
 impl Cache {
@@ -27,6 +29,11 @@ impl Cache {
         let kept = self.kept();
         let node = kept.names.get(&directory)?.get(name)?;
         kept.nodes.get(node).cloned()
+    }
+
+    /// Whether a node is known to have no extended attributes.
+    pub(super) fn has_no_xattrs(&self, node: u64) -> bool {
+        self.kept().bare.contains(&node)
     }
 
     pub(super) fn forget(&self) {
@@ -45,6 +52,13 @@ impl Cache {
                         kept.add(*directory, &entry.name, node);
                     }
                 }
+            }
+            (Question::Xattrs(node), Answer::Xattrs(all)) if all.is_empty() => {
+                let mut kept = self.kept();
+                if kept.bare.len() >= KEPT_MAX {
+                    kept.bare.clear();
+                }
+                kept.bare.insert(*node);
             }
             (_, Answer::Node(node)) => {
                 self.kept().nodes.insert(node.number, node.clone());

@@ -2,11 +2,12 @@
 //! The thread and the process begin with the first question and end when nobody has asked for a while.
 //! Nothing that they hold keeps a point from being removed; an open file does.
 
+use super::Volume;
 use super::cache::Cache;
 use super::gone;
+use super::slots::{Slot, Slots};
 use super::wire::{Answer, Node, Question};
 use super::worker::{Fault, Worker};
-use super::{Volume, slots::Slots};
 use crate::errno::{Errno, Failure};
 use crate::leases::MEASURING;
 use crate::ops::{EngineHandle, Request};
@@ -24,6 +25,8 @@ const WAITING_MAX: usize = 4096;
 const IDLE: Duration = Duration::from_secs(5);
 /// The same where others wait for a place.
 const IDLE_SHORT: Duration = Duration::from_millis(200);
+/// How long a reader is at work before it makes room for others who wait: what it has to read anew then takes far less.
+const TURN: Duration = Duration::from_secs(1);
 /// How often the thread looks whether it is wanted.
 const TICK: Duration = Duration::from_millis(100);
 /// How long the engine may take to open the disk.
@@ -119,6 +122,11 @@ impl Tree {
         self.cache.name(directory, name)
     }
 
+    /// Whether a node is known to have no extended attributes.
+    pub fn has_no_xattrs(&self, node: u64) -> bool {
+        self.cache.has_no_xattrs(node)
+    }
+
     /// Whether pages that the kernel has of a file here may be kept, as it is opened from `files`.
     pub fn pages_may_stay(&self, files: u64) -> bool {
         let mut state = self.state();
@@ -184,36 +192,56 @@ impl Tree {
     }
 
     fn run(self: Arc<Self>, queue: &Receiver<Job>) {
-        let slot = self.slots.take();
-        let desk = match slot {
-            Some(_) => self.open(),
-            None => Err(
-                Failure::new(Errno::EBUSY, "too many filesystems are read at once")
-                    .next("try again when the others are done"),
-            ),
-        };
-        match desk {
-            Ok(mut desk) => {
-                self.state().trouble = None;
-                self.serve(&mut desk, queue);
-            }
-            Err(failure) => {
-                self.note(&failure);
-                self.state().trouble = Some((Instant::now(), failure.clone()));
-                self.refuse(queue, &failure);
-            }
+        let opened = self.slot().and_then(|slot| {
+            let desk = self.open()?;
+            self.state().trouble = None;
+            Ok((slot, desk))
+        });
+        let served = opened.and_then(|(slot, mut desk)| self.serve(slot, &mut desk, queue));
+        if let Err(failure) = served {
+            self.note(&failure);
+            self.state().trouble = Some((Instant::now(), failure.clone()));
+            self.refuse(queue, &failure);
         }
     }
 
-    fn serve(self: &Arc<Self>, desk: &mut Desk, queue: &Receiver<Job>) {
+    fn slot(&self) -> Result<Slot, Failure> {
+        let busy = || {
+            Failure::new(Errno::EBUSY, "too many filesystems are read at once")
+                .next("try again when the others are done")
+        };
+        self.slots.take().ok_or_else(busy)
+    }
+
+    /// Works until nobody has asked for a while. An error is that there was no place for it any more.
+    fn serve(
+        self: &Arc<Self>,
+        mut slot: Slot,
+        desk: &mut Desk,
+        queue: &Receiver<Job>,
+    ) -> Result<(), Failure> {
         let mut last = Instant::now();
+        let mut turn = last;
         loop {
             match queue.recv_timeout(TICK) {
                 Ok(job) => {
+                    if turn.elapsed() > TURN && self.slots.are_wanted() {
+                        // The question starts another, when it is its turn again.
+                        desk.worker = None;
+                        drop(slot);
+                        slot = match self.slot() {
+                            Ok(slot) => slot,
+                            Err(failure) => {
+                                job(Err(failure.clone()));
+                                return Err(failure);
+                            }
+                        };
+                        turn = Instant::now();
+                    }
                     job(Ok(desk));
                     last = Instant::now();
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {
                     let patience = match self.slots.are_wanted() {
                         true => IDLE_SHORT,
@@ -233,7 +261,7 @@ impl Tree {
                             state.jobs = None;
                             drop(state);
                             self.cache.forget();
-                            return;
+                            return Ok(());
                         }
                     }
                 }
