@@ -40,6 +40,7 @@ mod embedded;
 mod faults;
 mod faults_to_survive;
 mod files;
+mod files_limits;
 mod filesystems;
 mod guest;
 mod guest_files;
