@@ -78,7 +78,9 @@ enum Files {
 pub struct Desk {
     tree: Arc<Tree>,
     view: Arc<View>,
+    // Before its place: who comes into that may start another.
     worker: Option<Worker>,
+    slot: Option<Slot>,
 }
 
 impl Tree {
@@ -192,12 +194,11 @@ impl Tree {
     }
 
     fn run(self: Arc<Self>, queue: &Receiver<Job>) {
-        let opened = self.slot().and_then(|slot| {
-            let desk = self.open()?;
+        let served = self.slot().and_then(|slot| {
+            let mut desk = self.open(slot)?;
             self.state().trouble = None;
-            Ok((slot, desk))
+            self.serve(&mut desk, queue)
         });
-        let served = opened.and_then(|(slot, mut desk)| self.serve(slot, &mut desk, queue));
         if let Err(failure) = served {
             self.note(&failure);
             self.state().trouble = Some((Instant::now(), failure.clone()));
@@ -214,12 +215,7 @@ impl Tree {
     }
 
     /// Works until nobody has asked for a while. An error is that there was no place for it any more.
-    fn serve(
-        self: &Arc<Self>,
-        mut slot: Slot,
-        desk: &mut Desk,
-        queue: &Receiver<Job>,
-    ) -> Result<(), Failure> {
+    fn serve(self: &Arc<Self>, desk: &mut Desk, queue: &Receiver<Job>) -> Result<(), Failure> {
         let mut last = Instant::now();
         let mut turn = last;
         loop {
@@ -228,14 +224,14 @@ impl Tree {
                     if turn.elapsed() > TURN && self.slots.are_wanted() {
                         // The question starts another, when it is its turn again.
                         desk.worker = None;
-                        drop(slot);
-                        slot = match self.slot() {
-                            Ok(slot) => slot,
+                        desk.slot = None;
+                        match self.slot() {
+                            Ok(slot) => desk.slot = Some(slot),
                             Err(failure) => {
                                 job(Err(failure.clone()));
                                 return Err(failure);
                             }
-                        };
+                        }
                         turn = Instant::now();
                     }
                     job(Ok(desk));
@@ -277,7 +273,7 @@ impl Tree {
         }
     }
 
-    fn open(self: &Arc<Self>) -> Result<Desk, Failure> {
+    fn open(self: &Arc<Self>, slot: Slot) -> Result<Desk, Failure> {
         let (answer, opened) = sync_channel(1);
         self.engine.send(Request::Open {
             point: self.point.clone(),
@@ -296,6 +292,7 @@ impl Tree {
             tree: Arc::clone(self),
             view,
             worker: None,
+            slot: Some(slot),
         };
         desk.start()?;
         Ok(desk)
