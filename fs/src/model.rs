@@ -17,7 +17,7 @@ pub use state::{Role, StateJob, StatePart, StateVerb};
 pub use vm::{Agent, AgentState, ConnectionState, Contents, Manager, MergePolicy, Quiesce, Vm};
 
 use qmpbridge::NodeName;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Everything the tree shows, as of one look at QEMU.
@@ -109,6 +109,17 @@ impl Disk {
     /// The point of that name beside the chain.
     pub fn branch(&self, name: &str) -> Option<&Branch> {
         self.branches.iter().find(|branch| branch.name() == name)
+    }
+
+    /// What to do first about an image that stands on one of its layers, if that is a point of its own.
+    pub fn goes_first(&self, image: &Path) -> Option<String> {
+        let mut branches = self.branches.iter();
+        let branch = branches.find(|branch| branch.layer.path == image)?;
+        Some(format!(
+            "rmdir disks/{}/snapshots/{} first: what was rolled back past goes from its end",
+            self.name,
+            branch.name()
+        ))
     }
 
     /// The instant of that name.

@@ -74,9 +74,13 @@ exec {program} "${{arguments[@]}}"
         pid.trim().parse().expect("a number")
     }
 
-    /// Whether it is there still.
+    /// Whether it is there still, or one of its threads, which have its files open as long as they are.
     pub fn runs(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()));
-        stat.is_ok_and(|stat| !stat.contains(") Z "))
+        let pid = self.pid();
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            return false;
+        };
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        !stat.contains(") Z ") || threads > 1
     }
 }

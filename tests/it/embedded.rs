@@ -206,3 +206,20 @@ fn a_killed_mount_leaves_an_image_that_can_be_mounted_again() {
     assert_eq!(names(&scratch.dir("images")), ["web1.qcow2"]);
     oracle::check(&image);
 }
+
+/// Its storage daemon ends with it, but not in the same moment: who mounts again at once is not told of another VM.
+#[test]
+fn a_killed_mount_is_mounted_again_at_once() {
+    let scratch = Scratch::new("embedded-at-once");
+    let image = image(&scratch, "web1.qcow2");
+    let mut mount = Mounted::new(&scratch, &[&image], &[]);
+    for round in 0..5 {
+        let point = mount.disk("web1").snapshot(&format!("p{round}"));
+        point.make().expect("mkdir");
+        mount.kill9();
+        mount.mount_again();
+        assert!(point.exists(), "{round}");
+    }
+    mount.unmount();
+    oracle::check_after_a_fall(&image);
+}

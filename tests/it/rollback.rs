@@ -92,6 +92,10 @@ fn what_was_rolled_back_past_is_removed_from_its_end() {
         "{}",
         off.mount.text("log")
     );
+    for first in ["two", &present] {
+        let next = format!("rmdir disks/web1/snapshots/{first} first");
+        assert!(off.mount.text("log").contains(&next), "{next}");
+    }
     assert!(
         off.mount
             .text("disks/web1/snapshots/two/plan")

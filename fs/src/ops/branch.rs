@@ -36,7 +36,7 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
     let branch = branch.clone();
     blocking(move || {
         open::refuse_if_written(&[&branch.layer])?;
-        refuse_if_needed(&branch.layer.path, file)?;
+        refuse_if_needed(&disk, &branch.layer.path, file)?;
         settle::remove_file(&branch.layer.path, file)
     })
     .await
@@ -45,7 +45,7 @@ pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Re
 /// What `rmdir` of a point beside the chain would do, in words.
 pub(super) fn plan_text(disk: &Disk, branch: &Branch) -> String {
     let path = &branch.layer.path;
-    match check::file_of(&branch.layer).and_then(|file| refuse_if_needed(path, file)) {
+    match check::file_of(&branch.layer).and_then(|file| refuse_if_needed(disk, path, file)) {
         Ok(()) => format!(
             "verb:    unlink\ncopies:  nothing\nremoves: {}\ncancel:  not possible\nbecause: {} does not stand on it, and no other image does\n",
             path.display(),
@@ -58,7 +58,7 @@ pub(super) fn plan_text(disk: &Disk, branch: &Branch) -> String {
     }
 }
 
-fn refuse_if_needed(path: &Path, file: FileId) -> Result<(), Failure> {
+fn refuse_if_needed(disk: &Disk, path: &Path, file: FileId) -> Result<(), Failure> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let dependents: Vec<PathBuf> = layer_file::dependents(directory, file, &[])?;
     if let Some(first) = dependents.first() {
@@ -66,11 +66,12 @@ fn refuse_if_needed(path: &Path, file: FileId) -> Result<(), Failure> {
             .iter()
             .map(|other| other.display().to_string())
             .collect();
+        let next = disk.goes_first(first);
         return Err(Failure::new(
             Errno::EBUSY,
             format!("{} stands on {}", names.join(", "), path.display()),
         )
-        .next(format!("remove {} first", first.display())));
+        .next(next.unwrap_or_else(|| format!("remove {} first", first.display()))));
     }
     let header = sys::open_for_reading(path)
         .map_err(|error| Failure::io(format!("open {}", path.display()), &error))

@@ -27,6 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// How often we look whether it has got there.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long an image may still be locked: the storage daemon of a qmpfs that was killed right before ends with it, but
+/// not in the same moment.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// A running storage daemon of ours.
 pub(super) struct StorageDaemon {
@@ -40,7 +43,7 @@ impl StorageDaemon {
     pub(super) async fn start(images: &[PathBuf], format: Option<Format>) -> Result<Self, Failure> {
         let mut chains = Vec::new();
         for image in images {
-            let mut chain = offline::resolve_chain(image, format.clone())?;
+            let chain = offline::resolve_chain(image, format.clone())?;
             let Some(top) = chain.last() else {
                 return Err(Failure::new(
                     Errno::EINVAL,
@@ -49,7 +52,8 @@ impl StorageDaemon {
                 .next("name an image file"));
             };
             let active = top.path.clone();
-            offline::refuse_if_written(&active)?;
+            wait_until_free(&active).await?;
+            let chain = offline::resolve_chain(image, format.clone())?;
             let files: Vec<FileId> = chain
                 .iter()
                 .filter_map(|layer| sys::file_id(&layer.path).ok())
@@ -60,7 +64,7 @@ impl StorageDaemon {
                 refuse_if_other_by_its_own_name(image, &active, &chain)?;
             }
             // settling a power cut may have changed what D is
-            chain = offline::resolve_chain(&active, format.clone())?;
+            let chain = offline::resolve_chain(&active, format.clone())?;
             chains.push((active, chain));
         }
         let (mut child, socket) = spawn()?;
@@ -142,6 +146,18 @@ impl StorageDaemon {
             if let Err(failure) = tidy(active) {
                 tracing::warn!(%failure, "a hidden name stays behind");
             }
+        }
+    }
+}
+
+async fn wait_until_free(active: &Path) -> Result<(), Failure> {
+    let deadline = Instant::now() + LET_GO;
+    loop {
+        match offline::refuse_if_written(active) {
+            Err(failure) if failure.errno == Errno::EBUSY && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            free => return free,
         }
     }
 }

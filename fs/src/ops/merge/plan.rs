@@ -107,8 +107,14 @@ pub fn choose(
         );
     }
     if let Some(other) = facts.dependents.first() {
-        return Err(Failure::new(Errno::EBUSY, format!("{} stands on {}", other.display(), here.path.display()))
-            .next(format!("remove that image, or give it another backing file with qemu-img rebase, then try again ({} in all)", facts.dependents.len())));
+        let next = disk.goes_first(other).unwrap_or_else(|| {
+            format!("remove that image, or give it another backing file with qemu-img rebase, then try again ({} in all)", facts.dependents.len())
+        });
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("{} stands on {}", other.display(), here.path.display()),
+        )
+        .next(next));
     }
     if let Some(name) = internal_in(disk, if up_is_active { None } else { Some(index + 1) }) {
         return Err(internal_above(disk, name));
