@@ -17,6 +17,7 @@ pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod qmp;
+pub mod rewrite;
 pub mod sample;
 pub mod scratch;
 pub mod several;

@@ -16,6 +16,7 @@ use crate::mounted::Mounted;
 use crate::nbd::{Endpoint, Nbd};
 use crate::scratch::Scratch;
 use crate::tree::Point;
+use crate::writer::Gate;
 use crate::{oracle, wait};
 
 /// The disks that can be sealed, with their sizes.
@@ -36,6 +37,7 @@ pub struct Ordered {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    gate: Arc<Gate>,
     /// Both disks hold all up to here.
     done: Mutex<u64>,
     lost: Mutex<Option<String>>,
@@ -69,6 +71,11 @@ impl Ordered {
             panic!("{lost}");
         }
         *self.shared.done.lock().expect("no panic")
+    }
+
+    /// What makes it stand still for a while, between any two writes.
+    pub fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.shared.gate)
     }
 
     /// Waits until it has gone on.
@@ -111,6 +118,14 @@ fn write_in_order(disks: &mut [Nbd; 2], shared: &Shared) -> Result<(), String> {
     while !shared.stop.load(Ordering::Relaxed) {
         let offset = place(next);
         for (disk, (name, _)) in disks.iter_mut().zip(SEALED) {
+            let stopped = || shared.stop.load(Ordering::Relaxed);
+            let _turn = loop {
+                match shared.gate.enter(stopped) {
+                    Some(turn) => break turn,
+                    None if stopped() => return Ok(()),
+                    None => {}
+                }
+            };
             fill(&mut block, offset, next);
             let trouble = |doing: &str, e: std::io::Error| format!("{name}: {doing} {next}: {e}");
             disk.write(offset, &block)

@@ -39,8 +39,12 @@ impl Gate {
         self.shut.store(false, Ordering::SeqCst);
     }
 
-    fn is_shut(&self) -> bool {
-        self.shut.load(Ordering::SeqCst)
+    /// The right to do one thing; waited for while it is shut. None once `stopped`, or to look again.
+    pub(crate) fn enter(&self, stopped: impl Fn() -> bool) -> Option<MutexGuard<'_, ()>> {
+        let is_shut = || self.shut.load(Ordering::SeqCst);
+        wait::poll(wait::PATIENCE, || (stopped() || !is_shut()).then_some(()))?;
+        let turn = self.turn.lock().expect("no panic here");
+        (!is_shut()).then_some(turn)
     }
 }
 
@@ -226,14 +230,9 @@ fn work(mut nbd: Nbd, shared: &Shared, region: &Range<u64>, seed: u64) -> Result
     let blocks = (region.end - region.start) / STEP;
     let stopped = || shared.stop.load(Ordering::Relaxed);
     while !stopped() {
-        let opened = || (stopped() || !shared.gate.is_shut()).then_some(());
-        if wait::poll(wait::PATIENCE, opened).is_none() {
+        let Some(_turn) = shared.gate.enter(stopped) else {
             continue;
-        }
-        let _turn = shared.gate.turn.lock().expect("no panic here");
-        if shared.gate.is_shut() {
-            continue;
-        }
+        };
         let offset = region.start + dice.below(blocks) * STEP;
         let number = shared.state().writes + 1;
         shared.state().in_flight = Some((offset, number));

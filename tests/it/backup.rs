@@ -14,6 +14,7 @@ use qmpfs_tests::{oracle, sh, wait};
 use serde_json::{Value, json};
 
 mod all;
+mod doubt;
 mod following;
 mod long_chain;
 mod mirror;

@@ -43,6 +43,7 @@ mod files;
 mod files_limits;
 mod filesystems;
 mod guest;
+mod guest_backups;
 mod guest_files;
 mod harness;
 mod inside;

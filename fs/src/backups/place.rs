@@ -95,6 +95,26 @@ impl Place {
         layer_file::claim(&self.seat())
     }
 
+    /// That the guest was stopped for the end of mirrors, and is to go on.
+    fn standstill(&self) -> PathBuf {
+        self.directory.join(".stands-still")
+    }
+
+    /// Writes down that the guest is about to be stopped.
+    pub fn note_standstill(&self) -> Result<(), Failure> {
+        write_through(&self.standstill(), &self.standstill(), b"")
+    }
+
+    /// Whether that is written down.
+    pub fn has_standstill(&self) -> bool {
+        self.standstill().symlink_metadata().is_ok()
+    }
+
+    /// It goes on.
+    pub fn forget_standstill(&self) -> Result<(), Failure> {
+        remove(&self.standstill())
+    }
+
     /// What stands for the directory where a disk has its active path. There is no such file.
     pub fn seat(&self) -> PathBuf {
         self.directory.join(".backups")

@@ -24,8 +24,6 @@ impl BackupKind {
         BackupKind::Incremental,
         BackupKind::Mirror,
     ];
-    /// Those that can be of all disks at one instant.
-    pub const OF_ALL_DISKS: [BackupKind; 2] = [BackupKind::Full, BackupKind::Incremental];
 
     /// The directory that lists them.
     pub fn name(self) -> &'static str {
@@ -103,6 +101,9 @@ pub struct Manifest {
     /// The dirty bitmap that marks what was written since this instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<String>,
+    /// The bitmap that marks the disk's end as long as nobody makes the disk smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_mark: Option<String>,
     /// Bytes the guest sees.
     pub virtual_size: u64,
     /// The file, once it was complete.
@@ -219,4 +220,6 @@ pub struct Bitmap {
     pub busy: bool,
     /// It was not stored at QEMU's last end, and can only be removed.
     pub inconsistent: bool,
+    /// Of one of ours that has an end mark beside it: the bytes that one marks.
+    pub end_mark: Option<u64>,
 }

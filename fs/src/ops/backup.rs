@@ -5,6 +5,7 @@
 
 pub(super) mod all;
 pub(super) mod bitmaps;
+mod end_mark;
 mod follow;
 mod instant;
 mod merge;
@@ -17,7 +18,8 @@ mod room;
 mod target;
 mod together;
 
-pub(super) use mirror::{NEEDS as MIRROR_NEEDS, end as end_mirror};
+pub(super) use mirror::{ALL_NEED as MIRRORS_NEED, NEEDS as MIRROR_NEEDS, end as end_mirror};
+pub(super) use plan::with_end_marks;
 pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};
 pub(super) use remove::{delete, delete_bitmap, plan_text};
 
@@ -176,12 +178,13 @@ impl Making {
 /// A backup that did not come to be leaves nothing: no node, no file, no bitmap.
 async fn undo(engine: &Engine, bridge: &Bridge, making: &Making) {
     if let Err(failure) = try_undo(engine, bridge, making).await {
-        engine.log.note(&format!(
-            "disk '{}': what is left of the backup '{}' goes later: {failure}",
+        engine.try_later(
             making.guard.name(),
-            making.journal.manifest.name
-        ));
-        engine.settle_later(making.guard.name());
+            &format!(
+                "what is left of the backup '{}' goes later: {failure}",
+                making.journal.manifest.name
+            ),
+        );
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) const MERGE: &[&str] = &["block-stream", "block-commit"];
 pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
     let verbs = engine.config.verbs;
     let may_go_back = verbs.live_rollback || engine.switched_off();
-    let all: [(&str, Reach, bool, &[&str]); 10] = [
+    let all: [(&str, Reach, bool, &[&str]); 11] = [
         ("snapshots", Reach::Chain, true, SEAL),
         ("all-disks", Reach::Chain, true, SEAL),
         ("internal", Reach::Beside, true, INTERNAL),
@@ -45,6 +45,12 @@ pub(super) fn of(engine: &Engine, bridge: &Bridge) -> Vec<String> {
             Reach::Chain,
             verbs.backups,
             &backup::MIRROR_NEEDS,
+        ),
+        (
+            "mirrors-of-all-disks",
+            Reach::Chain,
+            verbs.backups,
+            &backup::MIRRORS_NEED,
         ),
     ];
     let manager = engine.manager();

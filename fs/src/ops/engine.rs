@@ -11,6 +11,7 @@ mod standstill;
 mod state;
 mod turns;
 
+pub(super) use backups::Ending;
 pub(super) use jobs::Work;
 pub(super) use queue::{Held, NextTurn, Queued};
 pub(super) use settling::keep_settling;
@@ -102,6 +103,8 @@ struct DiskState {
     queue: RefCell<VecDeque<Queued>>,
     frozen: RefCell<Option<Frozen>>,
     pace: RefCell<Pace>,
+    /// How mirrors of all disks end.
+    ending: RefCell<Ending>,
 }
 
 /// What a disk looks like while a merge runs: as it was, read through the maps made before.

@@ -3,7 +3,7 @@
 //! files; changes nothing.
 
 use super::sight::Sight;
-use super::{carried, live};
+use super::{backup, carried, live};
 use crate::backups;
 use crate::layer_file;
 use crate::model::{
@@ -376,7 +376,8 @@ fn bitmaps(node: &Node) -> Vec<Bitmap> {
             persistent: bitmap.persistent,
             busy: bitmap.busy,
             inconsistent: bitmap.inconsistent,
+            end_mark: None,
         });
     }
-    found
+    backup::with_end_marks(found)
 }

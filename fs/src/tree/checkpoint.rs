@@ -217,6 +217,7 @@ mod tests {
             persistent: true,
             busy: false,
             inconsistent: false,
+            end_mark: None,
         });
         assert!(why_not(&model).is_some_and(|why| why.contains("b0")));
         let mut model = loadable();

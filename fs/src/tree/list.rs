@@ -136,7 +136,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
             add_sections(disk, |section| section.backup().is_some(), &mut wanted);
         }
         NodeKey::Backups(None) => {
-            for kind in BackupKind::OF_ALL_DISKS.map(GroupKind::Backup) {
+            for kind in BackupKind::ALL.map(GroupKind::Backup) {
                 wanted.add(kind.name(), || Some(NodeKey::Groups(kind)));
             }
         }

@@ -16,6 +16,8 @@ use qmpfs_tests::tree::{Point, assert_errno};
 use qmpfs_tests::{oracle, sample, wait};
 use serde_json::json;
 
+mod mirrors;
+
 const DISKS: [&str; 3] = [SEALED[0].0, SEALED[1].0, RAW];
 
 /// Several disks with a backup directory.
@@ -105,19 +107,39 @@ impl Rig {
         found
     }
 
+    /// Whether all have their files; panics where some have.
+    #[track_caller]
+    fn all_or_none_files(&self, name: &str) -> bool {
+        let there = DISKS.map(|disk| self.dir.join(disk).join(format!("{name}.qcow2")).exists());
+        assert!(there == [true; 3] || there == [false; 3], "{there:?}");
+        there[0]
+    }
+
+    /// Jobs that have failed are shown no more.
+    fn dismiss_failed(&self) {
+        for disk in DISKS {
+            let jobs = self.several.mount.disk(disk).0.join("jobs");
+            for job in names(&jobs) {
+                let error = fs::read_to_string(jobs.join(&job).join("error")).unwrap_or_default();
+                if !error.trim().is_empty() {
+                    let _ = fs::remove_dir(jobs.join(&job));
+                }
+            }
+        }
+    }
+
     /// All of it is there, or nothing is.
     #[track_caller]
     fn all_or_none(&self, kind: &str, name: &str) -> bool {
-        let there = DISKS.map(|disk| self.dir.join(disk).join(format!("{name}.qcow2")).exists());
-        assert!(there == [true; 3] || there == [false; 3], "{there:?}");
-        assert_eq!(self.of_all(kind, name).exists(), there[0]);
+        let there = self.all_or_none_files(name);
+        assert_eq!(self.of_all(kind, name).exists(), there);
         // a digest comes later, in its own time
         let hidden = self.files().into_iter();
         let hidden = hidden.filter(|name| {
             name.starts_with('.') && !name.contains(".blake3") && !name.ends_with(".json.new")
         });
         assert_eq!(hidden.collect::<Vec<_>>(), Vec::<String>::new());
-        there[0]
+        there
     }
 
     fn is_idle(&self) -> bool {

@@ -1,7 +1,7 @@
 //! `mkdir` and `rmdir` in backups/KIND/ at the top of the mount: one instant of all disks. It knows who
 //! takes part, and that none is removed while one must stay.
 
-use super::{Asked, begin, follow, remove};
+use super::{Asked, begin, follow, mirror, remove};
 use crate::errno::Failure;
 use crate::intent;
 use crate::layer_file;
@@ -44,6 +44,9 @@ async fn begin_all(
     }
     if able.is_empty() {
         return Err(intent::none_can(&unable));
+    }
+    if kind == BackupKind::Mirror {
+        mirror::suits_several(engine.bridge()?, able.len())?;
     }
     let disks: Vec<_> = guards
         .into_iter()

@@ -20,6 +20,13 @@ struct Mark<'a> {
     granularity: u64,
 }
 
+impl Mark<'_> {
+    /// An end mark marks no write.
+    fn disabled(&self) -> Option<bool> {
+        plan::is_end_mark(self.tag).then_some(true)
+    }
+}
+
 /// What a seal's transaction has to do, behind the snapshot itself: from there on nobody writes until
 /// the transaction is over.
 pub(in crate::ops) fn onto_overlay(
@@ -33,16 +40,24 @@ pub(in crate::ops) fn onto_overlay(
         .filter(|it| plan::is_ours(&it.tag) && it.recording && !it.inconsistent && !it.busy);
     whole
         .flat_map(|bitmap| {
+            let end_mark = bitmap.end_mark.map(|_| plan::end_mark_name(&bitmap.tag));
+            let granularity = bitmap.granularity;
+            let tags = [Some(bitmap.tag.clone()), end_mark];
+            tags.into_iter()
+                .flatten()
+                .map(move |tag| (tag, granularity))
+        })
+        .flat_map(|(tag, granularity)| {
             let mark = Mark {
-                tag: &bitmap.tag,
-                granularity: bitmap.granularity,
+                tag: &tag,
+                granularity,
             };
             // an overlay of ours can store them
             let mut actions = copy(&mark, sealed, overlay, Persistence::Stored).to_vec();
             actions.push(TransactionAction::BlockDirtyBitmapRemove(
                 BlockDirtyBitmapRemove {
                     node: sealed.clone(),
-                    name: bitmap.tag.clone(),
+                    name: tag,
                 },
             ));
             actions
@@ -66,9 +81,12 @@ pub(in crate::ops) async fn before_pivot(
     let actions: Vec<_> = from
         .dirty_bitmaps
         .iter()
-        .filter(|it| it.recording && !it.inconsistent && !it.busy)
+        .filter(|it| !it.inconsistent && !it.busy)
         .filter_map(|it| {
             let tag = it.name.as_deref().filter(|tag| plan::is_ours(tag))?;
+            if !it.recording && !plan::is_end_mark(tag) {
+                return None;
+            }
             let mark = Mark {
                 tag,
                 granularity: it.granularity,
@@ -119,7 +137,7 @@ fn copy(
             name: mark.tag.to_owned(),
             granularity: u32::try_from(mark.granularity).ok(),
             persistent: Some(persistence == Persistence::Stored),
-            disabled: None,
+            disabled: mark.disabled(),
         }),
         TransactionAction::BlockDirtyBitmapMerge(BlockDirtyBitmapMerge {
             node: to.clone(),

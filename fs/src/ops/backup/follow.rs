@@ -2,7 +2,7 @@
 //! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
 
 use super::room::State;
-use super::{Making, remove, target, together, try_undo};
+use super::{Making, end_mark, mirror, remove, target, together, undo};
 use crate::backups::Stage;
 use crate::errno::{Errno, Failure};
 use crate::model::{BackupKind, Manifest};
@@ -47,6 +47,10 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) 
 
 async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
+    if let Err(failure) = clear_end_mark(bridge, making).await {
+        // it is tried again when the file's nodes go
+        tracing::debug!(%failure, "what an end mark was made with is still there");
+    }
     let complete = match copied(engine, bridge, making, job).await {
         Ok(()) => match write_copied(engine, bridge, making).await {
             Ok(()) => together::all_copied(engine, bridge, making).await,
@@ -60,20 +64,29 @@ async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Resul
     };
     match complete {
         // what is complete gets its name as soon as it can
-        Ok(()) => finish(engine, bridge, making)
-            .await
-            .inspect_err(|_| engine.settle_later(making.guard.name())),
+        Ok(()) => {
+            let name = making.journal.manifest.name.clone();
+            finish(engine, bridge, making).await.inspect_err(|_| {
+                engine.try_later(
+                    making.guard.name(),
+                    &format!("the copy of the backup '{name}' is complete; that it gets its name is tried again until it has it"),
+                );
+            })
+        }
         Err(failure) => {
+            mirror::end_others(bridge, &making.journal.manifest).await;
             if failure.outcome_known() {
                 bridge.dismiss_job(&making.job).await?;
-                if let Err(left) = try_undo(engine, bridge, making).await {
-                    tracing::warn!(%left, "something is left of a backup that failed");
-                    engine.settle_later(making.guard.name());
-                }
+                undo(engine, bridge, making).await;
             }
             Err(failure)
         }
     }
+}
+
+/// The mark is on the disk now.
+async fn clear_end_mark(bridge: &Bridge, making: &Making) -> Result<(), Failure> {
+    end_mark::clear(bridge, &bridge.graph().await?, &making.journal.manifest.id).await
 }
 
 /// Waits until all is copied.
@@ -132,6 +145,19 @@ async fn copied(
                     engine.log.note(&format!("disk '{disk}': {why}"));
                 }
             }
+            State::Removed => {
+                ignore_if_ended(bridge.cancel_job(&id, Cancel::Force).await)?;
+                // however it ends, nobody can have what was copied
+                let _ = job.wait_concluded().await;
+                return Err(Failure::new(
+                    Errno::EIO,
+                    format!(
+                        "somebody removed the file from {} while it was written",
+                        making.place.directory().display()
+                    ),
+                )
+                .next("see what tidies that directory up, then make the backup again"));
+            }
             State::None => {
                 bridge.cancel_job(&id, Cancel::Force).await?;
                 let _ = job.wait_concluded().await;
@@ -180,10 +206,9 @@ pub(super) async fn write_copied(
     let Manifest { name, id, .. } = &making.journal.manifest;
     let path = making.place.unfinished(name, id);
     target::put_away(engine, bridge, &path, id).await?;
-    let manifest = &mut making.journal.manifest;
-    if manifest.kind == BackupKind::Mirror {
+    if making.journal.manifest.kind == BackupKind::Mirror {
         // its instant is its end
-        manifest.time = crate::render::now();
+        making.journal.manifest.time = mirror::instant(engine, making).await?;
     }
     making.journal.stage = Stage::Copied;
     let (journal, place) = (making.journal.clone(), making.place.clone());

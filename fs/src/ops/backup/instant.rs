@@ -3,7 +3,7 @@
 
 use super::prepare::{Persistence, Prepared};
 use super::room::Room;
-use super::{Asked, Making, mirror, plan};
+use super::{Asked, Making, end_mark, mirror, plan};
 use crate::errno::Failure;
 use crate::model::{BackupKind, PointRecord};
 use crate::ops::blocking::blocking;
@@ -11,7 +11,8 @@ use crate::ops::engine::Engine;
 use crate::ops::quiesce::{Quiesced, Quiescing};
 use qmpbridge::Bridge;
 use qmpbridge::command::{
-    BackupPerf, BitmapMode, BlockDirtyBitmapAdd, BlockdevBackup, OnError, Sync, TransactionAction,
+    BackupPerf, BitmapMode, BitmapSource, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge,
+    BlockdevBackup, OnError, Sync, TransactionAction,
 };
 
 /// Lets the instant pass. Gives all of them back, whatever came of it.
@@ -23,14 +24,11 @@ pub(super) async fn pass(
     asked: &Asked<'_>,
 ) -> (Vec<Making>, Result<(), Failure>) {
     if asked.kind == BackupKind::Mirror {
-        let mut begun = Ok(());
-        for one in &prepared {
-            begun = mirror::begin(engine, bridge, one).await;
-        }
+        let begun = mirror::begin_all(engine, bridge, &prepared).await;
         return (prepared.into_iter().map(|one| one.making).collect(), begun);
     }
     let jobs: Vec<_> = prepared.iter().map(|one| one.job(engine)).collect();
-    let bitmaps: Vec<_> = prepared.iter().filter_map(Prepared::bitmap).collect();
+    let bitmaps: Vec<_> = prepared.iter().flat_map(Prepared::bitmaps).collect();
     let active = prepared.iter().map(|one| one.disk.active.path.clone());
     let files = active.collect();
     let mut makings: Vec<Making> = prepared.into_iter().map(|one| one.making).collect();
@@ -123,17 +121,36 @@ impl Prepared {
         TransactionAction::BlockdevBackup(backup)
     }
 
-    /// The bitmap that begins with it.
-    fn bitmap(&self) -> Option<TransactionAction> {
-        let persistence = self.bitmap?;
-        Some(TransactionAction::BlockDirtyBitmapAdd(
-            BlockDirtyBitmapAdd {
+    /// The bitmap that begins with it, and its end mark.
+    fn bitmaps(&self) -> Vec<TransactionAction> {
+        let Some(persistence) = self.bitmap else {
+            return Vec::new();
+        };
+        let tag = plan::bitmap_name(&self.making.journal.manifest.id);
+        let add = |name: &str, disabled| {
+            TransactionAction::BlockDirtyBitmapAdd(BlockDirtyBitmapAdd {
                 node: self.root.clone(),
-                name: plan::bitmap_name(&self.making.journal.manifest.id),
+                name: name.to_owned(),
                 granularity: None,
                 persistent: Some(persistence == Persistence::Stored),
-                disabled: None,
-            },
-        ))
+                disabled,
+            })
+        };
+        let mut actions = vec![add(&tag, None)];
+        if let Some(node) = &self.end_mark {
+            let mark = |target: &str| {
+                TransactionAction::BlockDirtyBitmapMerge(BlockDirtyBitmapMerge {
+                    node: self.root.clone(),
+                    target: target.to_owned(),
+                    bitmaps: vec![BitmapSource::External {
+                        node: node.clone(),
+                        name: end_mark::TAG.to_owned(),
+                    }],
+                })
+            };
+            let end = plan::end_mark_name(&tag);
+            actions.extend([mark(&tag), add(&end, Some(true)), mark(&end)]);
+        }
+        actions
     }
 }

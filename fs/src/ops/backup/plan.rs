@@ -7,6 +7,8 @@ use crate::model::{Backup, BackupKind, Bitmap, Copied, Previous};
 
 /// What our bitmaps are called, before the id.
 const BITMAP: &str = "qmpfs-";
+/// What the bitmap with the end mark has behind the name of the one that it is for.
+const END: &str = "-end";
 
 /// What to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,18 +42,48 @@ pub(super) fn bitmap_name(id: &str) -> String {
     format!("{BITMAP}{id}")
 }
 
+/// The bitmap beside that one in which only the disk's end is marked.
+pub(super) fn end_mark_name(tag: &str) -> String {
+    format!("{tag}{END}")
+}
+
+/// Whether it is such a one.
+pub(super) fn is_end_mark(tag: &str) -> bool {
+    is_ours(tag) && tag.ends_with(END)
+}
+
+/// The bitmaps of a node as they are shown: an end mark is part of the one that it is for.
+pub(in crate::ops) fn with_end_marks(mut found: Vec<Bitmap>) -> Vec<Bitmap> {
+    let marks: Vec<(String, u64)> = found
+        .iter()
+        .filter(|it| is_end_mark(&it.tag) && !it.inconsistent)
+        .map(|it| (it.tag.clone(), it.count))
+        .collect();
+    for (tag, count) in marks {
+        if let Some(of) = found.iter_mut().find(|it| end_mark_name(&it.tag) == tag) {
+            of.end_mark = Some(count);
+            found.retain(|it| it.tag != tag);
+        }
+    }
+    found
+}
+
 /// Whether a bitmap is of a backup of ours.
 pub(super) fn is_ours(tag: &str) -> bool {
     tag.strip_prefix(BITMAP).is_some_and(|id| !id.is_empty())
 }
 
+/// The disk as it is asked of.
+pub(super) struct Now<'a> {
+    /// Dirty bitmaps of the active layer.
+    pub(super) bitmaps: &'a [Bitmap],
+    /// Names of those of the layers below it.
+    pub(super) below: &'a [String],
+    pub(super) virtual_size: u64,
+}
+
 /// Decides. `backups` are in the order they were made.
-pub(super) fn choose(
-    kind: BackupKind,
-    backups: &[Backup],
-    bitmaps: &[Bitmap],
-    virtual_size: u64,
-) -> Plan {
+pub(super) fn choose(kind: BackupKind, backups: &[Backup], now: &Now<'_>) -> Plan {
     match kind {
         BackupKind::Full | BackupKind::Mirror => return Plan::full(None),
         BackupKind::Incremental => {}
@@ -59,7 +91,7 @@ pub(super) fn choose(
     // the newest one says why, if none will do
     let mut why = None;
     for backup in backups.iter().rev() {
-        match usable(backup, bitmaps, virtual_size) {
+        match usable(backup, now) {
             Ok(bitmap) => {
                 return Plan {
                     copied: Copied::Changes,
@@ -80,11 +112,7 @@ pub(super) fn choose(
 }
 
 /// The bitmap by which a further backup can stand on this one.
-fn usable<'a>(
-    backup: &Backup,
-    bitmaps: &'a [Bitmap],
-    virtual_size: u64,
-) -> Result<&'a Bitmap, String> {
+fn usable<'a>(backup: &Backup, now: &Now<'a>) -> Result<&'a Bitmap, String> {
     let name = &backup.manifest.name;
     if !backup.is_complete() {
         return Err(format!("'{name}' cannot be read"));
@@ -92,20 +120,29 @@ fn usable<'a>(
     if let Some(doubt) = &backup.doubt {
         return Err(doubt.clone());
     }
-    if backup.manifest.virtual_size != virtual_size {
+    if backup.manifest.virtual_size != now.virtual_size {
         return Err(format!("the disk had another size at '{name}'"));
     }
     let tag = match &backup.manifest.bitmap {
         Some(tag) if *tag == bitmap_name(&backup.manifest.id) => tag,
         Some(_) | None => return Err(format!("no dirty bitmap was made with '{name}'")),
     };
-    let mut found = bitmaps.iter().filter(|bitmap| bitmap.tag == *tag);
+    let mut found = now.bitmaps.iter().filter(|bitmap| bitmap.tag == *tag);
     let (bitmap, twin) = (found.next(), found.next());
     let Some(bitmap) = bitmap.filter(|_| twin.is_none()) else {
         return Err(format!(
             "the active layer has no dirty bitmap {tag} of '{name}': it was removed, was lost with QEMU's end, or the layer is another one since"
         ));
     };
+    if now.below.contains(tag) {
+        return Err(format!(
+            "a layer below the active one has a dirty bitmap {tag}, too: what another tool began on the active one later does not mark all since '{name}'"
+        ));
+    }
+    // QEMU marks nothing where a disk is cut and then is zeros
+    if backup.manifest.end_mark.is_some() && bitmap.end_mark.is_none_or(|marked| marked == 0) {
+        return Err(format!("the disk was smaller since '{name}'"));
+    }
     let trouble = if bitmap.inconsistent {
         "was not stored when QEMU ended, as after kill -9 or a power cut"
     } else if !bitmap.recording {
@@ -120,7 +157,7 @@ fn usable<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Plan, bitmap_name, choose};
+    use super::{Now, Plan, bitmap_name, choose, end_mark_name, with_end_marks};
     use crate::model::{Backup, BackupKind, BackupStage, Bitmap, Copied, Manifest};
 
     const SIZE: u64 = 1 << 30;
@@ -138,6 +175,7 @@ mod tests {
             why_full: None,
             previous: None,
             bitmap: Some(bitmap_name(id)),
+            end_mark: Some(end_mark_name(&bitmap_name(id))),
             virtual_size: SIZE,
             file: None,
             digest: None,
@@ -161,11 +199,20 @@ mod tests {
             persistent: true,
             busy: false,
             inconsistent: false,
+            end_mark: Some(65536),
+        }
+    }
+
+    fn now(bitmaps: &[Bitmap]) -> Now<'_> {
+        Now {
+            bitmaps,
+            below: &[],
+            virtual_size: SIZE,
         }
     }
 
     fn incremental(backups: &[Backup], bitmaps: &[Bitmap]) -> Plan {
-        choose(BackupKind::Incremental, backups, bitmaps, SIZE)
+        choose(BackupKind::Incremental, backups, &now(bitmaps))
     }
 
     /// Why the whole disk is copied.
@@ -185,7 +232,7 @@ mod tests {
         // the newest was removed, or its bitmap was: the one before it does as well
         let plan = incremental(&[backup("a"), backup("b")], &[bitmap("a")]);
         assert_eq!(plan.previous.map(|it| it.id).as_deref(), Some("a"));
-        let full = choose(BackupKind::Full, &[backup("a")], &[bitmap("a")], SIZE);
+        let full = choose(BackupKind::Full, &[backup("a")], &now(&[bitmap("a")]));
         assert_eq!(full, Plan::full(None));
     }
 
@@ -213,8 +260,44 @@ mod tests {
         let mut resized = backup("a");
         resized.manifest.virtual_size = SIZE / 2;
         assert!(why(&[resized], &[bitmap("a")]).contains("another size"));
+        let mut cut = bitmap("a");
+        cut.end_mark = Some(0);
+        assert!(why(&[backup("a")], &[cut.clone()]).contains("was smaller"));
+        cut.end_mark = None;
+        assert!(why(&[backup("a")], &[cut]).contains("was smaller"));
         let mut foreign = backup("a");
         foreign.manifest.bitmap = Some("qmpfs-b".into());
         assert!(why(&[foreign], &[bitmap("b")]).contains("no dirty bitmap was made"));
+    }
+
+    #[test]
+    fn a_bitmap_that_also_lies_below_began_later() {
+        let (bitmaps, below) = ([bitmap("a")], [bitmap_name("a")]);
+        let asked = Now {
+            below: &below,
+            ..now(&bitmaps)
+        };
+        let plan = choose(BackupKind::Incremental, &[backup("a")], &asked);
+        assert!(plan.why_full.is_some_and(|why| why.contains("below")));
+    }
+
+    #[test]
+    fn an_end_mark_is_shown_with_its_bitmap_alone() {
+        let bare = |tag: &str| super::Bitmap {
+            name: tag.into(),
+            tag: tag.into(),
+            end_mark: None,
+            ..bitmap("a")
+        };
+        let shown = with_end_marks(vec![
+            bare("qmpfs-a-end"),
+            bare("qmpfs-a"),
+            bare("qmpfs-b-end"),
+        ]);
+        let names: Vec<_> = shown
+            .iter()
+            .map(|it| (it.tag.as_str(), it.end_mark))
+            .collect();
+        assert_eq!(names, [("qmpfs-a", Some(5 << 16)), ("qmpfs-b-end", None)]);
     }
 }

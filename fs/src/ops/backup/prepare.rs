@@ -1,9 +1,9 @@
 //! What a backup needs before its instant: its plan, its journal, its file and nodes, and room. One
 //! disk; a failure leaves nothing behind.
 
-use super::plan::{self, Plan};
+use super::plan::{self, Now, Plan};
 use super::room::Room;
-use super::{Asked, Making, NEEDS, mirror, target, undo};
+use super::{Asked, Making, NEEDS, end_mark, mirror, target, undo};
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
 use crate::model::{BackupKind, Copied, Disk, Format, Manifest};
@@ -21,6 +21,8 @@ pub(super) struct Prepared {
     pub(super) plan: Plan,
     /// Whether the bitmap can be stored in the image; None where there is none.
     pub(super) bitmap: Option<Persistence>,
+    /// The node whose bitmap marks the disk's end.
+    pub(super) end_mark: Option<NodeName>,
     pub(super) making: Making,
 }
 
@@ -37,6 +39,11 @@ pub(super) fn job_word(kind: BackupKind) -> &'static str {
         BackupKind::Full | BackupKind::Incremental => "backup",
         BackupKind::Mirror => "mirror",
     }
+}
+
+/// The job that makes a backup.
+pub(super) fn job_id(kind: BackupKind, id: &str) -> Result<JobId, Failure> {
+    Ok(JobId::new(format!("qmpfs-{}-{id}", job_word(kind)))?)
 }
 
 /// All that can be done before the instant. A failure leaves nothing behind.
@@ -86,8 +93,15 @@ pub(super) async fn prepare(
         Ok(backups::list(&looked_at))
     })
     .await?;
-    let plan = plan::choose(kind, &listing.backups, &disk.bitmaps, size);
-    let job = JobId::new(format!("qmpfs-{}-{id}", job_word(kind)))?;
+    let below = bitmaps_below(bridge, &disk).await?;
+    let now = Now {
+        bitmaps: &disk.bitmaps,
+        below: &below,
+        virtual_size: size,
+    };
+    let plan = plan::choose(kind, &listing.backups, &now);
+    let tag = bitmap.map(|_| plan::bitmap_name(&id));
+    let job = job_id(kind, &id)?;
     let manifest = Manifest {
         version: 1,
         kind,
@@ -98,7 +112,8 @@ pub(super) async fn prepare(
         copied: plan.copied,
         why_full: plan.why_full.clone(),
         previous: plan.previous.clone(),
-        bitmap: bitmap.map(|_| plan::bitmap_name(&id)),
+        end_mark: tag.as_deref().map(plan::end_mark_name),
+        bitmap: tag,
         virtual_size: size,
         file: None,
         digest: None,
@@ -118,13 +133,20 @@ pub(super) async fn prepare(
         room: None,
         _claim: claim,
     };
-    match make_target(bridge, &mut making, &disk, &plan).await {
-        Ok(target) => Ok(Prepared {
+    let made = match make_target(bridge, &mut making, &disk, &plan).await {
+        Ok(target) => mark_end(engine, bridge, &mut making)
+            .await
+            .map(|end_mark| (target, end_mark)),
+        Err(failure) => Err(failure),
+    };
+    match made {
+        Ok((target, end_mark)) => Ok(Prepared {
             disk,
             root,
             target,
             plan,
             bitmap,
+            end_mark,
             making,
         }),
         Err(failure) => {
@@ -135,6 +157,43 @@ pub(super) async fn prepare(
             }
             Err(failure)
         }
+    }
+}
+
+/// The names of dirty bitmaps that layers below the active one have.
+async fn bitmaps_below(bridge: &Bridge, disk: &Disk) -> Result<Vec<String>, Failure> {
+    let graph = bridge.graph().await?;
+    let nodes = disk.layers.iter().filter_map(|layer| layer.node.as_ref());
+    let bitmaps = nodes
+        .filter_map(|node| graph.node(node))
+        .flat_map(|node| &node.dirty_bitmaps);
+    Ok(bitmaps.filter_map(|bitmap| bitmap.name.clone()).collect())
+}
+
+/// What the end mark is taken from. A QEMU that cannot make it (a build without its drivers) makes none: then a disk that was
+/// smaller in between is not noticed.
+async fn mark_end(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+) -> Result<Option<NodeName>, Failure> {
+    let Manifest {
+        id, virtual_size, ..
+    } = making.journal.manifest.clone();
+    if making.journal.manifest.end_mark.is_none() {
+        return Ok(None);
+    }
+    match end_mark::make(bridge, &id, virtual_size).await {
+        Ok(node) => Ok(Some(node)),
+        Err(failure) if failure.outcome_known() => {
+            engine.report_once(&format!(
+                "backups of this QEMU do not notice that a disk was made smaller and larger again: {failure}"
+            ));
+            end_mark::clear(bridge, &bridge.graph().await?, &id).await?;
+            making.journal.manifest.end_mark = None;
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
     }
 }
 

@@ -2,13 +2,14 @@
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
 use super::together::{self, Others};
-use super::{Making, follow, merge, try_undo};
-use crate::backups::{self, Journal, Stage};
+use super::{Making, follow, merge, mirror, target, try_undo};
+use crate::backups::{self, Journal, Place, Stage};
 use crate::errno::Failure;
-use crate::model::Job;
+use crate::model::{Job, Manifest};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine, Turn};
 use crate::ops::shelf;
+use crate::view::written_by_someone;
 use qmpbridge::{Bridge, JobId, JobStatus};
 use std::rc::Rc;
 
@@ -19,6 +20,7 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     }
     let bridge = engine.bridge()?;
     let place = engine.place_of(guard.name()).await?;
+    let_go_on(engine, &place, guard.name()).await?;
     let looked_at = place.clone();
     let (journals, strange) = blocking(move || Journal::all(&looked_at)).await?;
     for name in strange {
@@ -162,7 +164,10 @@ async fn one(
             return Ok(None);
         }
         Stage::Copied => {
-            if together::others(engine, bridge, making).await? != Others::TakenBack {
+            let others = together::others(engine, bridge, making).await?;
+            // mirrors that are not all known to have ended at one instant did not
+            let apart = others == Others::OnTheirWay && is_mirror_of_several(making);
+            if others != Others::TakenBack && !apart {
                 note("finishing the backup");
                 return follow::finish(engine, bridge, making).await.map(|()| None);
             }
@@ -176,6 +181,7 @@ async fn one(
         Some(job)
             if job.status == JobStatus::Concluded
                 && job.error.is_none()
+                && !is_mirror_of_several(making)
                 && together::others(engine, bridge, making).await? != Others::TakenBack =>
         {
             note("finishing the backup");
@@ -199,13 +205,57 @@ async fn one(
             making.room = blocking(move || Ok(super::Room::take(&path, 0, size).ok())).await?;
             Ok(Some(handle))
         }
+        None if is_anothers(engine, bridge, making).await? => {
+            engine.report_once(&format!(
+                "disk '{}': the backup '{name}' is being written by another QEMU, and left alone: do two VMs have one name, or one backup directory?",
+                making.guard.name()
+            ));
+            Ok(None)
+        }
         ended => {
             note("taking back the backup that was not completed,");
             if ended.is_some() {
                 bridge.dismiss_job(&making.job).await?;
             }
+            mirror::end_others(bridge, &making.journal.manifest).await;
             try_undo(engine, bridge, making).await?;
             Ok(None)
         }
     }
+}
+
+fn is_mirror_of_several(making: &Making) -> bool {
+    mirror::several(&making.journal.manifest).is_some()
+}
+
+/// A guest that was stopped for the end of mirrors, by a daemon that was killed then, goes on.
+async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Failure> {
+    let looked_at = place.clone();
+    if !blocking(move || Ok(looked_at.has_standstill())).await? {
+        return Ok(());
+    }
+    let _alone = engine.alone().await?;
+    if engine.paused().await? {
+        engine.log.note(&format!(
+            "disk '{disk}': the guest was stopped for the end of mirrors, and goes on"
+        ));
+        engine.resume_guest().await?;
+    }
+    let place = place.clone();
+    blocking(move || place.forget_standstill()).await
+}
+
+/// Whether somebody else writes the file: the VM was cloned, or another one has its name. What is being written is not
+/// taken back.
+async fn is_anothers(engine: &Engine, bridge: &Bridge, making: &Making) -> Result<bool, Failure> {
+    let Manifest { id, name, .. } = &making.journal.manifest;
+    let path = making.place.unfinished(name, id);
+    if target::is_open(engine, bridge, &path, id).await? {
+        return Ok(false);
+    }
+    blocking(move || match path.exists() {
+        true => written_by_someone(&path),
+        false => Ok(false),
+    })
+    .await
 }

@@ -1,6 +1,6 @@
 //! `rmdir backups/KIND/N` and `rm bitmaps/N`; and the dirty bitmaps that are done with.
 
-use super::{Making, merge};
+use super::{Making, merge, plan};
 use crate::backups::{self, MergeVerb};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk, Manifest};
@@ -183,6 +183,12 @@ async fn drop_one(bridge: &Bridge, disk: &Disk, tag: &str) -> Result<(), Failure
     let Some(node) = disk.root.clone() else {
         return Ok(());
     };
+    let of = disk.bitmaps.iter().find(|bitmap| bitmap.tag == tag);
+    if of.is_some_and(|bitmap| bitmap.end_mark.is_some()) {
+        // first: without it the other one is used no more
+        let (node, name) = (node.clone(), plan::end_mark_name(tag));
+        bridge.run(BlockDirtyBitmapRemove { node, name }).await?;
+    }
     let name = tag.to_owned();
     bridge.run(BlockDirtyBitmapRemove { node, name }).await?;
     Ok(())

@@ -8,6 +8,7 @@ use crate::errno::{Errno, Failure};
 use crate::sys;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What a job may write before it is looked at again, on the fastest disks there are.
@@ -42,6 +43,8 @@ pub(super) enum State {
     Short,
     /// The next write may fail.
     None,
+    /// The file has no name any more: nobody will read it.
+    Removed,
 }
 
 /// See the module.
@@ -118,8 +121,10 @@ impl Room {
 
     /// Looks how far the file has grown, and takes more where it can be had.
     pub(super) fn tend(&mut self) -> State {
-        let Ok(length) = self.file.metadata().map(|metadata| metadata.len()) else {
-            return State::Short;
+        let length = match self.file.metadata() {
+            Ok(metadata) if metadata.nlink() == 0 => return State::Removed,
+            Ok(metadata) => metadata.len(),
+            Err(_) => return State::Short,
         };
         self.pace = self.pace.max(length.saturating_sub(self.length));
         self.length = length;
@@ -199,7 +204,7 @@ impl Room {
 mod tests {
     use super::{AHEAD, Room, SLACK, State};
     use crate::errno::Errno;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn what_is_expected_is_there_and_more_is_taken_as_it_goes() {

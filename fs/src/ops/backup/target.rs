@@ -1,6 +1,7 @@
 //! The file that a backup is written to, as QEMU sees it: formatted, open, and let go of. It does not
 //! know what is copied into it.
 
+use super::end_mark;
 use crate::backups::Place;
 use crate::errno::Failure;
 use crate::model::Previous;
@@ -40,31 +41,44 @@ pub(super) async fn put_away(
     path: &Path,
     id: &str,
 ) -> Result<(), Failure> {
-    let (formats, _) = nodes_on(engine, bridge, path).await?;
-    for node in &formats {
+    let nodes = nodes_on(engine, bridge, path, id).await?;
+    for node in &nodes.formats {
         durable::flush(bridge, node, &Carried::default()).await?;
     }
-    release(engine, bridge, path, id).await
+    let_go(bridge, nodes).await
 }
 
-/// Our nodes on a file: those of its format, and those of its bytes.
+/// Our nodes on a file.
+struct Nodes {
+    /// Of its format.
+    formats: Vec<NodeName>,
+    /// Of its bytes.
+    protocols: Vec<NodeName>,
+}
+
 async fn nodes_on(
     engine: &Engine,
     bridge: &Bridge,
     path: &Path,
-) -> Result<(Vec<NodeName>, Vec<NodeName>), Failure> {
+    id: &str,
+) -> Result<Nodes, Failure> {
     let graph = bridge.graph().await?;
+    end_mark::clear(bridge, &graph, id).await?;
     let sight = engine.sight(bridge);
     let is_it = |node: &&qmpbridge::Node| {
-        let named = node.path.as_deref().and_then(|path| sight.named(path));
-        named.as_deref() == Some(path) && node.name.is_ours()
+        // the name as QEMU was given it holds, too, where the file and its directory are gone
+        let here = |called: &Path| called == path || sight.named(called).as_deref() == Some(path);
+        node.name.is_ours() && node.path.as_deref().is_some_and(here)
     };
     let (formats, protocols): (Vec<_>, Vec<_>) = graph
         .nodes()
         .filter(is_it)
         .partition(|node| node.file.is_some());
     let names = |nodes: Vec<&qmpbridge::Node>| nodes.iter().map(|it| it.name.clone()).collect();
-    Ok((names(formats), names(protocols)))
+    Ok(Nodes {
+        formats: names(formats),
+        protocols: names(protocols),
+    })
 }
 
 /// QEMU lets go of a file: of every node on it, the top one first, whoever began it.
@@ -80,8 +94,23 @@ pub(super) async fn release(
     if jobs.iter().any(|job| job.id == create && ended(job.status)) {
         bridge.dismiss_job(&create).await?;
     }
-    let (formats, protocols) = nodes_on(engine, bridge, path).await?;
-    for node_name in formats.into_iter().chain(protocols) {
+    let_go(bridge, nodes_on(engine, bridge, path, id).await?).await
+}
+
+/// Whether our QEMU has the file open, by nodes of ours.
+pub(super) async fn is_open(
+    engine: &Engine,
+    bridge: &Bridge,
+    path: &Path,
+    id: &str,
+) -> Result<bool, Failure> {
+    let nodes = nodes_on(engine, bridge, path, id).await?;
+    Ok(!nodes.formats.is_empty() || !nodes.protocols.is_empty())
+}
+
+/// The top ones first.
+async fn let_go(bridge: &Bridge, nodes: Nodes) -> Result<(), Failure> {
+    for node_name in nodes.formats.into_iter().chain(nodes.protocols) {
         bridge.run(BlockdevDel { node_name }).await?;
     }
     Ok(())

@@ -32,7 +32,29 @@ pub(super) struct Removals {
     helper: RefCell<Option<Bridge>>,
 }
 
+/// How a mirror that is one of all disks ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::ops) enum Ending {
+    /// Nobody has told all of them to.
+    #[default]
+    Nobodys,
+    /// They have been told, and do not all hold one instant yet.
+    UnderWay,
+    /// They are of this instant.
+    At(String),
+}
+
 impl Engine {
+    /// How the mirror of a disk ends, from now on.
+    pub(in crate::ops) fn set_ending(&self, disk: &str, ending: Ending) {
+        *self.state(disk).ending.borrow_mut() = ending;
+    }
+
+    /// How it ends.
+    pub(in crate::ops) fn ending(&self, disk: &str) -> Ending {
+        self.state(disk).ending.borrow().clone()
+    }
+
     /// From now on, and until [`Engine::show_backups_anew`], the backups are shown and read as they are
     /// now, but for one.
     pub(in crate::ops) fn keep_backups(

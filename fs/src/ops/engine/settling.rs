@@ -29,10 +29,16 @@ impl Engine {
 
     /// A verb ended without knowing what QEMU did: finds out as soon as QEMU (or its files) can tell.
     pub(in crate::ops) fn settle_later(&self, disk: &str) {
+        self.try_later(
+            disk,
+            "the outcome is not known yet and is settled as soon as QEMU answers",
+        );
+    }
+
+    /// Something of a disk is still to be done; `what` says to a person what it is.
+    pub(in crate::ops) fn try_later(&self, disk: &str, what: &str) {
         if self.unsettled.borrow_mut().insert(disk.to_owned()) {
-            self.log.note(&format!(
-                "disk '{disk}': the outcome is not known yet and is settled as soon as QEMU answers"
-            ));
+            self.log.note(&format!("disk '{disk}': {what}"));
             self.left_open.notify_one();
         }
     }

@@ -1,0 +1,56 @@
+//! A monitor between qmpfs and QEMU that changes what qmpfs says: how a test gets an oracle into the very transaction of an
+//! instant, or has one command refused. Knows the wire; what is changed is the test's business.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::scratch::Scratch;
+
+/// Listens for qmpfs; each command that it sends to `upstream` goes through `rewrite`. Gives the socket.
+pub fn rewriting(
+    scratch: &Scratch,
+    upstream: &Path,
+    rewrite: impl Fn(&mut Value) + Send + Sync + 'static,
+) -> PathBuf {
+    let socket = scratch.socket("rewrite.qmp");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let upstream = upstream.to_path_buf();
+    let rewrite = Arc::new(rewrite);
+    // Ends with the test's process.
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(qemu) = UnixStream::connect(&upstream) else {
+                continue;
+            };
+            let rewrite = Arc::clone(&rewrite);
+            let clone = |stream: &UnixStream| stream.try_clone().expect("another handle");
+            let (from, to) = (clone(&qemu), clone(&client));
+            thread::spawn(move || pass(from, to, |line| line));
+            thread::spawn(move || {
+                pass(client, qemu, |line| {
+                    let mut message: Value =
+                        serde_json::from_str(&line).expect("qmpfs speaks JSON");
+                    rewrite(&mut message);
+                    message.to_string()
+                });
+            });
+        }
+    });
+    socket
+}
+
+fn pass(from: UnixStream, mut to: UnixStream, mut becomes: impl FnMut(String) -> String) {
+    for line in BufReader::new(&from).lines().map_while(Result::ok) {
+        if writeln!(to, "{}", becomes(line)).is_err() {
+            break;
+        }
+    }
+    // one end gone means the other goes
+    let _ = to.shutdown(std::net::Shutdown::Both);
+    let _ = from.shutdown(std::net::Shutdown::Both);
+}
