@@ -18,6 +18,7 @@ mod room;
 mod target;
 mod together;
 
+pub(super) use end_mark::is_node as is_end_mark_node;
 pub(super) use mirror::{ALL_NEED as MIRRORS_NEED, NEEDS as MIRROR_NEEDS, end as end_mirror};
 pub(super) use plan::with_end_marks;
 pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};

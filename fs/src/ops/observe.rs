@@ -55,7 +55,7 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
 }
 
 fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
-    if live::is_scratch(&root.node) {
+    if live::is_scratch(&root.node) || backup::is_end_mark_node(&root.node) {
         return None;
     }
     let chain = graph.chain(&root.node);

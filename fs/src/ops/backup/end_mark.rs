@@ -12,6 +12,8 @@ use serde_json::{Map, Value};
 
 /// The bitmap on the node that is written to in place of the disk.
 pub(super) const TAG: &str = "end";
+/// What its nodes and its job are called, before the backup's id.
+const OURS: &str = "qmpfs-end-";
 /// Bytes that are written there: QEMU counts a disk in such sectors.
 const SECTOR: u64 = 512;
 /// What one bit of it stands for: as much as of most disks' own bitmaps.
@@ -34,12 +36,17 @@ impl Part {
             Part::Last => 'l',
             Part::Source => 's',
         };
-        Ok(NodeName::new(format!("qmpfs-{id}-{letter}"))?)
+        Ok(NodeName::new(format!("{OURS}{id}-{letter}"))?)
     }
 }
 
+/// Whether a node is one of these: nobody uses it, and it is no disk.
+pub(in crate::ops) fn is_node(node: &NodeName) -> bool {
+    node.as_str().starts_with(OURS)
+}
+
 fn job(id: &str) -> Result<JobId, Failure> {
-    Ok(JobId::new(format!("qmpfs-end-{id}"))?)
+    Ok(JobId::new(format!("{OURS}{id}"))?)
 }
 
 fn node(driver: &str, name: NodeName, more: &[(&str, u64)]) -> BlockdevOptions {

@@ -122,8 +122,10 @@ fn end_at_one_instant(name: &str, attachment: Attachment) {
             rig.several.machine.qmp.run(command, arguments);
         }
         wait::until_true("no file is left", || rig.files().is_empty());
-        rig.dismiss_failed();
-        wait::until_true("nothing is left", || rig.nothing_is_left());
+        wait::until_true("nothing is left", || {
+            rig.dismiss_failed();
+            rig.nothing_is_left()
+        });
     }
     rig.several.finish();
 }
@@ -141,7 +143,7 @@ fn end_at_one_instant_drive() {
 /// Its clients cannot be stopped.
 #[test]
 fn a_storage_daemon_has_none() {
-    let mut rig = Rig::new("mirrors-qsd", Attachment::StorageDaemon, &[]);
+    let rig = Rig::new("mirrors-qsd", Attachment::StorageDaemon, &[]);
     assert_errno(rig.of_all("mirror", "m").make(), &[EOPNOTSUPP]);
     let log = rig.several.mount.text("log");
     assert!(log.contains("cannot be stopped"), "{log}");
