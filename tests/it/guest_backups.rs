@@ -156,7 +156,10 @@ fn every_kind_holds_what_the_disk_held(name: &str, attachment: Attachment) {
     wait::until("it is told to end", || {
         match write_line(&job.join("ctl"), b"finish") {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => None,
-            told => Some(told.expect("finish")),
+            told => {
+                told.expect("finish");
+                Some(())
+            }
         }
     });
     rig.wait();

@@ -432,7 +432,7 @@ mod tests {
             ]
         );
         let backups = NodeKey::Backups(None);
-        assert_eq!(names(&model, &backups), ["full", "incremental"]);
+        assert_eq!(names(&model, &backups), ["full", "incremental", "mirror"]);
         let own = NodeKey::Backups(Some("vda".into()));
         assert_eq!(names(&model, &own), ["full", "incremental", "mirror"]);
         let full = lookup(&model, &backups, "full").expect("it is listed");

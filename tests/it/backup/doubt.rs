@@ -51,6 +51,9 @@ impl Rig {
         options: &[&str],
         rewrite: impl Fn(&mut Value) + Send + Sync + 'static,
     ) -> Self {
+        let raw = scratch.file("there.raw");
+        oracle::convert(&image, &raw);
+        let there = Model::found(&raw, 0..WRITERS);
         let machine = Machine::start(&scratch, "vm", attachment, &[Disk::qcow2("vda", &image)]);
         let path = dir.display().to_string();
         let all = [&["--backup-dir", &path, "-o", "name=web1"], options].concat();
@@ -64,7 +67,7 @@ impl Rig {
             dir,
             scratch,
         };
-        rig.go_on(Model::default());
+        rig.go_on(there);
         rig
     }
 

@@ -47,7 +47,8 @@ impl Rig {
                 // one may have to catch up just now
                 Err(e) if e.raw_os_error() == Some(EBUSY) => None,
                 told => {
-                    Some(told.unwrap_or_else(|e| panic!("{e}\n{}", self.several.mount.text("log"))))
+                    told.unwrap_or_else(|e| panic!("{e}\n{}", self.several.mount.text("log")));
+                    Some(())
                 }
             }
         });
@@ -174,11 +175,8 @@ fn qmpfs_killed_at_the_end() {
             wait::until_true("the guest runs", || rig.guest_runs());
             // those that were not ended follow on
             let settled = || {
-                let jobs = |disk: &&str| {
-                    let jobs = rig.several.mount.disk(disk).list("jobs");
-                    jobs.len()
-                };
-                let following = DISKS.iter().map(|disk| jobs(&disk)).collect::<Vec<_>>();
+                let jobs = |disk: &str| rig.several.mount.disk(disk).list("jobs").len();
+                let following = DISKS.map(jobs);
                 following == [0; 3] || (following == [1; 3] && rig.of_all("mirror", "m").exists())
             };
             wait::until_true("all is settled", settled);

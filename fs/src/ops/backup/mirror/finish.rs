@@ -2,7 +2,7 @@
 //! written, and whatever ends then is of that instant. So: stop, let all catch up, end them, and go on. Until the guest is told
 //! to stop, and again until the first is told to end, nothing has happened; from then on it is all of them or none.
 
-use super::{prepare, several};
+use super::{prepare, several, together};
 use crate::backups::Place;
 use crate::errno::{Errno, Failure};
 use crate::model::BackupStage;
@@ -148,17 +148,14 @@ fn have_caught_up(jobs: &[JobInfo]) -> bool {
 fn have_ended(jobs: &[JobInfo], members: &[Member]) -> Result<bool, Failure> {
     let mut all = true;
     for Member { disk, job } in members {
-        // one that is not there was dismissed by whoever follows it: it failed
+        // one that is not there was dismissed by whoever follows it: it failed, and its log line says why
         let seen = jobs.iter().find(|known| known.id == *job);
         match seen.map(|seen| (seen.status, seen.error.as_ref())) {
             Some((JobStatus::Concluded, None)) => {}
-            Some((JobStatus::Concluded, Some(error))) => {
-                return Err(
-                    Failure::new(Errno::EIO, format!("the copy failed: {error}")).of_disk(disk),
-                );
+            Some((JobStatus::Concluded, Some(_))) | None => {
+                return Err(together::taken_back().of_disk(disk));
             }
             Some(_) => all = false,
-            None => return Err(Failure::new(Errno::EIO, "the copy failed").of_disk(disk)),
         }
     }
     Ok(all)
@@ -171,8 +168,6 @@ fn behind(what: &str) -> Failure {
 
 /// Where it is written down that the guest was stopped: with the first disk's backups.
 async fn place_of_note(engine: &Engine, members: &[Member]) -> Result<Place, Failure> {
-    let Some(first) = members.first() else {
-        return Err(Failure::new(Errno::EIO, "mirrors of no disk"));
-    };
+    let first = members.first().ok_or_else(together::taken_back)?;
     engine.place_of(&first.disk).await
 }
