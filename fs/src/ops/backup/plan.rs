@@ -56,8 +56,8 @@ pub(super) fn is_end_mark(tag: &str) -> bool {
 pub(in crate::ops) fn with_end_marks(mut found: Vec<Bitmap>) -> Vec<Bitmap> {
     let marks: Vec<(String, u64)> = found
         .iter()
-        .filter(|it| is_end_mark(&it.tag) && !it.inconsistent)
-        .map(|it| (it.tag.clone(), it.count))
+        .filter(|it| is_end_mark(&it.tag))
+        .map(|it| (it.tag.clone(), if it.inconsistent { 0 } else { it.count }))
         .collect();
     for (tag, count) in marks {
         if let Some(of) = found.iter_mut().find(|it| end_mark_name(&it.tag) == tag) {
@@ -139,18 +139,21 @@ fn usable<'a>(backup: &Backup, now: &Now<'a>) -> Result<&'a Bitmap, String> {
             "a layer below the active one has a dirty bitmap {tag}, too: what another tool began on the active one later does not mark all since '{name}'"
         ));
     }
-    // QEMU marks nothing where a disk is cut and then is zeros
-    if backup.manifest.end_mark.is_some() && bitmap.end_mark.is_none_or(|marked| marked == 0) {
-        return Err(format!("the disk was smaller since '{name}'"));
-    }
     let trouble = if bitmap.inconsistent {
         "was not stored when QEMU ended, as after kill -9 or a power cut"
     } else if !bitmap.recording {
         "is disabled, and may not have marked all that was written"
     } else if bitmap.busy {
         "is in use by another job"
-    } else {
+    } else if backup.manifest.end_mark.is_none() {
         return Ok(bitmap);
+    } else {
+        // QEMU marks nothing where a disk is cut and then is zeros
+        match bitmap.end_mark {
+            Some(0) => return Err(format!("the disk was smaller since '{name}'")),
+            Some(_) => return Ok(bitmap),
+            None => "has lost its end mark: the disk may have been smaller since",
+        }
     };
     Err(format!("the dirty bitmap {tag} of '{name}' {trouble}"))
 }
@@ -264,7 +267,7 @@ mod tests {
         cut.end_mark = Some(0);
         assert!(why(&[backup("a")], &[cut.clone()]).contains("was smaller"));
         cut.end_mark = None;
-        assert!(why(&[backup("a")], &[cut]).contains("was smaller"));
+        assert!(why(&[backup("a")], &[cut]).contains("lost its end mark"));
         let mut foreign = backup("a");
         foreign.manifest.bitmap = Some("qmpfs-b".into());
         assert!(why(&[foreign], &[bitmap("b")]).contains("no dirty bitmap was made"));
