@@ -46,3 +46,9 @@ pub(crate) const FILE: &[Goal] = &[goal(
 pub(crate) const READY: &[Goal] = &[goal("≤ 1 s", Ours, AtMost(1.0))];
 pub(crate) const MEMORY: &[Goal] = &[goal("≤ 256 MiB", Ours, AtMost(256.0))];
 pub(crate) const LOOKUP: &[Goal] = &[goal("≤ 10 ns", Ours, AtMost(10.0))];
+/// Two runs of one job differ by some percent.
+pub(crate) const GUEST: &[Goal] = &[goal(
+    "≥ 0.9× by hand",
+    Ratio(Who::Ours, Who::ByHand),
+    AtLeast(0.9),
+)];

@@ -134,6 +134,9 @@ ntfs-3g on the raw file. A ratio is qmpfs to the one that the goal names, unless
   qmpfs is mounted already; for the others it is their mount and `ls`, as they know one filesystem and not all points of a VM.
 - What comes after is in this order, with all that was learned by then: the walk (names, and `lstat` of each), `ls -l` of the large directory, `grep -r`, `cp -r`, `rsync -a`
   (to a filesystem in memory where there is one), and the large file by reads of 1 MiB. *disk.raw* is the same bytes of the same point.
+- *What backups cost the guest*: a storage daemon writes for eight clients, 4 KiB at random places of the first quarter of a
+  disk that holds data everywhere. *By hand* are the same jobs by plain QMP commands to a new qcow2 file, as virsh begins
+  them. Each is watched from its first command to its last; an instant is read once from end to end meanwhile.
 
 ## How the participants are started
 

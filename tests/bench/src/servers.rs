@@ -40,6 +40,10 @@ pub(crate) enum Who {
     Kernel,
     /// A FUSE driver on the raw file: fuse2fs, ntfs-3g.
     FuseDriver,
+    /// The same jobs by plain QMP commands, as virsh begins them.
+    ByHand,
+    /// Nobody: the guest alone.
+    Alone,
 }
 
 impl Who {
@@ -55,6 +59,8 @@ impl Who {
             Who::OursCached => "qmpfs, -o kernel_cache",
             Who::OursPassthrough => "qmpfs, -o passthrough",
             Who::OursDisk => "disk.raw",
+            Who::ByHand => "by hand",
+            Who::Alone => "nothing beside it",
             Who::Kernel => "kernel",
             Who::FuseDriver => "FUSE driver",
         }
@@ -144,7 +150,7 @@ fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> V
         }
         Who::Kernel => vec![Line::new(&["mount", "-o", "loop,ro", &expected, &at])],
         Who::FuseDriver => vec![driver(&image.name, &expected, &at)],
-        Who::RawFile | Who::Convert => Vec::new(),
+        Who::RawFile | Who::Convert | Who::ByHand | Who::Alone => Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@ mod chain;
 mod copy;
 pub(crate) mod files;
 mod flat;
+mod guest;
 mod lookup;
 mod random;
 mod sequential;
@@ -85,6 +86,17 @@ pub(crate) const SECTIONS: &[Section] = &[
             ("btrfs", files::btrfs),
             ("ntfs", files::ntfs),
             ("fat", files::fat),
+        ],
+    },
+    Section {
+        name: "guest",
+        heading: "What backups cost the guest",
+        columns: &[Who::Ours, Who::ByHand, Who::Alone],
+        limits: &[],
+        workloads: &[
+            ("full", guest::full),
+            ("incremental", guest::incremental),
+            ("live", guest::live),
         ],
     },
 ];
