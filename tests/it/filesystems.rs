@@ -10,6 +10,7 @@ mod btrfs;
 mod dos;
 mod lvm;
 mod ntfs;
+mod squashfs;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/filesystems");
 

@@ -1,6 +1,6 @@
 //! A guest's filesystem as a tree of nodes. Each format has its reader behind this trait.
 
-use crate::{Error, Kind, ReadAt, btrfs, exfat, ext, fat, iso, ntfs, xfs};
+use crate::{Error, Kind, ReadAt, btrfs, exfat, ext, fat, iso, ntfs, squashfs, xfs};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -63,8 +63,8 @@ fn opener(kind: Kind) -> Option<Opener> {
         Kind::Ntfs => |source| Ok(Box::new(ntfs::Ntfs::open(source)?)),
         Kind::Btrfs => |source| Ok(Box::new(btrfs::Btrfs::open(source)?)),
         Kind::Iso9660 => |source| Ok(Box::new(iso::Iso::open(source)?)),
-        Kind::Squashfs
-        | Kind::Swap
+        Kind::Squashfs => |source| Ok(Box::new(squashfs::Squashfs::open(source)?)),
+        Kind::Swap
         | Kind::Luks
         | Kind::BitLocker
         | Kind::Lvm2

@@ -19,7 +19,9 @@ pub mod ntfs;
 mod partitions;
 mod probe;
 mod source;
+pub mod squashfs;
 mod stretches;
+mod unpack;
 pub mod xfs;
 
 pub use error::Error;

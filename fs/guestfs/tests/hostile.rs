@@ -241,6 +241,25 @@ fn iso9660() {
     survives(Kind::Iso9660, joliet, 44);
 }
 
+/// As it is, so that changes get through to all that is read; and compressed, so that what unpacks is lied to.
+#[test]
+fn squashfs() {
+    let plain = "-noI -noD -noF -noX";
+    for options in [
+        plain,
+        "-comp gzip",
+        "-comp zstd",
+        "-comp xz",
+        "-comp lz4",
+        "-comp lzo",
+    ] {
+        let image = made(&format!(
+            "mksquashfs $TREE $IMAGE -quiet -no-progress -noappend -b 16K {options} >&2"
+        ));
+        survives(Kind::Squashfs, image, 45);
+    }
+}
+
 #[test]
 fn ntfs() {
     let image = made(
