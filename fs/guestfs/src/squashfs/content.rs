@@ -159,7 +159,8 @@ impl Layout {
         let end = offset.saturating_add(length as u64);
         let mut bytes = vec![0; length];
         for stretch in self.stretches(offset) {
-            if stretch.offset >= end {
+            // Nothing of it is asked for, or all that is asked for lies behind the file's end.
+            if stretch.offset >= end || length == 0 {
                 break;
             }
             let Some((at, word)) = stretch.place else {
