@@ -26,6 +26,7 @@ mod session;
 mod shared;
 mod sizes;
 mod sweeps;
+mod together;
 mod verbs;
 
 pub use attr::Owner;

@@ -4,6 +4,7 @@
 
 mod cache;
 mod described;
+mod disks;
 mod links;
 mod logical;
 mod note;
@@ -13,16 +14,19 @@ mod serve;
 mod slots;
 mod source;
 mod survey;
+mod together;
 mod tree;
 mod wire;
 mod worker;
 
 pub use described::{Described, readable};
+pub use disks::{Disks, Home, Piece};
 pub use links::{Links, depends_on_depth, shown};
-pub use note::note;
+pub use logical::Partly;
+pub use note::{note, partly as note_of_partly};
 pub use number::Number;
 pub use serve::serve;
-pub use survey::{Survey, Volume};
+pub use survey::{Survey, Volume, Whole};
 pub use tree::{Desk, Tree};
 pub use wire::{Answer, Named, Node, Question};
 pub use worker::COMMAND;
@@ -69,6 +73,7 @@ pub struct Guests {
     engine: EngineHandle,
     links: Links,
     surveys: Arc<Mutex<HashMap<PointKey, Known>>>,
+    wholes: Arc<Mutex<HashMap<Home, Arc<Whole>>>>,
     trees: Arc<Mutex<Trees>>,
     slots: Arc<Slots>,
 }
@@ -78,7 +83,7 @@ pub struct Guests {
 struct Trees {
     all: Vec<Arc<Tree>>,
     /// By point and partition, the index of the newest.
-    places: HashMap<(PointKey, u32), usize>,
+    places: HashMap<(Home, u32), usize>,
 }
 
 impl Guests {
@@ -88,6 +93,7 @@ impl Guests {
             engine,
             links,
             surveys: Arc::default(),
+            wholes: Arc::default(),
             trees: Arc::default(),
             slots: Arc::default(),
         }
@@ -99,9 +105,9 @@ impl Guests {
     }
 
     /// The filesystem in a partition of a point. It is opened when it is asked something.
-    pub fn tree(&self, point: &PointKey, volume: &Volume) -> Result<Arc<Tree>, Failure> {
+    pub fn tree(&self, home: &Home, volume: &Volume) -> Result<Arc<Tree>, Failure> {
         let mut trees = self.trees();
-        let place = (point.clone(), volume.partition.number);
+        let place = (home.clone(), volume.partition.number);
         let known = trees
             .places
             .get(&place)
@@ -117,7 +123,7 @@ impl Guests {
             Failure::new(Errno::EOPNOTSUPP, words).next("mount again")
         })?;
         let (engine, slots) = (self.engine.clone(), Arc::clone(&self.slots));
-        let tree = Tree::new(number, point.clone(), volume.clone(), engine, slots);
+        let tree = Tree::new(number, home.clone(), volume.clone(), engine, slots);
         let tree = Arc::new(tree);
         trees.all.push(Arc::clone(&tree));
         trees.places.insert(place, index);
@@ -131,13 +137,14 @@ impl Guests {
 
     /// Why the files of a partition cannot be shown, if that was tried.
     pub fn trouble(&self, point: &PointKey, number: u32) -> Option<String> {
-        self.looked_into(point, number)?.trouble()
+        let home = Home::Point(point.clone());
+        self.looked_into(&home, number)?.trouble()
     }
 
     /// The filesystem in a partition, if somebody has looked into it.
-    fn looked_into(&self, point: &PointKey, number: u32) -> Option<Arc<Tree>> {
+    fn looked_into(&self, home: &Home, number: u32) -> Option<Arc<Tree>> {
         let trees = self.trees();
-        let index = trees.places.get(&(point.clone(), number))?;
+        let index = trees.places.get(&(home.clone(), number))?;
         trees.all.get(*index).cloned()
     }
 
@@ -156,14 +163,20 @@ impl Guests {
     /// What is known of the partitions of a point; None where nobody has looked.
     pub fn described(&self, point: &PointKey) -> Option<Vec<Described>> {
         let survey = self.known(point)?;
-        let read = |volume: &Volume| {
-            let tree = self.looked_into(point, volume.partition.number);
-            tree.map_or_else(described::Read::default, |tree| described::Read {
-                journal: tree.opened().map(|(_, journal)| journal),
-                trouble: tree.trouble(),
-            })
-        };
-        Some(described::described(&survey, read))
+        let home = Home::Point(point.clone());
+        let volumes = survey.volumes.iter().chain(&survey.logical);
+        Some(described::described(volumes, |volume| {
+            self.said(&home, volume)
+        }))
+    }
+
+    /// What the reader of a filesystem has said, if there was one.
+    fn said(&self, home: &Home, volume: &Volume) -> described::Read {
+        let tree = self.looked_into(home, volume.partition.number);
+        tree.map_or_else(described::Read::default, |tree| described::Read {
+            journal: tree.opened().map(|(_, journal)| journal),
+            trouble: tree.trouble(),
+        })
     }
 
     /// Finds out what is on the disk of a point.

@@ -200,6 +200,8 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::CheckpointLink(..)
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
+        | NodeKey::GroupFiles(_)
+        | NodeKey::GroupNote(..)
         | NodeKey::Disks
         | NodeKey::Vm(_)
         | NodeKey::VmDisks(_)

@@ -69,7 +69,10 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
             Contents::Machine => Some(readme::text(model, extra)),
             Contents::Backups => Some(shelf::text(model, extra)),
         },
-        NodeKey::GroupJson(id) => find_group(model, id).map(|it| json(&group::group(model, &it))),
+        NodeKey::GroupJson(id) => {
+            let group = find_group(model, id)?;
+            Some(json(&group::group(model, &group, extra)))
+        }
         NodeKey::RootFile(RootFile::Rollback) => Some(checkpoint::rollback(model, extra.verbs)),
         NodeKey::CheckpointJson(name) => checkpoint::text(model, name),
         NodeKey::DiskFile(disk, file) => {
@@ -114,6 +117,8 @@ pub fn text(model: &Model, key: &NodeKey, extra: &Extra<'_>) -> Option<String> {
         | NodeKey::Groups(_)
         | NodeKey::Group(_)
         | NodeKey::GroupLink(..)
+        | NodeKey::GroupFiles(_)
+        | NodeKey::GroupNote(..)
         | NodeKey::Checkpoints
         | NodeKey::Checkpoint(_)
         | NodeKey::CheckpointLink(..)

@@ -10,7 +10,9 @@ mod name;
 mod place;
 
 pub use checkpoint::{Checkpoint, checkpoint, checkpoint_link, checkpoint_of, checkpoints, saving};
-pub use group::{Group, GroupKey, GroupKind, find_group, groups, link_target};
+pub use group::{
+    Group, GroupKey, GroupKind, find_group, group_of, group_points, groups, link_target,
+};
 pub use ids::Ids;
 pub use inside::{Inside, has_inside};
 pub use list::{children, exists, lookup, parent, path_of, section_entry};
@@ -38,6 +40,10 @@ pub enum NodeKey {
     GroupJson(GroupKey),
     /// group, disk
     GroupLink(GroupKey, String),
+    /// The files that its disks hold together.
+    GroupFiles(GroupKey),
+    /// What is to be said of one of their volumes, by its name
+    GroupNote(GroupKey, String),
     /// The disks with the RAM.
     Checkpoints,
     /// One of them, by its name
@@ -338,6 +344,7 @@ impl NodeKey {
             NodeKey::Root
             | NodeKey::Groups(_)
             | NodeKey::Group(_)
+            | NodeKey::GroupFiles(_)
             | NodeKey::Checkpoints
             | NodeKey::Checkpoint(_)
             | NodeKey::Disks
@@ -352,6 +359,7 @@ impl NodeKey {
             NodeKey::RootFile(_)
             | NodeKey::GroupJson(_)
             | NodeKey::GroupLink(..)
+            | NodeKey::GroupNote(..)
             | NodeKey::CheckpointJson(_)
             | NodeKey::CheckpointLink(..)
             | NodeKey::DiskFile(..)

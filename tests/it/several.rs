@@ -39,7 +39,7 @@ over_attachments! {
         let mut several = Several::new(name, attachment);
         several.seal("before");
         let group = several.group("before");
-        assert_eq!(names(&group.0), ["point.json", "vda", "vdb"]);
+        assert_eq!(names(&group.0), ["files", "point.json", "vda", "vdb"]);
         for (disk, _) in SEALED {
             let link = group.0.join(disk);
             let kind = fs::symlink_metadata(&link).expect("a link").file_type();
@@ -243,7 +243,7 @@ fn mounts_that_may_not_do_not() {
     assert_errno(fs::remove_dir(read_only.snapshots("stays")), &[EROFS]);
     assert_eq!(
         names(&read_only.snapshots("stays")),
-        ["point.json", "vda", "vdb"]
+        ["files", "point.json", "vda", "vdb"]
     );
 }
 
@@ -358,7 +358,10 @@ fn switched_off_disks_are_sealed_together() {
     let sources = [images[0].as_path(), images[1].as_path()];
     let mut mount = Mounted::new(&scratch, &sources, &[]);
     fs::create_dir(mount.snapshots("off")).expect("mkdir");
-    assert_eq!(names(&mount.snapshots("off")), ["a", "b", "point.json"]);
+    assert_eq!(
+        names(&mount.snapshots("off")),
+        ["a", "b", "files", "point.json"]
+    );
     mount.unmount();
     let read_only = Mounted::new(&scratch, &sources, &["-o", "ro"]);
     for (byte, disk) in (1u8..).zip(["a", "b"]) {

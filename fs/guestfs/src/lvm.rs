@@ -8,7 +8,7 @@ mod group;
 mod layout;
 mod text;
 
-pub use group::{Group, Logical};
+pub use group::{Group, Logical, Member};
 pub use layout::{Area, Layout, Piece};
 
 use crate::bytes::{le32, le64, slice};

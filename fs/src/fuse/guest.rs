@@ -7,7 +7,6 @@ use super::shared::Shared;
 use super::{GENERATION, caller, failed, replies};
 use crate::errno::{Errno, Failure};
 use crate::guest::{Answer, Links, Node, Number, Question, Tree, depends_on_depth, gone, shown};
-use crate::tree::NodeKey;
 use fuser::{FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyXattr};
 use qmpfs_guestfs::{FileKind, Time};
 use std::ffi::OsStr;
@@ -39,7 +38,7 @@ pub(super) fn place(shared: &Shared, ino: INodeNo) -> Option<Result<Place, fuser
 pub(super) fn no_write(shared: &Shared, pid: u32, ino: INodeNo) -> Option<fuser::Errno> {
     match place(shared, ino)? {
         Ok(place) => {
-            let point = NodeKey::Point(place.tree.point.clone());
+            let point = place.tree.home.owner();
             let process = caller::process_of(pid);
             shared.sweeps.remember(process, &point, Instant::now());
             Some(fuser::Errno::EROFS)
@@ -249,14 +248,15 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpe
                 return Err(another());
             };
             // From here on nobody takes the point away.
-            let view = desk.view().again(process).ok_or_else(gone)?;
-            let bytes_read = in_answer.log.counters().reads(&of.point.disk);
+            let disks = desk.disks().again(process)?;
+            let first = of.home.points().first().ok_or_else(gone)?;
+            let bytes_read = in_answer.log.counters().reads(&first.disk);
             let mut flags = fuser::FopenFlags::empty();
-            let stay = of.pages_may_stay(view.fingerprint());
+            let stay = of.pages_may_stay(disks.fingerprint());
             flags.set(fuser::FopenFlags::FOPEN_KEEP_CACHE, stay);
             // There is nothing to be flushed: that is one question less for each file that is closed.
             flags.insert(fuser::FopenFlags::FOPEN_NOFLUSH);
-            let file = GuestFile::new(of, Arc::new(view), &node, extents, bytes_read);
+            let file = GuestFile::new(of, disks, &node, extents, bytes_read);
             Ok((file, flags))
         });
         match opened {

@@ -6,9 +6,9 @@ use super::message;
 use super::shared::Shared;
 use super::{errno, failed};
 use crate::errno::{Errno, Failure};
-use crate::guest::{Answer, Desk, Node, Question, Tree};
+use crate::guest::{Answer, Desk, Disks, Node, Piece, Question, Tree};
 use crate::sys::Bytes;
-use crate::view::{Cursor, View};
+use crate::view::Cursor;
 use fuser::{ReplyData, ReplyLseek, RequestId};
 use qmpfs_guestfs::{Extent, Place};
 use std::cell::RefCell;
@@ -37,7 +37,7 @@ impl GuestFile {
 
     pub(super) fn new(
         tree: Arc<Tree>,
-        view: Arc<View>,
+        disks: Disks,
         node: &Node,
         extents: Vec<Extent>,
         bytes_read: Arc<AtomicU64>,
@@ -52,7 +52,7 @@ impl GuestFile {
         };
         GuestFile {
             tree,
-            view,
+            disks,
             node: node.number,
             size,
             extents,
@@ -65,8 +65,8 @@ impl GuestFile {
 
 /// A part of a read.
 pub(super) enum Part {
-    /// Of the disk.
-    Disk(u64, usize),
+    /// Of a disk.
+    Disk(Piece),
     Hole(usize),
     /// Of the file, by its reader.
     Reader(u64, usize),
@@ -101,8 +101,7 @@ pub(super) fn parts(
             Place::At(start) => {
                 let within = start.checked_add(at - extent.offset).ok_or_else(lie)?;
                 let pieces = tree.volume.pieces(within, length as u64).ok_or_else(lie)?;
-                let pieces = pieces.into_iter();
-                parts.extend(pieces.map(|(start, length)| Part::Disk(start, length as usize)));
+                parts.extend(pieces.into_iter().map(Part::Disk));
             }
         }
         at += length as u64;
@@ -132,7 +131,7 @@ pub(super) fn read(
     if size == 0 {
         return reply.data(&[]);
     }
-    let is_here = file.view.server().is_none() && offset + size as u64 <= file.known;
+    let is_here = !file.disks.has_server() && offset + size as u64 <= file.known;
     let here = is_here.then(|| parts(&file.tree, &file.extents, offset, size));
     match here {
         Some(Err(failure)) => reply.error(failed(&failure)),
@@ -173,15 +172,15 @@ fn read_here(
 ) {
     let mut reply = Some(reply);
     let read = BUFFER.with_borrow_mut(|buffer| {
-        if let [Part::Disk(start, length)] = parts {
-            let answered = file
-                .view
-                .answer(&file.cursor, *start, *length, buffer, |parts| {
-                    let reply = reply.take()?;
-                    Some(message::answer(shared.device(), request, reply, parts))
-                })?;
-            let length: u64 = *length as u64;
-            file.bytes_read.fetch_add(length, Ordering::Relaxed);
+        if let [Part::Disk(piece)] = parts {
+            let view = file.disks.view(piece.disk)?;
+            // As much as the kernel asks for at once.
+            let length = piece.length as usize;
+            let answered = view.answer(&file.cursor, piece.start, length, buffer, |parts| {
+                let reply = reply.take()?;
+                Some(message::answer(shared.device(), request, reply, parts))
+            })?;
+            file.bytes_read.fetch_add(piece.length, Ordering::Relaxed);
             return match answered {
                 Some(Err(error)) if error.raw_os_error() != Some(libc::ENOENT) => {
                     Err(Failure::io("hand the bytes to the kernel", &error))
@@ -194,9 +193,10 @@ fn read_here(
             let start = buffer.len();
             match part {
                 Part::Hole(length) | Part::Reader(_, length) => buffer.resize(start + length, 0),
-                Part::Disk(at, length) => {
-                    buffer.resize(start + length, 0);
-                    file.view.read(*at, &mut buffer[start..])?;
+                Part::Disk(piece) => {
+                    buffer.resize(start + piece.length as usize, 0);
+                    let view = file.disks.view(piece.disk)?;
+                    view.read(piece.start, &mut buffer[start..])?;
                 }
             }
         }
@@ -259,9 +259,10 @@ fn read_asking(
         let start = bytes.len();
         match part {
             Part::Hole(length) => bytes.resize(start + length, 0),
-            Part::Disk(at, length) => {
-                bytes.resize(start + length, 0);
-                file.view.read(at, &mut bytes[start..])?;
+            Part::Disk(piece) => {
+                bytes.resize(start + piece.length as usize, 0);
+                let view = file.disks.view(piece.disk)?;
+                view.read(piece.start, &mut bytes[start..])?;
             }
             Part::Reader(at, length) => {
                 let question = Question::Read {

@@ -2,7 +2,7 @@
 //! `events` grow, a view is held open (and with it its lease) until its last reader closes it.
 
 use super::pages::Habit;
-use crate::guest::{Number, Tree};
+use crate::guest::{Disks, Number, Tree};
 use crate::ops::WaitScope;
 use crate::report::{Reader, Stream};
 use crate::tree::{NodeKey, PointKey};
@@ -121,8 +121,8 @@ impl Window {
 pub(super) struct GuestFile {
     /// The filesystem it is in.
     pub(super) tree: Arc<Tree>,
-    /// The disk's bytes.
-    pub(super) view: Arc<View>,
+    /// The disks it is on.
+    pub(super) disks: Disks,
     /// Which node of the filesystem.
     pub(super) node: u64,
     /// Its bytes.

@@ -6,7 +6,7 @@ use super::names::reply_entry;
 use super::shared::{Attributes, Shared, VIEW_TTL};
 use super::{TEXT_FLAGS, errno, failed, guest};
 use crate::errno::Errno;
-use crate::guest::{Number, Question, Survey, Volume, gone};
+use crate::guest::{Home, Number, Question, Survey, Volume, gone};
 use crate::render::Sizes;
 use crate::tree::{Inside, NodeKey, PointFile, PointKey};
 use fuser::{FileType, ReplyEntry, ReplyOpen};
@@ -17,7 +17,7 @@ use std::time::Duration;
 const GLANCE: Duration = Duration::from_secs(1);
 
 /// What is listed in a directory of a point's inside, besides the guests' own trees.
-fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: Inside) -> Vec<Inside> {
+fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: &Inside) -> Vec<Inside> {
     let volumes = survey.volumes.iter();
     match directory {
         Inside::Partitions => volumes
@@ -29,20 +29,28 @@ fn names(shared: &Shared, point: &PointKey, survey: &Survey, directory: Inside) 
                 !volume.is_readable() || trouble.is_some()
             })
             .map(|volume| Inside::Note(volume.partition.number))
+            .chain(partly(survey))
             .collect(),
-        Inside::Partition(_) | Inside::Note(_) => Vec::new(),
+        Inside::Partition(_) | Inside::Note(_) | Inside::VolumeNote(_) => Vec::new(),
     }
 }
 
+/// The texts about logical volumes of which only a part is here.
+fn partly(survey: &Survey) -> impl Iterator<Item = Inside> {
+    let partly = survey.partly.iter();
+    partly.map(|partly| Inside::VolumeNote(partly.name.clone()))
+}
+
 /// The partitions whose files are listed in a directory.
-fn trees(survey: &Survey, directory: Inside) -> impl Iterator<Item = &Volume> {
+fn trees<'a>(survey: &'a Survey, directory: &Inside) -> impl Iterator<Item = &'a Volume> {
+    let are_listed = *directory == Inside::Files;
     let volumes = survey.volumes.iter().chain(&survey.logical);
-    volumes.filter(move |volume| directory == Inside::Files && volume.is_readable())
+    volumes.filter(move |volume| are_listed && volume.is_readable())
 }
 
 /// Answers with the root of a guest's tree.
-fn reply_root(shared: &Arc<Shared>, point: &PointKey, volume: &Volume, reply: ReplyEntry) {
-    let tree = match shared.guests.tree(point, volume) {
+pub(super) fn reply_root(shared: &Arc<Shared>, home: &Home, volume: &Volume, reply: ReplyEntry) {
+    let tree = match shared.guests.tree(home, volume) {
         Ok(tree) => tree,
         Err(failure) => return reply.error(failed(&failure)),
     };
@@ -71,11 +79,11 @@ pub(super) fn lookup(
             Ok(survey) => survey,
             Err(failure) => return reply.error(failed(&failure)),
         };
-        let mut trees = trees(&survey, directory);
+        let mut trees = trees(&survey, &directory);
         if let Some(volume) = trees.find(|volume| volume.directory() == name) {
-            return reply_root(&in_answer, &key, volume, reply);
+            return reply_root(&in_answer, &Home::Point(key), volume, reply);
         }
-        let found = names(&in_answer, &key, &survey, directory);
+        let found = names(&in_answer, &key, &survey, &directory);
         match found.into_iter().find(|inside| inside.name() == name) {
             Some(inside) => {
                 let model = in_answer.engine.model();
@@ -98,30 +106,35 @@ pub(super) fn opendir(
             Err(failure) => return reply.error(failed(&failure)),
         };
         let model = in_answer.engine.model();
-        let own = NodeKey::Inside(key.clone(), directory);
+        let own = NodeKey::Inside(key.clone(), directory.clone());
         let mut entries = in_answer.entries(&model, &own);
-        let others = names(&in_answer, &key, &survey, directory);
-        for volume in trees(&survey, directory) {
-            let tree = in_answer.guests.tree(&key, volume).ok();
-            let of = tree.map(|tree| Number {
-                tree: tree.number,
-                depth: 0,
-                node: tree.opened().map_or(0, |(root, _)| root),
-            });
-            entries.push(Entry {
-                ino: of.and_then(Number::inode).unwrap_or(1),
-                kind: FileType::Directory,
-                name: volume.directory().into(),
-            });
-        }
+        let others = names(&in_answer, &key, &survey, &directory);
+        let home = Home::Point(key.clone());
+        let trees = trees(&survey, &directory);
+        entries.extend(trees.map(|volume| root_entry(&in_answer, &home, volume)));
         entries.extend(others.into_iter().map(|inside| Entry {
+            name: inside.name().into(),
             ino: in_answer.ids.number(&NodeKey::Inside(key.clone(), inside)),
             kind: FileType::RegularFile,
-            name: inside.name().into(),
         }));
         let handle = in_answer.handles.insert(Handle::Directory(entries));
         reply.opened(handle, fuser::FopenFlags::empty());
     });
+}
+
+/// The root of a guest's tree in a listing.
+pub(super) fn root_entry(shared: &Shared, home: &Home, volume: &Volume) -> Entry {
+    let tree = shared.guests.tree(home, volume).ok();
+    let of = tree.map(|tree| Number {
+        tree: tree.number,
+        depth: 0,
+        node: tree.opened().map_or(0, |(root, _)| root),
+    });
+    Entry {
+        ino: of.and_then(Number::inode).unwrap_or(1),
+        kind: FileType::Directory,
+        name: volume.directory().into(),
+    }
 }
 
 /// The attributes of a partition's bytes.
@@ -178,11 +191,11 @@ pub(super) fn open_description(shared: &Arc<Shared>, point: PointKey, reply: Rep
     }
 }
 
-/// Opens what is to be said about a partition.
-pub(super) fn open_note(shared: &Arc<Shared>, point: PointKey, number: u32, reply: ReplyOpen) {
+/// Opens what is to be said about a partition or volume.
+pub(super) fn open_note(shared: &Arc<Shared>, point: PointKey, note: Inside, reply: ReplyOpen) {
     let (in_answer, key) = (Arc::clone(shared), point.clone());
     shared.guests.survey(&point, move |survey| {
-        let key = NodeKey::Inside(key, Inside::Note(number));
+        let key = NodeKey::Inside(key, note);
         let text = in_answer.text(&in_answer.engine.model(), &key);
         match (survey, text) {
             (Ok(_), Some(text)) => {

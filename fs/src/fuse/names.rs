@@ -3,7 +3,9 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, utf8, verbs};
+use super::{
+    GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, together, utf8, verbs,
+};
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
@@ -55,8 +57,12 @@ pub(super) fn lookup(shared: &Arc<Shared>, parent: INodeNo, name: &OsStr, reply:
         Ok((None, parent, name)) => (parent, name),
         Err(failure) => return reply.error(failed(&failure)),
     };
-    if let NodeKey::Inside(point, directory) = parent {
-        return inside::lookup(shared, (point, directory), &name, reply);
+    match parent {
+        NodeKey::Inside(point, directory) => {
+            return inside::lookup(shared, (point, directory), &name, reply);
+        }
+        NodeKey::GroupFiles(group) => return together::lookup(shared, group, name, reply),
+        _ => {}
     }
     if !changes_behind_our_back(&model, &parent) {
         return reply.error(fuser::Errno::ENOENT);
@@ -107,8 +113,12 @@ pub(super) fn opendir(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: Reply
         Err(failure) => return reply.error(failed(&failure)),
     };
     verbs::listed(shared, pid, &key);
-    if let NodeKey::Inside(point, directory) = key {
-        return inside::opendir(shared, (point, directory), reply);
+    match key {
+        NodeKey::Inside(point, directory) => {
+            return inside::opendir(shared, (point, directory), reply);
+        }
+        NodeKey::GroupFiles(group) => return together::opendir(shared, group, reply),
+        _ => {}
     }
     let shows_others = matches!(
         key,

@@ -3,7 +3,7 @@
 
 use super::handles::{Handle, OpenView};
 use super::shared::{Shared, stream_of};
-use super::{TEXT_FLAGS, caller, failed, inside, verbs};
+use super::{TEXT_FLAGS, caller, failed, inside, together, verbs};
 use crate::errno::Failure;
 use crate::ops::{Request, WaitScope};
 use crate::tree::{self, DiskFile, Inside, JobFile, NodeKey, PointFile, PointKey, RootFile};
@@ -55,8 +55,11 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
     let (point, partition) = match key {
         NodeKey::PointFile(point, PointFile::DiskRaw) => (point, None),
         NodeKey::Inside(point, Inside::Partition(number)) => (point, Some(number)),
-        NodeKey::Inside(point, Inside::Note(number)) => {
-            return inside::open_note(shared, point, number, reply);
+        NodeKey::Inside(point, note @ (Inside::Note(_) | Inside::VolumeNote(_))) => {
+            return inside::open_note(shared, point, note, reply);
+        }
+        NodeKey::GroupNote(group, name) => {
+            return together::open_note(shared, group, name, reply);
         }
         NodeKey::PointFile(point, PointFile::PointJson) => {
             return inside::open_description(shared, point, reply);

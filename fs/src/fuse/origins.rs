@@ -68,9 +68,11 @@ fn of_guest_file(
     let size = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
     for part in guest_data::parts(&file.tree, extents, offset, size)? {
         let goes_on = match part {
-            Part::Disk(at, length) => {
-                let stretch = at..at.saturating_add(length as u64);
-                file.view.origins(stretch, &mut origins)?
+            Part::Disk(piece) => {
+                let stretch = piece.start..piece.start.saturating_add(piece.length);
+                file.disks
+                    .view(piece.disk)?
+                    .origins(stretch, &mut origins)?
             }
             Part::Hole(length) => origins.add(Origin::zeros(length as u64)),
             Part::Reader(_, length) => origins.add(Origin::unknown(length as u64)),

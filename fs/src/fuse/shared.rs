@@ -9,7 +9,7 @@ use super::sizes::SizeCache;
 use super::sweeps::Sweeps;
 use super::{NO_TTL, caller, inside};
 use crate::errno::{Errno, Failure};
-use crate::guest::{Guests, note};
+use crate::guest::{Guests, note, note_of_partly};
 use crate::intent::Verbs;
 use crate::model::Model;
 use crate::ops::EngineHandle;
@@ -17,7 +17,7 @@ use crate::render::{Extra, estimated_sizes, instant, parse_rfc3339, text};
 use crate::report::{Log, Stream};
 use crate::tree::{
     Ids, Inside, NodeKey, PointFile, RootFile, checkpoint, checkpoint_link, children, exists,
-    find_group, find_point, link_target, parent, path_of,
+    find_group, find_point, group_of, group_points, link_target, parent, path_of,
 };
 use fuser::{FileAttr, FileType, INodeNo};
 use std::fs::File;
@@ -76,15 +76,33 @@ impl Shared {
 
     /// The text of a file, now.
     pub(super) fn text(&self, model: &Model, key: &NodeKey) -> Option<String> {
-        if let NodeKey::Inside(point, Inside::Note(number)) = key {
-            let survey = self.guests.known(point)?;
-            let path = path_of(model, &NodeKey::Point(point.clone()));
-            let path = self.mountpoint.join(path.trim_start_matches('/'));
-            let trouble = |number| self.guests.trouble(point, number);
-            return note(&survey, *number, &path, trouble);
+        match key {
+            NodeKey::Inside(point, Inside::Note(number)) => {
+                let survey = self.guests.known(point)?;
+                let path = self.whole_path(model, &NodeKey::Point(point.clone()));
+                let trouble = |number| self.guests.trouble(point, number);
+                return note(&survey, *number, &path, trouble);
+            }
+            NodeKey::Inside(point, Inside::VolumeNote(name)) => {
+                let survey = self.guests.known(point)?;
+                let partly = survey.partly.iter().find(|it| it.name == *name)?;
+                let group = group_of(model, &find_point(model, point)?).map(|group| group.key());
+                let whole = group.filter(|group| !group_points(model, group).is_empty());
+                let whole = whole.map(|group| self.whole_path(model, &NodeKey::Group(group)));
+                return Some(note_of_partly(partly, &self.mountpoint, whole.as_deref()));
+            }
+            NodeKey::GroupNote(group, name) => {
+                let whole = self.guests.known_whole(&self.guests.home(group)?)?;
+                let partly = whole.partly.iter().find(|it| it.name == *name)?;
+                return Some(note_of_partly(partly, &self.mountpoint, None));
+            }
+            _ => {}
         }
         let sizes = key.point().and_then(|point| self.sizes.known(point));
-        let filesystems = key.point().and_then(|point| self.guests.described(point));
+        let filesystems = match key {
+            NodeKey::GroupJson(group) => self.guests.described_together(group),
+            key => key.point().and_then(|point| self.guests.described(point)),
+        };
         let plan = |point: &_| self.engine.plan_text(point);
         let extra = Extra {
             log: &self.log,
@@ -96,6 +114,12 @@ impl Shared {
             caches: self.engine.cache_sizes(),
         };
         text(model, key, &extra)
+    }
+
+    /// The path of what is in the tree, from the host's root on.
+    fn whole_path(&self, model: &Model, key: &NodeKey) -> PathBuf {
+        self.mountpoint
+            .join(path_of(model, key).trim_start_matches('/'))
     }
 
     /// Finds out the attributes of `key` and hands them to `done`, at once or, for a view that
@@ -131,7 +155,11 @@ impl Shared {
             NodeKey::Point(point) | NodeKey::PointFile(point, _) | NodeKey::Inside(point, _) => {
                 find_point(model, point).as_ref().and_then(instant)
             }
-            NodeKey::Group(id) | NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => {
+            NodeKey::Group(id)
+            | NodeKey::GroupJson(id)
+            | NodeKey::GroupLink(id, _)
+            | NodeKey::GroupFiles(id)
+            | NodeKey::GroupNote(id, _) => {
                 find_group(model, id).and_then(|group| parse_rfc3339(&group.point.time))
             }
             NodeKey::Checkpoint(name)

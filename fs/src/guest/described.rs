@@ -1,6 +1,6 @@
 //! `filesystems` of point.json: what is in each partition, as far as somebody has looked. Pure.
 
-use super::{Survey, Volume};
+use super::Volume;
 use qmpfs_guestfs::{Journal, Kind, is_known};
 use serde::Serialize;
 
@@ -32,8 +32,11 @@ pub(super) struct Read {
     pub(super) trouble: Option<String>,
 }
 
-/// All partitions of a disk; `read` tells what the reader of each has said.
-pub(super) fn described(survey: &Survey, read: impl Fn(&Volume) -> Read) -> Vec<Described> {
+/// These partitions and volumes; `read` tells what the reader of each has said.
+pub(super) fn described<'a>(
+    volumes: impl Iterator<Item = &'a Volume>,
+    read: impl Fn(&Volume) -> Read,
+) -> Vec<Described> {
     let one = |volume: &Volume| {
         let Read { journal, trouble } = read(volume);
         Described {
@@ -48,12 +51,7 @@ pub(super) fn described(survey: &Survey, read: impl Fn(&Volume) -> Read) -> Vec<
             error: trouble,
         }
     };
-    survey
-        .volumes
-        .iter()
-        .chain(&survey.logical)
-        .map(one)
-        .collect()
+    volumes.map(one).collect()
 }
 
 fn text(said: &str) -> Option<String> {
@@ -78,7 +76,7 @@ pub fn readable() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::{Read, described, readable};
-    use crate::guest::{Survey, Volume};
+    use crate::guest::Volume;
     use qmpfs_guestfs::{Found, Journal, Kind, Partition};
 
     fn volume(number: u32, kind: Kind, label: &str) -> Volume {
@@ -102,13 +100,8 @@ mod tests {
 
     #[test]
     fn what_nobody_has_looked_at_is_not_called_clean() {
-        let survey = Survey {
-            volumes: vec![volume(1, Kind::Ext4, "root"), volume(2, Kind::Xfs, "")],
-            logical: Vec::new(),
-            logical_notes: Vec::new(),
-            notes: Vec::new(),
-        };
-        let all = described(&survey, |volume| Read {
+        let volumes = [volume(1, Kind::Ext4, "root"), volume(2, Kind::Xfs, "")];
+        let all = described(volumes.iter(), |volume| Read {
             journal: (volume.partition.number == 1).then_some(Journal::Replayed),
             trouble: None,
         });

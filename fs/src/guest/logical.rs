@@ -1,7 +1,9 @@
-//! Logical volumes of LVM2 on the partitions of one disk: which there are, and where their bytes are.
+//! Logical volumes of LVM2 on the partitions of some disks of one instant: which there are, and where their bytes
+//! are. Those of one disk are its own; those that lie on several are of all together.
 
 use super::Volume;
-use qmpfs_guestfs::lvm::{Group, Layout, Physical};
+use super::disks::Piece;
+use qmpfs_guestfs::lvm::{Group, Layout, Member, Physical};
 use qmpfs_guestfs::{Error, Kind, Part, Partition, ReadAt};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -11,48 +13,54 @@ use std::sync::Arc;
 const FIRST: u32 = 1 << 16;
 /// Logical volumes of one disk that are shown.
 const VOLUMES_MAX: usize = 1024;
-/// The longest name of one that a directory can have.
-const NAME_MAX: usize = 255;
+/// The longest name of one that a directory can have, with what a note adds to it.
+const NAME_MAX: usize = 251;
 
 /// Where the bytes of a logical volume are.
 #[derive(Debug)]
 pub struct Logical {
     layout: Layout,
-    /// The first byte on the disk of each physical volume.
-    starts: HashMap<String, u64>,
+    /// The disk of each physical volume, and its first byte there.
+    starts: HashMap<String, (usize, u64)>,
 }
 
 impl Logical {
-    /// The stretches of the disk that are `length` bytes from `offset` on; None if some are behind the end.
-    pub(super) fn pieces(&self, offset: u64, length: u64) -> Option<Vec<(u64, u64)>> {
+    /// The stretches of the disks that are `length` bytes from `offset` on; None if some are behind the end.
+    pub(super) fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
         let mut pieces = Vec::new();
         let mut done = 0;
         while done < length {
             let piece = self
                 .layout
                 .piece(offset.checked_add(done)?, length - done)?;
-            let start = self.starts.get(piece.uuid)?.checked_add(piece.start)?;
-            pieces.push((start, piece.length));
+            let (disk, start) = *self.starts.get(piece.uuid)?;
+            pieces.push(Piece {
+                disk,
+                start: start.checked_add(piece.start)?,
+                length: piece.length,
+            });
             done += piece.length;
         }
         Some(pieces)
     }
 }
 
-/// A disk as one of its logical volumes has it.
-pub(super) struct OnDisk<'a, S> {
-    pub(super) disk: &'a S,
+/// Disks as one of their logical volumes has them.
+pub(super) struct OnDisks<'a, S> {
+    pub(super) disks: &'a [S],
     pub(super) volume: &'a Logical,
 }
 
-impl<S: ReadAt> ReadAt for OnDisk<'_, S> {
+impl<S: ReadAt> ReadAt for OnDisks<'_, S> {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let pieces = self.volume.pieces(offset, buffer.len() as u64);
         let mut rest = buffer;
-        for (start, length) in pieces.ok_or(io::ErrorKind::UnexpectedEof)? {
+        for piece in pieces.ok_or(io::ErrorKind::UnexpectedEof)? {
             // They are as long together as the buffer is.
-            let (here, after) = rest.split_at_mut(length as usize);
-            self.disk.read_at(start, here)?;
+            let (here, after) = rest.split_at_mut(piece.length as usize);
+            let disk = self.disks.get(piece.disk);
+            disk.ok_or(io::ErrorKind::UnexpectedEof)?
+                .read_at(piece.start, here)?;
             rest = after;
         }
         Ok(())
@@ -63,42 +71,101 @@ impl<S: ReadAt> ReadAt for OnDisk<'_, S> {
     }
 }
 
-/// What was found on all physical volumes of a disk.
+/// The physical volumes of a disk, and what they say of their groups.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// First byte and length of each.
+    places: HashMap<String, (u64, u64)>,
+    /// The newest account of each group.
+    groups: HashMap<String, Group>,
+    /// What could not be read, in words.
+    notes: Vec<String>,
+}
+
+impl Members {
+    /// Whether there are any.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Reads those on the partitions of a disk.
+    pub(super) fn read<S: ReadAt>(disk: &S, partitions: &[Volume]) -> Result<Members, Error> {
+        let mut found = Members::default();
+        let members = partitions.iter();
+        for member in members.filter(|volume| volume.found.kind == Kind::Lvm2) {
+            let Partition {
+                number,
+                start,
+                length,
+                ..
+            } = member.partition;
+            let physical = match Physical::read(&Part::new(disk, start, length)) {
+                Ok(physical) => physical,
+                Err(Error::Io(error)) => return Err(Error::Io(error)),
+                Err(error) => {
+                    found.notes.push(format!("partition {number}: {error}"));
+                    continue;
+                }
+            };
+            found.places.insert(physical.uuid, (start, length));
+            if let Some(group) = physical.group {
+                add(&mut found.groups, group);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Keeps the account of a group that was written last.
+fn add(groups: &mut HashMap<String, Group>, group: Group) {
+    let known = groups.get(&group.uuid);
+    if known.is_none_or(|known| known.sequence < group.sequence) {
+        groups.insert(group.uuid.clone(), group);
+    }
+}
+
+/// A logical volume of which a part is not here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partly {
+    /// As it is called in `files/`.
+    pub name: String,
+    /// Its bytes.
+    pub length: u64,
+    /// The devices, as the guest called them, that the rest is on.
+    pub elsewhere: Vec<String>,
+}
+
+/// What was found on all physical volumes.
 #[derive(Default)]
 pub(super) struct Groups {
     /// Those that can be read, and are not looked into yet.
     pub(super) volumes: Vec<(Partition, Arc<Logical>)>,
-    /// What is to be said of those that cannot, for each in a line.
+    /// Those of which a part is here.
+    pub(super) partly: Vec<Partly>,
+    /// What is to be said of others, for each in a line.
     pub(super) notes: Vec<String>,
 }
 
-/// Finds the logical volumes on the partitions of a disk.
-pub(super) fn find<S: ReadAt>(disk: &S, partitions: &[Volume]) -> Result<Groups, Error> {
+/// Finds the logical volumes of some disks: of one those that lie on it alone, of several those that lie on more
+/// than one of them.
+pub(super) fn find(disks: &[&Members]) -> Groups {
     let mut found = Groups::default();
-    let (mut places, mut groups) = (HashMap::new(), HashMap::<String, Group>::new());
-    let members = partitions.iter();
-    for member in members.filter(|volume| volume.found.kind == Kind::Lvm2) {
-        let Partition {
-            number,
-            start,
-            length,
-            ..
-        } = member.partition;
-        let physical = match Physical::read(&Part::new(disk, start, length)) {
-            Ok(physical) => physical,
-            Err(Error::Io(error)) => return Err(Error::Io(error)),
-            Err(error) => {
-                found.notes.push(format!("partition {number}: {error}"));
-                continue;
-            }
-        };
-        places.insert(physical.uuid, (start, length));
-        if let Some(group) = physical.group {
-            let known = groups.get(&group.uuid);
-            if known.is_none_or(|known| known.sequence < group.sequence) {
-                groups.insert(group.uuid.clone(), group);
+    let (mut places, mut groups) = (HashMap::new(), HashMap::new());
+    for (index, disk) in disks.iter().enumerate() {
+        found.notes.extend(disk.notes.iter().cloned());
+        for (uuid, (start, length)) in &disk.places {
+            // The same on two disks is a copy: which of them the guest takes nobody can tell.
+            let is_copy = places.insert(uuid.clone(), (index, *start, *length));
+            if is_copy.is_some_and(|(other, ..)| other != index) {
+                found
+                    .notes
+                    .push("a physical volume is there twice".to_owned());
+                return found;
             }
         }
+        disk.groups
+            .values()
+            .for_each(|group| add(&mut groups, group.clone()));
     }
     let mut groups: Vec<Group> = groups.into_values().collect();
     groups.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
@@ -106,13 +173,41 @@ pub(super) fn find<S: ReadAt>(disk: &S, partitions: &[Volume]) -> Result<Groups,
     for group in groups {
         for logical in group.logical {
             let name = name(&group.name, &logical.name);
-            let layout = logical
-                .layout
-                .map_err(|kind| format!("its kind, {kind}, is not read here"));
-            let placed = layout.and_then(|layout| placed(layout, &places));
-            let has_place = found.volumes.len() < VOLUMES_MAX && name.len() <= NAME_MAX;
+            let layout = match logical.layout {
+                Ok(layout) => layout,
+                Err(kind) => {
+                    let why = format!("{name}: its kind, {kind}, is not read here");
+                    found.notes.push(why);
+                    continue;
+                }
+            };
+            let has_place = found.volumes.len() < VOLUMES_MAX
+                && found.partly.len() < VOLUMES_MAX
+                && name.len() <= NAME_MAX;
+            let placed = placed(layout, &places, &group.physical);
+            let of = |placed: &Placed| match placed {
+                Placed::Here(_, count) => disks.len() == 1 || *count > 1,
+                Placed::Partly(..) | Placed::Elsewhere | Placed::Not(_) => true,
+            };
+            if !of(&placed) {
+                continue;
+            }
             match placed {
-                Ok(logical) if has_place && names.insert(name.clone()) => {
+                Placed::Elsewhere => found.notes.push(format!("{name}: it is on another disk")),
+                Placed::Not(why) => found.notes.push(format!("{name}: {why}")),
+                Placed::Here(..) | Placed::Partly(..)
+                    if !has_place || !names.insert(name.clone()) =>
+                {
+                    found
+                        .notes
+                        .push(format!("{name}: one of that name is shown already"));
+                }
+                Placed::Partly(length, elsewhere) => found.partly.push(Partly {
+                    name,
+                    length,
+                    elsewhere,
+                }),
+                Placed::Here(logical, _) => {
                     let partition = Partition {
                         number: FIRST + found.volumes.len() as u32,
                         start: 0,
@@ -122,15 +217,11 @@ pub(super) fn find<S: ReadAt>(disk: &S, partitions: &[Volume]) -> Result<Groups,
                     };
                     found.volumes.push((partition, Arc::new(logical)));
                 }
-                Ok(_) => found
-                    .notes
-                    .push(format!("{name}: one of that name is shown already")),
-                Err(why) => found.notes.push(format!("{name}: {why}")),
             }
         }
     }
     found.notes.truncate(VOLUMES_MAX);
-    Ok(found)
+    found
 }
 
 /// As it is called in `/dev/mapper`.
@@ -139,33 +230,119 @@ fn name(group: &str, logical: &str) -> String {
     format!("{}-{}", part(group), part(logical))
 }
 
-/// A volume all of whose bytes are on this disk; or why it is not shown.
-fn placed(layout: Layout, places: &HashMap<String, (u64, u64)>) -> Result<Logical, String> {
+/// Where a volume is.
+enum Placed {
+    /// On these disks, and on how many of them.
+    Here(Logical, usize),
+    /// Of so many bytes, some of them on devices that are not here.
+    Partly(u64, Vec<String>),
+    Elsewhere,
+    /// Why it cannot be shown.
+    Not(String),
+}
+
+fn placed(
+    layout: Layout,
+    places: &HashMap<String, (usize, u64, u64)>,
+    members: &[Member],
+) -> Placed {
+    let (mut disks, mut elsewhere) = (HashSet::new(), Vec::new());
     for (area, length) in layout.areas() {
-        let Some((_, room)) = places.get(&area.uuid) else {
-            return Err("a part of it is on another disk".to_owned());
+        let Some((disk, _, room)) = places.get(&area.uuid) else {
+            let member = members.iter().find(|member| member.uuid == area.uuid);
+            let device = member.map_or("", |member| member.device.as_str());
+            if !elsewhere.iter().any(|it| it == device) {
+                elsewhere.push(device.to_owned());
+            }
+            continue;
         };
         let end = area.start.checked_add(length);
         if end.is_none_or(|end| end > *room) {
-            return Err("a part of it lies behind the end of its partition".to_owned());
+            return Placed::Not("a part of it lies behind the end of its partition".to_owned());
+        }
+        disks.insert(*disk);
+    }
+    match (elsewhere.is_empty(), disks.is_empty()) {
+        (false, true) => Placed::Elsewhere,
+        (false, false) => Placed::Partly(layout.length(), elsewhere),
+        (true, _) => {
+            let starts = places.iter();
+            let starts = starts.map(|(uuid, (disk, start, _))| (uuid.clone(), (*disk, *start)));
+            let starts = starts.collect();
+            Placed::Here(Logical { layout, starts }, disks.len())
         }
     }
-    let starts = places
-        .iter()
-        .map(|(uuid, (start, _))| (uuid.clone(), *start));
-    Ok(Logical {
-        layout,
-        starts: starts.collect(),
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::name;
+    use super::{Members, find, name};
+    use qmpfs_guestfs::lvm::Group;
 
     #[test]
     fn names_are_those_of_the_device_mapper() {
         assert_eq!(name("debian-vg", "root"), "debian--vg-root");
         assert_eq!(name("a", "b-c"), "a-b--c");
+    }
+
+    /// A disk with a physical volume of that uuid, of a group with one volume on each of two disks, and one on both.
+    fn disk(uuid: &str, sequence: u32) -> Members {
+        let volume = |name: &str, stripes: &str| {
+            format!(
+                "{name} {{ status = [\"VISIBLE\"] segment1 {{ type = \"striped\" start_extent = 0 \
+                 extent_count = 4 stripe_size = 8 stripes = [{stripes}] }} }}\n"
+            )
+        };
+        let text = format!(
+            "vg {{ id = \"g\" seqno = {sequence} extent_size = 8 physical_volumes {{\n\
+             pv0 {{ id = \"a\" device = \"/dev/vda1\" pe_start = 0 pe_count = 10 }}\n\
+             pv1 {{ id = \"b\" device = \"/dev/vdb1\" pe_start = 0 pe_count = 10 }} }}\n\
+             logical_volumes {{ {} {} {} }} }}",
+            volume("one", "\"pv0\", 0"),
+            volume("two", "\"pv1\", 0"),
+            volume("both", "\"pv0\", 4, \"pv1\", 4"),
+        );
+        let group = Group::parse(text.as_bytes()).expect("it is right");
+        Members {
+            places: [(uuid.to_owned(), (1000, 10 << 12))].into(),
+            groups: [(group.uuid.clone(), group)].into(),
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn volumes_are_of_one_disk_or_of_all_together() {
+        let (a, b) = (disk("a", 1), disk("b", 2));
+        let names = |disks: &[&Members]| {
+            let found = find(disks);
+            let volumes = found.volumes.into_iter().map(|(it, _)| it.name);
+            volumes.collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[&a]), ["vg-one"]);
+        assert_eq!(names(&[&b]), ["vg-two"]);
+        assert_eq!(names(&[&a, &b]), ["vg-both"]);
+        let alone = find(&[&a]);
+        let [partly] = &alone.partly[..] else {
+            panic!("one");
+        };
+        assert_eq!(
+            (partly.name.as_str(), &partly.elsewhere[..]),
+            ("vg-both", &["/dev/vdb1".to_owned()][..])
+        );
+        assert_eq!(alone.notes, ["vg-two: it is on another disk"]);
+        let together = find(&[&a, &b]);
+        let pieces = together.volumes[0].1.pieces(4096, 8192).expect("within");
+        let pieces: Vec<_> = pieces
+            .iter()
+            .map(|it| (it.disk, it.start, it.length))
+            .collect();
+        assert_eq!(
+            pieces,
+            [(1, 1000 + 4 * 4096, 4096), (0, 1000 + 5 * 4096, 4096)]
+        );
+        assert!(
+            find(&[&a, &disk("a", 1)]).volumes.is_empty(),
+            "a copy of the disk"
+        );
     }
 }

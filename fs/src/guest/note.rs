@@ -1,6 +1,6 @@
 //! `files/N.txt`: why the files of a partition are not shown, and what shows them. Pure.
 
-use super::{Survey, Volume};
+use super::{Partly, Survey, Volume};
 use crate::render::human;
 use qmpfs_guestfs::Kind;
 use std::fmt::Write;
@@ -109,6 +109,30 @@ pub fn note(
     Some(text)
 }
 
+/// The text about a logical volume of which only a part is here. `whole` is where all disks of that instant are,
+/// if there is such a place.
+pub fn partly(partly: &Partly, mountpoint: &Path, whole: Option<&Path>) -> String {
+    let Partly { name, length, .. } = partly;
+    let devices: Vec<String> = partly.elsewhere.iter().map(|it| printable(it)).collect();
+    let mut text = format!(
+        "{name}: a logical volume of {}, of which only a part is here. The rest is on what the guest calls {}.\n",
+        human(*length),
+        devices.join(", "),
+    );
+    let next = match whole {
+        Some(whole) => format!(
+            "All disks of this instant are together in\n    {}\n",
+            whole.join("files").join(name).display()
+        ),
+        None => format!(
+            "It is shown where all disks are of one instant:\n    mkdir {0}\n    ls {0}/files/{name}\n",
+            mountpoint.join("snapshots/NAME").display()
+        ),
+    };
+    text.push_str(&next);
+    text
+}
+
 /// A line for each logical volume of the disk: where its files are, or why nowhere.
 fn logical(survey: &Survey, trouble: impl Fn(u32) -> Option<String>, say: &mut impl FnMut(String)) {
     say("It is a part of a volume group. The logical volumes on this disk:".to_owned());
@@ -122,6 +146,12 @@ fn logical(survey: &Survey, trouble: impl Fn(u32) -> Option<String>, say: &mut i
         say(format!(
             "    {name}: {length}, {}{shown}",
             described(volume)
+        ));
+    }
+    for partly in &survey.partly {
+        let (name, length) = (&partly.name, human(partly.length));
+        say(format!(
+            "    {name}: {length}; a part of it is on another disk: files/{name}.txt"
         ));
     }
     for note in &survey.logical_notes {
@@ -185,7 +215,9 @@ mod tests {
                 logical: None,
             }],
             logical: Vec::new(),
+            partly: Vec::new(),
             logical_notes: Vec::new(),
+            members: Default::default(),
             notes: vec!["its first GPT is damaged; this is its backup".into()],
         }
     }

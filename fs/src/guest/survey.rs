@@ -1,8 +1,10 @@
 //! What is on one disk: its partitions, and what is in each.
 
-use super::logical::{self, Logical, OnDisk};
+use super::disks::{Disks, Home, Piece};
+use super::logical::{self, Groups, Logical, Members, OnDisks, Partly};
 use super::source::Disk;
 use crate::errno::{Errno, Failure};
+use crate::ops::EngineHandle;
 use crate::view::View;
 use qmpfs_guestfs::{Error, Found, Kind, Part, Partition, ReadAt, Table, probe};
 use std::sync::Arc;
@@ -18,8 +20,12 @@ pub struct Survey {
     pub volumes: Vec<Volume>,
     /// The logical volumes on them.
     pub logical: Vec<Volume>,
+    /// Logical volumes of which a part is on them.
+    pub partly: Vec<Partly>,
     /// What is to be said of logical volumes that cannot be read, for each in a line.
     pub logical_notes: Vec<String>,
+    /// The physical volumes on them.
+    pub(super) members: Members,
     /// What was wrong with the table and worked around.
     pub notes: Vec<String>,
 }
@@ -51,16 +57,20 @@ impl Volume {
         }
     }
 
-    /// The stretches of the disk that are `length` bytes of it from `offset` on, in order; None if some
+    /// The stretches of its disks that are `length` bytes of it from `offset` on, in order; None if some
     /// are behind its end.
-    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<(u64, u64)>> {
+    pub fn pieces(&self, offset: u64, length: u64) -> Option<Vec<Piece>> {
         let end = offset.checked_add(length)?;
         if end > self.partition.length {
             return None;
         }
         match &self.logical {
             Some(logical) => logical.pieces(offset, length),
-            None => Some(vec![(self.partition.start.checked_add(offset)?, length)]),
+            None => Some(vec![Piece {
+                disk: 0,
+                start: self.partition.start.checked_add(offset)?,
+                length,
+            }]),
         }
     }
 }
@@ -92,26 +102,65 @@ pub(super) fn survey(view: &Arc<View>) -> Result<Survey, Failure> {
     let volumes: Result<Vec<_>, Failure> = table.partitions.into_iter().map(volume).collect();
     let volumes = volumes?;
     let disk = Disk(Arc::clone(view));
-    let groups = logical::find(&disk, &volumes).map_err(|error| failure(&error))?;
-    let logical = |(partition, logical): (Partition, Arc<Logical>)| {
-        let stretch = OnDisk {
-            disk: &disk,
-            volume: &logical,
+    let members = Members::read(&disk, &volumes).map_err(|error| failure(&error))?;
+    let groups = logical::find(&[&members]);
+    Ok(Survey {
+        volumes,
+        logical: looked_into(&groups, &[disk])?,
+        partly: groups.partly,
+        logical_notes: groups.notes,
+        members,
+        notes: table.notes,
+    })
+}
+
+/// What disks of one instant hold together, and none of them alone.
+#[derive(Debug)]
+pub struct Whole {
+    /// Logical volumes that lie on several of them.
+    pub logical: Vec<Volume>,
+    /// Those of which a part is on a disk that is not among them.
+    pub partly: Vec<Partly>,
+}
+
+/// Looks at the logical volumes that several disks hold together. Not for the engine's own thread.
+pub(super) fn whole(
+    engine: &EngineHandle,
+    home: &Home,
+    surveys: &[Arc<Survey>],
+) -> Result<Whole, Failure> {
+    let members: Vec<&Members> = surveys.iter().map(|survey| &survey.members).collect();
+    let groups = logical::find(&members);
+    let logical = match groups.volumes.is_empty() {
+        true => Vec::new(),
+        false => {
+            let disks: Disks = home.open(engine)?;
+            let disks = disks.views().iter().map(|view| Disk(Arc::clone(view)));
+            looked_into(&groups, &disks.collect::<Vec<_>>())?
+        }
+    };
+    Ok(Whole {
+        logical,
+        partly: groups.partly,
+    })
+}
+
+/// What is in the logical volumes of some disks.
+fn looked_into(groups: &Groups, disks: &[Disk]) -> Result<Vec<Volume>, Failure> {
+    let volumes = groups.volumes.iter();
+    let one = |(partition, logical): &(Partition, Arc<Logical>)| {
+        let stretch = OnDisks {
+            disks,
+            volume: logical,
         };
         Ok(Volume {
             found: look(&stretch)?,
             allocated: partition.length,
-            partition,
-            logical: Some(logical),
+            partition: partition.clone(),
+            logical: Some(Arc::clone(logical)),
         })
     };
-    let logical: Result<Vec<_>, Failure> = groups.volumes.into_iter().map(logical).collect();
-    Ok(Survey {
-        volumes,
-        logical: logical?,
-        logical_notes: groups.notes,
-        notes: table.notes,
-    })
+    volumes.map(one).collect()
 }
 
 /// What is in a stretch of a disk.

@@ -4,15 +4,14 @@
 
 use super::Volume;
 use super::cache::Cache;
+use super::disks::{Disks, Home};
 use super::gone;
 use super::slots::{Slot, Slots};
 use super::wire::{Answer, Node, Question};
 use super::worker::{Fault, Worker};
 use crate::errno::{Errno, Failure};
-use crate::leases::MEASURING;
-use crate::ops::{EngineHandle, Request};
-use crate::tree::{Inside, NodeKey, PointKey, has_inside, path_of};
-use crate::view::View;
+use crate::ops::EngineHandle;
+use crate::tree::path_of;
 use qmpfs_guestfs::Journal;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -29,8 +28,6 @@ const IDLE_SHORT: Duration = Duration::from_millis(200);
 const TURN: Duration = Duration::from_secs(1);
 /// How often the thread looks whether it is wanted.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the engine may take to open the disk.
-const OPENING: Duration = Duration::from_secs(30);
 /// A filesystem that could not be opened is not tried again before.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Readers that may be lost within a minute; after that it is given up for the rest of it.
@@ -43,8 +40,8 @@ type Job = Box<dyn FnOnce(Result<&mut Desk, Failure>) + Send>;
 pub struct Tree {
     /// Its number in the mount.
     pub number: u16,
-    /// The point it is in.
-    pub point: PointKey,
+    /// The point it is in, or the points.
+    pub home: Home,
     /// The partition it is in.
     pub volume: Volume,
     engine: EngineHandle,
@@ -77,7 +74,7 @@ enum Files {
 /// What the thread works with.
 pub struct Desk {
     tree: Arc<Tree>,
-    view: Arc<View>,
+    disks: Arc<Disks>,
     // Before its place: who comes into that may start another.
     worker: Option<Worker>,
     slot: Option<Slot>,
@@ -86,14 +83,14 @@ pub struct Desk {
 impl Tree {
     pub(super) fn new(
         number: u16,
-        point: PointKey,
+        home: Home,
         volume: Volume,
         engine: EngineHandle,
         slots: Arc<Slots>,
     ) -> Tree {
         Tree {
             number,
-            point,
+            home,
             volume,
             engine,
             slots,
@@ -142,7 +139,7 @@ impl Tree {
 
     /// Whether the point is still there.
     pub fn is_there(&self) -> bool {
-        has_inside(&self.engine.model(), &self.point)
+        self.home.is_there(&self.engine.model())
     }
 
     /// Asks the reader; `done` is called from the tree's thread.
@@ -274,23 +271,9 @@ impl Tree {
     }
 
     fn open(self: &Arc<Self>, slot: Slot) -> Result<Desk, Failure> {
-        let (answer, opened) = sync_channel(1);
-        self.engine.send(Request::Open {
-            point: self.point.clone(),
-            pid: MEASURING,
-            answer: Box::new(move |view| {
-                // Nobody waits that long.
-                let _late = answer.send(view);
-            }),
-        });
-        let late = |_| {
-            Failure::new(Errno::ETIMEDOUT, "the disk could not be opened in time")
-                .next("see whether QEMU answers: cat vm.json")
-        };
-        let view = opened.recv_timeout(OPENING).map_err(late)??;
         let mut desk = Desk {
             tree: Arc::clone(self),
-            view,
+            disks: Arc::new(self.home.open(&self.engine)?),
             worker: None,
             slot: Some(slot),
         };
@@ -300,8 +283,7 @@ impl Tree {
 
     fn note(&self, failure: &Failure) {
         let model = self.engine.model();
-        let files = NodeKey::Inside(self.point.clone(), Inside::Files);
-        let place = path_of(&model, &files);
+        let place = path_of(&model, &self.home.files());
         let (name, errno) = (self.volume.directory(), failure.errno);
         let line = format!("read {place}/{name} {errno}: {failure}");
         self.engine.log().note(&line);
@@ -313,9 +295,9 @@ impl Tree {
 }
 
 impl Desk {
-    /// The disk of the point. Whoever reads a file holds it by a lease of his own.
-    pub fn view(&self) -> &Arc<View> {
-        &self.view
+    /// The disks it is on. Whoever reads a file holds them by a lease of his own.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// Asks the reader.
@@ -366,7 +348,7 @@ impl Desk {
         }
         let volume = &self.tree.volume;
         let length = volume.partition.length;
-        let worker = Worker::start(Arc::clone(&self.view), volume.clone());
+        let worker = Worker::start(Arc::clone(&self.disks), volume.clone());
         let mut worker = worker.map_err(|error| Failure::io("start a reader", &error))?;
         let kind = volume.found.kind;
         match worker.ask(&Question::Open { kind, length }) {

@@ -3,10 +3,10 @@
 //! costs one question and its own life.
 
 use super::Volume;
+use super::disks::Disks;
 use super::wire::{self, Answer, Question, Word};
 use crate::errno::Failure;
 use crate::sys;
-use crate::view::View;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -34,13 +34,13 @@ pub(super) enum Fault {
 pub(super) struct Worker {
     child: Child,
     socket: UnixStream,
-    view: Arc<View>,
+    disks: Arc<Disks>,
     volume: Volume,
 }
 
 impl Worker {
     /// Starts one for what is in a partition or a logical volume. It ends with the thread that calls this.
-    pub(super) fn start(view: Arc<View>, volume: Volume) -> io::Result<Worker> {
+    pub(super) fn start(disks: Arc<Disks>, volume: Volume) -> io::Result<Worker> {
         let (socket, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -55,7 +55,7 @@ impl Worker {
         Ok(Worker {
             child: command.spawn()?,
             socket,
-            view,
+            disks,
             volume,
         })
     }
@@ -99,9 +99,10 @@ impl Worker {
         })?;
         let mut bytes = vec![0; 1 + length as usize];
         let mut at = 1;
-        for (start, length) in pieces {
-            let end = at + length as usize;
-            if let Err(failure) = self.view.read(start, &mut bytes[at..end]) {
+        for piece in pieces {
+            let end = at + piece.length as usize;
+            let view = self.disks.view(piece.disk);
+            if let Err(failure) = view.and_then(|it| it.read(piece.start, &mut bytes[at..end])) {
                 tracing::debug!(%failure, "a reader gets an error");
                 bytes.truncate(1);
                 return Ok(bytes);

@@ -1,5 +1,7 @@
 //! point.json of a snapshot of all disks.
 
+use super::Extra;
+use crate::guest::Described;
 use crate::model::Model;
 use crate::tree::Group;
 use serde::Serialize;
@@ -21,9 +23,15 @@ pub(super) struct GroupJson<'a> {
     gone: Vec<&'a str>,
     /// What of the machine at that instant is not in it.
     missing: Vec<String>,
+    /// What several disks hold together; None until somebody has looked into `files/`.
+    filesystems: Option<&'a [Described]>,
 }
 
-pub(super) fn group<'a>(model: &Model, group: &'a Group<'a>) -> GroupJson<'a> {
+pub(super) fn group<'a>(
+    model: &Model,
+    group: &'a Group<'a>,
+    extra: &'a Extra<'_>,
+) -> GroupJson<'a> {
     let gone = group.gone();
     GroupJson {
         kind: "all-disks",
@@ -40,6 +48,7 @@ pub(super) fn group<'a>(model: &Model, group: &'a Group<'a>) -> GroupJson<'a> {
             .collect(),
         gone,
         missing: missing(model, group),
+        filesystems: extra.filesystems.as_deref(),
     }
 }
 

@@ -4,8 +4,7 @@ use super::{Extra, estimated_sizes, instant, made_by, rfc3339};
 use crate::guest::Described;
 use crate::model::{BackupStage, Copied, Layer, Manifest, Model, PointRecord};
 use crate::tree::{
-    Checkpoint, Found, Group, GroupKey, GroupKind, PointKey, PointKind, checkpoint_of, find_group,
-    point_place, short_name,
+    Checkpoint, Found, PointKey, PointKind, checkpoint_of, group_of, point_place, short_name,
 };
 use serde::Serialize;
 
@@ -225,7 +224,7 @@ fn same_instant(model: &Model, found: &Found<'_>) -> Vec<String> {
         let members = checkpoint.members.iter();
         return members.map(|(disk, _)| disk.name.clone()).collect();
     }
-    match group(model, found) {
+    match group_of(model, found) {
         Some(group) => group
             .members
             .iter()
@@ -248,7 +247,7 @@ fn missing(model: &Model, found: &Found<'_>) -> Vec<String> {
     }
     let mut missing = machine(model);
     missing.retain(|part| part != RAM || !ram_saved);
-    if let Some(group) = group(model, found) {
+    if let Some(group) = group_of(model, found) {
         missing.extend(super::group::disks(model, &group));
         return missing;
     }
@@ -279,19 +278,6 @@ fn checkpoint<'a>(model: &'a Model, found: &Found<'a>) -> Option<Checkpoint<'a>>
         }
         Found::Internal { disk, internal, .. } => checkpoint_of(model, &disk.name, internal),
     }
-}
-
-/// The points of all disks that it was taken with.
-fn group<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
-    let (kind, record) = match found {
-        Found::Layer { layer, .. } => (GroupKind::Snapshots, layer.record.as_ref()?),
-        Found::Branch { branch, .. } => (GroupKind::Snapshots, branch.layer.record.as_ref()?),
-        Found::Live { live, .. } => (GroupKind::Live, &live.record),
-        Found::Backup { backup, .. } => (GroupKind::Backup(backup.manifest.kind), &backup.record),
-        Found::Internal { .. } => return None,
-    };
-    let id = record.group.as_ref()?.id.clone();
-    find_group(model, &GroupKey { kind, id })
 }
 
 /// What is in no disk. A storage daemon is no machine.

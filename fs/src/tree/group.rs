@@ -1,7 +1,7 @@
 //! Points of all disks at one instant: which belong together, from what stands in their own records.
 //! There is no other list of them: a group is there as long as one of its points is. Pure.
 
-use super::Section;
+use super::{Found, PointKey, PointKind, Section};
 use crate::model::{BackupKind, Disk, GroupRecord, Model, PointRecord};
 use std::collections::HashMap;
 
@@ -174,6 +174,38 @@ pub fn find_group<'a>(model: &'a Model, key: &GroupKey) -> Option<Group<'a>> {
     })
 }
 
+/// The points of all disks that it was taken with.
+pub fn group_of<'a>(model: &'a Model, found: &Found<'_>) -> Option<Group<'a>> {
+    let (kind, record) = match found {
+        Found::Layer { layer, .. } => (GroupKind::Snapshots, layer.record.as_ref()?),
+        Found::Branch { branch, .. } => (GroupKind::Snapshots, branch.layer.record.as_ref()?),
+        Found::Live { live, .. } => (GroupKind::Live, &live.record),
+        Found::Backup { backup, .. } => (GroupKind::Backup(backup.manifest.kind), &backup.record),
+        Found::Internal { .. } => return None,
+    };
+    let id = record.group.as_ref()?.id.clone();
+    find_group(model, &GroupKey { kind, id })
+}
+
+/// The points of a group, by the names of their disks. None while one is not there any more, or was the only one.
+pub fn group_points(model: &Model, key: &GroupKey) -> Vec<PointKey> {
+    let Some(group) = find_group(model, key).filter(|group| group.members.len() > 1) else {
+        return Vec::new();
+    };
+    let kind = match key.kind {
+        GroupKind::Snapshots => PointKind::External,
+        GroupKind::Live => PointKind::Live,
+        GroupKind::Backup(kind) => PointKind::Backup(kind),
+    };
+    let members = group.members.iter();
+    let point = |(disk, record): &(&Disk, &PointRecord)| PointKey {
+        disk: disk.name.clone(),
+        kind,
+        identity: record.id.clone(),
+    };
+    members.map(point).collect()
+}
+
 /// Where the link to a member leads.
 pub fn link_target(model: &Model, key: &GroupKey, disk: &str) -> Option<String> {
     let group = find_group(model, key)?;
@@ -187,7 +219,7 @@ pub fn link_target(model: &Model, key: &GroupKey, disk: &str) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Group, GroupKey, GroupKind, find_group, groups, link_target};
+    use super::{Group, GroupKey, GroupKind, find_group, group_points, groups, link_target};
     use crate::model::Model;
     use crate::tree::sample;
 
@@ -222,6 +254,14 @@ mod tests {
             Some("../../disks/vdc/snapshots/all")
         );
         assert_eq!(link_target(&model, &key("group-all"), "vdb"), None);
+        let points = group_points(&model, &key("group-all"));
+        assert_eq!(points.len(), 2);
+        for point in &points {
+            assert!(
+                crate::tree::find_point(&model, point).is_some(),
+                "{point:?}"
+            );
+        }
     }
 
     #[test]
@@ -230,6 +270,7 @@ mod tests {
         model.disks[2].layers[0].leaving = true;
         let group = find_group(&model, &key("group-all")).expect("vda is left");
         assert_eq!(group.gone(), ["vdc"]);
+        assert!(group_points(&model, &key("group-all")).is_empty());
         model.disks[0]
             .layers
             .retain(|layer| !layer.path.ends_with("web1.all.qcow2"));

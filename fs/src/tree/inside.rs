@@ -10,7 +10,7 @@ const NOTE_SUFFIX: &str = ".txt";
 const RAW_SUFFIX: &str = ".raw";
 
 /// An entry of a point that depends on what is on its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Inside {
     /// `partitions/`
     Partitions,
@@ -20,6 +20,8 @@ pub enum Inside {
     Files,
     /// `files/N.txt`: what is to be said about a partition.
     Note(u32),
+    /// `files/VG-LV.txt`: what is to be said about a logical volume of which only a part is here.
+    VolumeNote(String),
 }
 
 impl Inside {
@@ -27,31 +29,39 @@ impl Inside {
     pub const DIRECTORIES: [Inside; 2] = [Inside::Partitions, Inside::Files];
 
     /// Its name.
-    pub fn name(self) -> String {
+    pub fn name(&self) -> String {
         match self {
             Inside::Partitions => "partitions".to_owned(),
             Inside::Partition(number) => format!("{number}{RAW_SUFFIX}"),
             Inside::Files => "files".to_owned(),
             Inside::Note(number) => format!("{number}{NOTE_SUFFIX}"),
+            Inside::VolumeNote(name) => volume_note(name),
         }
     }
 
     /// Whether it is a directory.
-    pub fn is_dir(self) -> bool {
+    pub fn is_dir(&self) -> bool {
         match self {
             Inside::Partitions | Inside::Files => true,
-            Inside::Partition(_) | Inside::Note(_) => false,
+            Inside::Partition(_) | Inside::Note(_) | Inside::VolumeNote(_) => false,
         }
     }
 
     /// The directory it stands in.
-    pub fn parent(self, point: &PointKey) -> NodeKey {
+    pub fn parent(&self, point: &PointKey) -> NodeKey {
         match self {
             Inside::Partitions | Inside::Files => NodeKey::Point(point.clone()),
             Inside::Partition(_) => NodeKey::Inside(point.clone(), Inside::Partitions),
-            Inside::Note(_) => NodeKey::Inside(point.clone(), Inside::Files),
+            Inside::Note(_) | Inside::VolumeNote(_) => {
+                NodeKey::Inside(point.clone(), Inside::Files)
+            }
         }
     }
+}
+
+/// What the text about a logical volume is called.
+pub(super) fn volume_note(name: &str) -> String {
+    format!("{name}{NOTE_SUFFIX}")
 }
 
 /// Whether what is inside a point can be there: it has a disk to read.

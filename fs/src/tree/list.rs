@@ -2,8 +2,9 @@
 
 use super::{
     DiskFile, GroupKey, GroupKind, Inside, JobFile, NodeKey, PointFile, RootFile, Section,
-    backup_key, checkpoint, checkpoints, external_key, find_group, find_point, groups, has_inside,
-    internal_key, layer_dir_name, layer_key, live_key, point_place, saving, short_name,
+    backup_key, checkpoint, checkpoints, external_key, find_group, find_point, group_points,
+    groups, has_inside, inside::volume_note, internal_key, layer_dir_name, layer_key, live_key,
+    point_place, saving, short_name,
 };
 use crate::model::{BackupKind, Contents, Disk, Model};
 
@@ -17,6 +18,8 @@ const BACKUPS: &str = "backups";
 
 /// What the object of a group or checkpoint is called; a disk of that name has no link.
 const GROUP_JSON: &str = "point.json";
+/// The files that the disks of a group hold together; the same.
+const GROUP_FILES: &str = "files";
 
 /// What `name` is in the directory `parent`.
 pub fn lookup(model: &Model, parent: &NodeKey, name: &str) -> Option<NodeKey> {
@@ -160,8 +163,8 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
                 }
             }
         }
-        // what is in there is on the disk
-        NodeKey::Inside(..) => (),
+        // what is in there is on the disks
+        NodeKey::Inside(..) | NodeKey::GroupFiles(_) => (),
         NodeKey::Job(disk, id) if exists(model, parent) => {
             for file in JobFile::ALL {
                 wanted.add(file.name(), || {
@@ -179,6 +182,7 @@ fn entries(model: &Model, parent: &NodeKey, name: Option<&str>) -> Vec<(String, 
         NodeKey::RootFile(_)
         | NodeKey::GroupJson(_)
         | NodeKey::GroupLink(..)
+        | NodeKey::GroupNote(..)
         | NodeKey::CheckpointJson(_)
         | NodeKey::CheckpointLink(..)
         | NodeKey::DiskFile(..)
@@ -210,8 +214,11 @@ fn add_group(model: &Model, key: &GroupKey, wanted: &mut Wanted<'_>) {
     };
     wanted.add(GROUP_JSON, || Some(NodeKey::GroupJson(key.clone())));
     let disks = group.members.iter().map(|(disk, _)| &disk.name);
-    for disk in disks.filter(|disk| *disk != GROUP_JSON) {
+    for disk in disks.filter(|disk| ![GROUP_JSON, GROUP_FILES].contains(&disk.as_str())) {
         wanted.add(disk, || Some(NodeKey::GroupLink(key.clone(), disk.clone())));
+    }
+    if has_together(model, key) {
+        wanted.add(GROUP_FILES, || Some(NodeKey::GroupFiles(key.clone())));
     }
 }
 
@@ -282,6 +289,12 @@ fn add_section(disk: &Disk, section: Section, wanted: &mut Wanted<'_>) {
     }
 }
 
+/// Whether the disks of a group can hold anything together: there are several that can be read.
+fn has_together(model: &Model, key: &GroupKey) -> bool {
+    let points = group_points(model, key);
+    !points.is_empty() && points.iter().all(|point| has_inside(model, point))
+}
+
 /// Whether what `key` means is there in this model.
 pub fn exists(model: &Model, key: &NodeKey) -> bool {
     match key {
@@ -301,6 +314,7 @@ pub fn exists(model: &Model, key: &NodeKey) -> bool {
         NodeKey::GroupLink(id, disk) => {
             find_group(model, id).is_some_and(|group| group.member(disk).is_some())
         }
+        NodeKey::GroupFiles(id) | NodeKey::GroupNote(id, _) => has_together(model, id),
         NodeKey::Vm(vm) | NodeKey::VmDisks(vm) => shelved(model).any(|(of, _, _)| of == vm),
         NodeKey::Disk(disk)
         | NodeKey::DiskFile(disk, _)
@@ -335,7 +349,10 @@ pub fn parent(key: &NodeKey) -> NodeKey {
             NodeKey::Checkpoint(name.clone())
         }
         NodeKey::Group(key) => NodeKey::Groups(key.kind),
-        NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) => NodeKey::Group(id.clone()),
+        NodeKey::GroupJson(id) | NodeKey::GroupLink(id, _) | NodeKey::GroupFiles(id) => {
+            NodeKey::Group(id.clone())
+        }
+        NodeKey::GroupNote(id, _) => NodeKey::GroupFiles(id.clone()),
         NodeKey::Vm(_) => NodeKey::Root,
         NodeKey::VmDisks(vm) => NodeKey::Vm(vm.clone()),
         NodeKey::Disk(disk) => match disk.split_once('/') {
@@ -371,6 +388,8 @@ pub fn path_of(model: &Model, key: &NodeKey) -> String {
         },
         NodeKey::GroupJson(_) | NodeKey::CheckpointJson(_) => GROUP_JSON.to_owned(),
         NodeKey::GroupLink(_, disk) | NodeKey::CheckpointLink(_, disk) => disk.clone(),
+        NodeKey::GroupFiles(_) => GROUP_FILES.to_owned(),
+        NodeKey::GroupNote(_, name) => volume_note(name),
         NodeKey::Vm(vm) => return format!("/{vm}"),
         NodeKey::VmDisks(_) => DISKS.to_owned(),
         NodeKey::Disk(disk) => short_name(disk).to_owned(),
@@ -471,7 +490,7 @@ mod tests {
             id: id.into(),
         };
         assert_eq!(group, NodeKey::Group(key("group-all")));
-        assert_eq!(names(&model, &group), ["point.json", "vda", "vdc"]);
+        assert_eq!(names(&model, &group), ["point.json", "vda", "vdc", "files"]);
         assert_eq!(lookup(&model, &group, "vdb"), None);
         assert!(!exists(&model, &NodeKey::Group(key("gone"))));
     }

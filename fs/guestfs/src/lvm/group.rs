@@ -24,10 +24,19 @@ pub struct Group {
     pub name: String,
     /// The larger, the later it was written.
     pub sequence: u64,
-    /// The physical volumes that it has, by uuid.
-    pub physical: Vec<String>,
+    /// The physical volumes that it has.
+    pub physical: Vec<Member>,
     /// Its volumes that somebody can use.
     pub logical: Vec<Logical>,
+}
+
+/// A physical volume, as its group knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// What tells it from others.
+    pub uuid: String,
+    /// The device that the guest found it on last; nothing where it is not told.
+    pub device: String,
 }
 
 /// A logical volume.
@@ -51,6 +60,7 @@ impl Group {
             return Err(DAMAGE);
         }
         let physical = group.get("physical_volumes").ok_or(DAMAGE)?.section();
+        let mut members = Vec::new();
         let physical: Result<Vec<_>, Error> = physical
             .iter()
             .map(|(name, volume)| {
@@ -58,6 +68,11 @@ impl Group {
                 let extents = volume.number("pe_count")?;
                 let length = extents.checked_mul(extent).ok_or(DAMAGE)?;
                 let uuid = volume.text("id")?.replace('-', "");
+                let device = volume.text("device").unwrap_or_default().to_owned();
+                members.push(Member {
+                    uuid: uuid.clone(),
+                    device,
+                });
                 Ok((name.as_str(), Area { uuid, start }, length))
             })
             .collect();
@@ -84,7 +99,7 @@ impl Group {
             uuid: group.text("id")?.replace('-', ""),
             name: name.clone(),
             sequence: group.number("seqno")?,
-            physical: physical.into_iter().map(|(_, area, _)| area.uuid).collect(),
+            physical: members,
             logical: logical?,
         })
     }
@@ -177,7 +192,7 @@ mod tests {
     fn group(segment: &str) -> Result<Group, crate::Error> {
         let text = format!(
             "vg {{ id = \"aa-bb\" seqno = 3 extent_size = 8\n\
-             physical_volumes {{ pv0 {{ id = \"cc-dd\" pe_start = 2048 pe_count = 10 }} }}\n\
+             physical_volumes {{ pv0 {{ id = \"cc-dd\" device = \"/dev/vdb\" pe_start = 2048 pe_count = 10 }} }}\n\
              logical_volumes {{ lv {{ status = [\"READ\", \"VISIBLE\"] segment_count = 1 segment1 {{ {segment} }} }}\n\
              hidden {{ status = [] }} }} }}"
         );
@@ -189,7 +204,13 @@ mod tests {
         let linear = "type = \"striped\" start_extent = 0 extent_count = 4 stripes = [\"pv0\", 6]";
         let found = group(linear).expect("it is right");
         assert_eq!((found.uuid.as_str(), found.sequence), ("aabb", 3));
-        assert_eq!(found.physical, ["ccdd"]);
+        let [member] = &found.physical[..] else {
+            panic!("one");
+        };
+        assert_eq!(
+            (member.uuid.as_str(), member.device.as_str()),
+            ("ccdd", "/dev/vdb")
+        );
         let [volume] = &found.logical[..] else {
             panic!("one that can be seen");
         };
