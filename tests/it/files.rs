@@ -23,14 +23,65 @@ pub(crate) enum Copied {
     InUse,
 }
 
+/// How much is put into a filesystem that is compared.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    /// Of the filesystem.
+    pub(crate) megabytes: u32,
+    /// Names in one directory.
+    pub(crate) names: u32,
+    /// Of its largest file; 0 for none but the usual ones.
+    pub(crate) large: u32,
+}
+
+impl Share {
+    /// A share every day, `whole` with QMPFS_CORPUS=full.
+    pub(crate) fn of(every_day: Share, whole: Share) -> Share {
+        match std::env::var_os("QMPFS_CORPUS") {
+            Some(_) => whole,
+            None => every_day,
+        }
+    }
+
+    /// So many names in so many megabytes; all that there is to try with QMPFS_CORPUS=full.
+    pub(crate) fn or_whole(megabytes: u32, names: u32) -> Share {
+        let every_day = Share {
+            megabytes,
+            names,
+            large: 0,
+        };
+        // Inodes for half as many names again, that come while it is in use; nearly all of it stays a hole.
+        let whole = Share {
+            megabytes: 4096,
+            names: 100_000,
+            large: 1024,
+        };
+        Self::of(every_day, whole)
+    }
+}
+
 /// Makes a filesystem, fills it as the kernel does it, and copies it.
 pub(crate) fn filled(
     scratch: &Scratch,
     mkfs: &str,
     megabytes: u32,
-    count: u32,
+    names: u32,
     copied: Copied,
 ) -> PathBuf {
+    let share = Share {
+        megabytes,
+        names,
+        large: 0,
+    };
+    filled_with(scratch, mkfs, share, copied)
+}
+
+fn filled_with(scratch: &Scratch, mkfs: &str, share: Share, copied: Copied) -> PathBuf {
+    let Share {
+        megabytes,
+        names: count,
+        large,
+    } = share;
     let (made, copy) = (
         scratch.file("made.raw"),
         scratch.dir("images").join("fs.raw"),
@@ -38,7 +89,7 @@ pub(crate) fn filled(
     let mount = scratch.dir("kernel");
     sh!(
         "truncate -s {megabytes}M {0}; {mkfs} {0} >&2; mount -o loop {0} {1}; trap 'umount {1}' EXIT; \
-         {SCRIPTS}/populate {1} {count}; sync -f {1}; \
+         {SCRIPTS}/populate {1} {count} {large}; sync -f {1}; \
          if {2} && [ $(stat -fc %T {1}) = xfs ]; then umount {1}; mount -o loop {0} {1}; fi; \
          if {2}; then {SCRIPTS}/change {1} {count}; sync -f {1}; cp --sparse=always {0} {3}; fi",
         made.display(),
@@ -121,7 +172,8 @@ fn named_in_point_json(point: &Path, copied: Copied) {
 /// Through a mount, against the kernel.
 fn compared(name: &str, mkfs: &str, megabytes: u32, count: u32, copied: Copied) {
     let scratch = Scratch::new(name);
-    let image = filled(&scratch, mkfs, megabytes, count, copied);
+    let share = Share::or_whole(megabytes, count);
+    let image = filled_with(&scratch, mkfs, share, copied);
     // the kernel wants to know that an XFS is a copy
     let options = match mkfs == MKFS_XFS {
         true => ",nouuid",

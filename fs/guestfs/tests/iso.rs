@@ -111,10 +111,15 @@ fn expected(directory: &Path, path: &str, has_attributes: bool, lines: &mut Vec<
 
 fn compared(make: &str, extract: &str, has_attributes: bool) {
     let directory = TempDir::new().expect("room");
+    // A share every day; all of it with QMPFS_CORPUS=full.
+    let (names, bytes) = match std::env::var_os("QMPFS_CORPUS") {
+        Some(_) => (100_000, 1 << 30),
+        None => (300, 3_000_000),
+    };
     let line = format!(
         "mkdir tree extracted; cd tree; mkdir -p a/b/c/d/e/f/g/h/i/j many; echo deep >a/b/c/d/e/f/g/h/i/j/file; \
-         for i in $(seq 1 300); do echo $i >\"many/a file with the number $i\"; done; \
-         head -c 3000000 /dev/urandom >big; : >empty; echo x >'файл-文件'; \
+         for i in $(seq 1 {names}); do echo $i >\"many/a file with the number $i\"; done; \
+         head -c {bytes} /dev/urandom >big; : >empty; echo x >'файл-文件'; \
          touch -d 1999-12-31T23:59:58Z big; chmod 640 empty; touch -d 2026-01-01Z a/b; {make}; cd ..; {extract}"
     );
     let output = Command::new("sh")

@@ -83,11 +83,6 @@ pub(super) struct Members {
 }
 
 impl Members {
-    /// Whether there are any.
-    pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
     /// Reads those on the partitions of a disk.
     pub(super) fn read<S: ReadAt>(disk: &S, partitions: &[Volume]) -> Result<Members, Error> {
         let mut found = Members::default();

@@ -1,7 +1,7 @@
 //! Btrfs as the kernel shows it, all of its subvolumes; in use without what only its log has.
 
 use super::{Unmount, image, mounted};
-use crate::files::same_as_kernel;
+use crate::files::{Share, same_as_kernel};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::sh;
 use std::fs;
@@ -15,10 +15,15 @@ const WHOLE: &str = ",ro,subvolid=5,rescue=nologreplay";
 fn btrfs_is_what_the_kernel_shows() {
     let scratch = Scratch::new("files-btrfs");
     let (image, kernel) = (image(&scratch), scratch.dir("kernel"));
+    let Share {
+        megabytes,
+        names,
+        large,
+    } = Share::or_whole(320, 700);
     sh!(
-        "truncate -s 320M {0}; mkfs.btrfs -q {0} >&2; mount -o loop {0} {1}; trap 'umount {1}' EXIT; cd {1}; \
+        "truncate -s {megabytes}M {0}; mkfs.btrfs -q {0} >&2; mount -o loop {0} {1}; trap 'umount {1}' EXIT; cd {1}; \
          btrfs -q subvolume create @; btrfs -q subvolume create @home; \
-         {POPULATE} {1}/@ 700; touch -d '1999-01-01Z' @/odd/empty; \
+         {POPULATE} {1}/@ {names} {large}; touch -d '1999-01-01Z' @/odd/empty; \
          for kind in zlib lzo zstd; do mkdir @home/$kind; btrfs property set @home/$kind compression $kind; \
            seq 1 200000 >@home/$kind/numbers; seq 1 700 >@home/$kind/small; \
            truncate -s 2M @home/$kind/holes; seq 1 9000 | dd of=@home/$kind/holes bs=4k seek=100 conv=notrunc status=none; \
@@ -47,9 +52,14 @@ fn btrfs_in_use_is_what_was_committed() {
     let scratch = Scratch::new("files-btrfs-live");
     let (image, kernel) = (image(&scratch), scratch.dir("kernel"));
     let made = scratch.file("made.raw");
+    let Share {
+        megabytes,
+        names,
+        large,
+    } = Share::or_whole(200, 300);
     sh!(
-        "truncate -s 200M {0}; mkfs.btrfs -q {0} >&2; mount -o loop,commit=300 {0} {1}; trap 'umount {1}' EXIT; \
-         {POPULATE} {1} 300; btrfs filesystem sync {1} >&2; \
+        "truncate -s {megabytes}M {0}; mkfs.btrfs -q {0} >&2; mount -o loop,commit=300 {0} {1}; trap 'umount {1}' EXIT; \
+         {POPULATE} {1} {names} {large}; btrfs filesystem sync {1} >&2; \
          echo log | dd of={1}/fsynced conv=fsync status=none; echo log | dd of={1}/odd/tiny conv=fsync status=none; \
          cp --sparse=always {0} {2}",
         made.display(),

@@ -1,18 +1,25 @@
 //! FAT12, FAT16, FAT32 as mtools read them, exFAT as its own program does.
 
 use super::{SCRIPTS, Unmount, image, mounted, same_trees};
+use crate::files::{Copied, Share};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::sh;
+use std::fs;
 
 /// Path, kind and the time of the last change; mtools copy no permissions, and directories have no size.
 const FILES: &str = "%P|%y|%Ts\\n";
 
 /// Fills an image with files in pieces: what is removed in between leaves gaps for what follows.
-fn fat(name: &str, mkfs: &str, megabytes: u32, count: u32) {
+fn fat(name: &str, mkfs: &str, share: Share) {
+    let Share {
+        megabytes,
+        names,
+        large,
+    } = share;
     let scratch = Scratch::new(name);
     let (tree, image, copied) = (scratch.dir("tree"), image(&scratch), scratch.dir("copied"));
     sh!(
-        "export LC_ALL=C.UTF-8 TZ=UTC MTOOLS_SKIP_CHECK=1; {SCRIPTS}/populate {0} {count}; cd {0}; \
+        "export LC_ALL=C.UTF-8 TZ=UTC MTOOLS_SKIP_CHECK=1; {SCRIPTS}/populate {0} {names} {large}; cd {0}; \
          truncate -s {megabytes}M {1}; {mkfs} {1} >&2; \
          mmd -i {1} ::gaps; for i in $(seq 1 20); do head -c 9000 /dev/zero >../$i; done; \
          for i in $(seq 1 20); do mcopy -i {1} ../$i ::gaps/; done; \
@@ -34,35 +41,80 @@ fn fat(name: &str, mkfs: &str, megabytes: u32, count: u32) {
     assert!(!log.contains("read /"), "{log}");
 }
 
+/// A directory has two mebibytes at most: of such names, 21,000. FAT12 has no room for more.
+fn every_day(megabytes: u32, names: u32) -> Share {
+    let every_day = Share {
+        megabytes,
+        names,
+        large: 0,
+    };
+    let whole = match megabytes {
+        ..=31 => every_day,
+        _ => Share {
+            megabytes: 2040,
+            names: 20_000,
+            large: 1024,
+        },
+    };
+    Share::of(every_day, whole)
+}
+
 #[test]
 fn fat12_is_what_mtools_read() {
-    fat("files-fat12", "mkfs.vfat -F 12 -s 32", 31, 100);
+    fat("files-fat12", "mkfs.vfat -F 12 -s 32", every_day(31, 100));
 }
 
 #[test]
 fn fat16_is_what_mtools_read() {
-    fat("files-fat16", "mkfs.vfat -F 16 -s 4", 48, 400);
+    // As many clusters as there are numbers for.
+    let (mkfs, share) = ("mkfs.vfat -F 16", every_day(48, 400));
+    match share.large {
+        0 => fat("files-fat16", &format!("{mkfs} -s 4"), share),
+        _ => fat("files-fat16", &format!("{mkfs} -s 64"), share),
+    }
 }
 
 #[test]
 fn fat32_is_what_mtools_read() {
-    fat("files-fat32", "mkfs.vfat -F 32 -s 2", 80, 600);
+    fat("files-fat32", "mkfs.vfat -F 32 -s 2", every_day(80, 600));
 }
 
 #[test]
 fn exfat_is_what_its_own_program_shows() {
-    let scratch = Scratch::new("files-exfat");
+    exfat("files-exfat", Copied::Unmounted);
+}
+
+#[test]
+fn exfat_in_use_is_what_its_own_program_shows() {
+    exfat("files-exfat-live", Copied::InUse);
+}
+
+fn exfat(name: &str, copied: Copied) {
+    let scratch = Scratch::new(name);
     let (image, theirs) = (image(&scratch), scratch.dir("theirs"));
+    let made = scratch.file("made.raw");
+    let Share {
+        megabytes,
+        names,
+        large,
+    } = Share::or_whole(64, 1500);
     sh!(
-        "truncate -s 64M {0}; mkfs.exfat -c 4096 {0} >&2; loop=$(losetup -f --show {0}); \
+        "truncate -s {megabytes}M {0}; mkfs.exfat -c 4096 {0} >&2; loop=$(losetup -f --show {0}); \
          trap 'umount {1}; losetup -d $loop' EXIT; mount.exfat-fuse $loop {1} >&2; cd {1}; mkdir gaps; \
          for i in $(seq 1 40); do head -c 9000 /dev/zero >gaps/$i; done; rm gaps/*2 gaps/*4 gaps/*6; \
-         {SCRIPTS}/populate {1} 1500; truncate -s 2000000 gaps/1; \
+         {SCRIPTS}/populate {1} {names} {large}; truncate -s 2000000 gaps/1; \
          for i in $(seq 1 50); do head -c 5000 /dev/urandom >>odd/a; head -c 5000 /dev/urandom >>odd/b; done; \
-         for i in $(seq 1 50); do echo $i >>gaps/one; mkdir gaps/directory$i; done; cd /",
-        image.display(),
-        theirs.display()
+         for i in $(seq 1 50); do echo $i >>gaps/one; mkdir gaps/directory$i; done; sync -f .; \
+         if {2}; then cp --sparse=always {0} {3}; fi; cd /",
+        made.display(),
+        theirs.display(),
+        copied == Copied::InUse,
+        image.display()
     );
+    if copied == Copied::Unmounted {
+        sh!("cp --sparse=always {} {}", made.display(), image.display());
+    }
+    fs::remove_file(made).expect("our own");
     let (mount, point) = mounted(&scratch, &image, "ro");
     sh!(
         "loop=$(losetup -r -f --show {0}); mount.exfat-fuse -o ro,umask=022 $loop {1} >&2; losetup -d $loop",

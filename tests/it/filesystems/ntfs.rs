@@ -1,8 +1,10 @@
 //! NTFS as ntfs-3g shows it: a Windows guest's disk.
 
 use super::{SCRIPTS, Unmount, image, mounted};
+use crate::files::{Copied, Share};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::sh;
+use std::fs;
 
 /// Times are counted in tenths of microseconds; a directory's size is the driver's affair.
 const LISTING: &str = "find . -mindepth 1 -type d -printf '%P|%y|%m|%T@|%C@\\n' -o \
@@ -10,22 +12,44 @@ const LISTING: &str = "find . -mindepth 1 -type d -printf '%P|%y|%m|%T@|%C@\\n' 
 
 #[test]
 fn ntfs_is_what_ntfs_3g_shows() {
-    let scratch = Scratch::new("files-ntfs");
+    compared("files-ntfs", Copied::Unmounted);
+}
+
+#[test]
+fn ntfs_in_use_is_what_ntfs_3g_shows() {
+    compared("files-ntfs-live", Copied::InUse);
+}
+
+fn compared(name: &str, copied: Copied) {
+    let scratch = Scratch::new(name);
     let (image, theirs) = (image(&scratch), scratch.dir("theirs"));
+    let made = scratch.file("made.raw");
+    let Share {
+        megabytes,
+        names,
+        large,
+    } = Share::or_whole(64, 600);
     sh!(
-        "truncate -s 64M {0}; mkntfs -q -F -f {0} >&2; ntfs-3g -o compression {0} {1}; trap 'umount {1}' EXIT; \
+        "truncate -s {megabytes}M {0}; mkntfs -q -F -f {0} >&2; ntfs-3g -o compression {0} {1}; trap 'umount {1}' EXIT; \
          cd {1}; mkdir gaps packed; setfattr -h -v 0x00080000 -n system.ntfs_attrib packed; \
          for i in $(seq 1 40); do head -c 9000 /dev/zero >gaps/$i; done; rm gaps/*2 gaps/*4 gaps/*6; \
          for i in $(seq 1 50); do head -c 5000 /dev/urandom >>gaps/a; head -c 5000 /dev/urandom >>gaps/b; done; \
-         {SCRIPTS}/populate {1} 600; \
+         {SCRIPTS}/populate {1} {names} {large}; \
          seq 1 200000 >packed/numbers; head -c 300000 /dev/urandom >packed/random; cp /bin/sh packed/; \
          truncate -s 3M packed/holes; echo x | dd of=packed/holes bs=1 seek=2000000 conv=notrunc status=none; \
          truncate -s 3M gaps/sparse; echo x | dd of=gaps/sparse bs=1 seek=2000000 conv=notrunc status=none; \
          ln -s ../odd/tiny gaps/link; ln odd/tiny gaps/hard; \
-         setfattr -n user.Zone.Identifier -v zone odd/tiny; setfattr -n user.of-a-directory -v here gaps; cd /",
-        image.display(),
-        theirs.display()
+         setfattr -n user.Zone.Identifier -v zone odd/tiny; setfattr -n user.of-a-directory -v here gaps; sync -f .; \
+         if {2}; then cp --sparse=always {0} {3}; fi; cd /",
+        made.display(),
+        theirs.display(),
+        copied == Copied::InUse,
+        image.display()
     );
+    if copied == Copied::Unmounted {
+        sh!("cp --sparse=always {} {}", made.display(), image.display());
+    }
+    fs::remove_file(made).expect("our own");
     let (mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
     // Read-only marks are Linux's own idea of permissions; ntfs-3g leaves them out.
     sh!(
