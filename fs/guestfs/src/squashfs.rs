@@ -154,13 +154,18 @@ impl Filesystem for Squashfs {
             Body::File(file) => ((0, 0), inode.size.saturating_sub(file.holes).div_ceil(512)),
             Body::Directory(..) | Body::Link(_) | Body::Other => ((0, 0), 0),
         };
+        // As the kernel counts them.
+        let of_xattrs = match (inode.xattrs, &self.xattrs) {
+            (Some(index), Some(table)) => table.size(&self.blocks, index)?.div_ceil(512),
+            (Some(_) | None, _) => 0,
+        };
         Ok(Attributes {
             kind: inode.kind,
             permissions: inode.permissions,
             links: inode.links,
             owner: (self.id(inode.owner.0)?, self.id(inode.owner.1)?),
             size: inode.size,
-            blocks,
+            blocks: blocks + u64::from(of_xattrs),
             device,
             accessed: inode.modified,
             modified: inode.modified,

@@ -34,11 +34,20 @@ impl Table {
         })
     }
 
-    pub(super) fn of(&self, blocks: &Blocks, index: u32) -> Result<Vec<Xattr>, Error> {
-        if index >= self.count {
-            return Err(Error::Corrupt("a file has no such extended attributes"));
+    fn entry(&self, blocks: &Blocks, index: u32) -> Result<Vec<u8>, Error> {
+        match index < self.count {
+            true => blocks.entry(self.list, index.into(), ENTRY),
+            false => Err(Error::Corrupt("a file has no such extended attributes")),
         }
-        let entry = blocks.entry(self.list, index.into(), ENTRY)?;
+    }
+
+    /// Bytes that those of an index take.
+    pub(super) fn size(&self, blocks: &Blocks, index: u32) -> Result<u32, Error> {
+        le32(&self.entry(blocks, index)?, 12)
+    }
+
+    pub(super) fn of(&self, blocks: &Blocks, index: u32) -> Result<Vec<Xattr>, Error> {
+        let entry = self.entry(blocks, index)?;
         let count = le32(&entry, 8)?;
         let stream = |reference: u64| {
             let block = self.start.checked_add(reference >> 16);
