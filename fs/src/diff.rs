@@ -75,12 +75,24 @@ pub fn diff(request: &Request) -> Result<Ended, Failure> {
                     }),
                 }
             }
+            together((&request.before, &request.after), &mut report)?;
         }
         (Target::Point(..), Target::Disks(_)) | (Target::Disks(_), Target::Point(..)) => {
             return Err(target::not_alike());
         }
     }
     report.end()
+}
+
+/// The files of volumes that several disks hold together.
+fn together((before, after): (&Path, &Path), report: &mut Report) -> Result<(), Failure> {
+    let name = Path::new("files");
+    let paths = (before.join(name), after.join(name));
+    if paths.0.is_dir() && paths.1.is_dir() {
+        let same = Same::of(&bytes::open(&paths.0)?, &bytes::open(&paths.1)?)?;
+        walk::trees(same, &paths, name, report);
+    }
+    Ok(())
 }
 
 /// Two points of a disk. Both are held open: neither can be removed meanwhile.

@@ -28,7 +28,7 @@ pub use process::{
     die_with_parent, foreign_root, give_way, process_directory, process_memory, raise_file_limit,
 };
 pub use socket::connect_unix;
-pub use xattr::{xattr_get, xattr_remove, xattr_set};
+pub use xattr::{xattr_get, xattr_remove, xattr_set, xattrs_of};
 
 /// Repeats a system call that a signal interrupted.
 fn retried(mut call: impl FnMut() -> libc::c_int) -> std::io::Result<libc::c_int> {

@@ -14,11 +14,12 @@ use std::process::Command;
 
 /// What is changed in the guest's filesystem between the two points.
 const CHANGES: &str = "cp -a same-size keep; printf B | dd of=same-size bs=1 seek=70000 conv=notrunc status=none; touch -r keep same-size; rm keep; \
-     echo more >>grown; touch touched; chmod 600 mode; chown 7:8 owner; rm gone; rm -r tree; mkdir -p new/dir; echo x >new/dir/file; \
+     echo more >>grown; touch touched; setfattr -n user.a -v 2 attributed; chmod 600 mode; chown 7:8 owner; rm gone; rm -r tree; mkdir -p new/dir; echo x >new/dir/file; \
      ln -snf elsewhere link; touch -h -r touched link; rm -r kind; echo file >kind; mv named 'name
 d'";
 /// What `qmpfs diff` has to say of that, below `files/1`.
 const EXPECTED: &str = "\
+changed  files/1/attributed (attributes)
 removed  files/1/gone
 changed  files/1/grown (size, time, content)
 changed  files/1/kind (kind)
@@ -72,7 +73,7 @@ impl Bench {
         sh!(
             "truncate -s 32M {0}; mkfs.ext4 -q -F {0}; mount -o loop {0} {2}; trap 'cd /; umount {2}' EXIT; cd {2}; \
              head -c 6000000 /dev/urandom >untouched; head -c 200000 /dev/zero | tr '\\0' A >same-size; \
-             for f in grown touched mode owner gone named; do echo $f >$f; done; mkdir -p tree/a/b kind; ln -s there link; \
+             for f in attributed grown touched mode owner gone named; do echo $f >$f; done; mkdir -p tree/a/b kind; ln -s there link; setfattr -n user.a -v 1 attributed untouched; \
              touch -h -d '2020-01-01' *; cd /; sync -f {2}; umount {2}; trap - EXIT; cp --sparse=always {0} {1}; \
              mount -o loop {1} {2}; trap 'cd /; umount {2}' EXIT; cd {2}; {CHANGES}; cd /",
             one.display(),

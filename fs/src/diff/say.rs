@@ -18,6 +18,7 @@ pub(super) enum What {
     Time,
     Mode,
     Owner,
+    Attributes,
     Target,
     Device,
 }
@@ -31,6 +32,7 @@ impl What {
             What::Time => "time",
             What::Mode => "mode",
             What::Owner => "owner",
+            What::Attributes => "attributes",
             What::Target => "target",
             What::Device => "device",
         }

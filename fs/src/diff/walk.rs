@@ -3,6 +3,7 @@
 use super::bytes::{self, Same};
 use super::say::{Change, Report, What};
 use crate::errno::{Errno, Failure};
+use crate::sys;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -136,6 +137,14 @@ fn what(
         (before.uid(), before.gid()) != (after.uid(), after.gid()),
         What::Owner,
     );
+    // Whoever changes an attribute changes this time.
+    if (before.ctime(), before.ctime_nsec()) != (after.ctime(), after.ctime_nsec()) {
+        let all = |path: &Path| {
+            let all = sys::xattrs_of(path);
+            all.map_err(|error| Failure::io("read its attributes", &error))
+        };
+        add(all(&paths.0)? != all(&paths.1)?, What::Attributes);
+    }
     if kinds.0.is_symlink() {
         let target = |path: &Path| {
             let target = std::fs::read_link(path);

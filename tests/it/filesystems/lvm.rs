@@ -275,6 +275,8 @@ fn volumes_over_two_disks(name: &str, attachment: Attachment) {
     let said = qmpfs_tests::tree::json(&both.join("point.json"));
     assert_eq!(said["filesystems"][0]["volume"], "test--vg-root", "{said}");
     assert_eq!(said["filesystems"][0]["log"], "replayed", "{said}");
+    // What both disks hold together is compared, too: here with itself.
+    sh!("{0} diff {1} {1}", program().display(), both.display());
     // An open file keeps the points of both disks.
     let file = File::open(files.join("test--vg-stripe--d/big")).expect("it opens");
     for busy in [both.clone(), mount.disk("vdb").snapshot("all").0] {
