@@ -246,8 +246,9 @@ fn volumes_over_two_disks(name: &str, attachment: Attachment) {
         );
     }
     let machine = Machine::start(&scratch, "vm", attachment, &disks);
-    let options = ["-o", "symlinks=guest"];
-    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &options);
+    let server = machine.endpoint("vda").socket;
+    let options = format!("symlinks=guest,nbd_server={}", server.display());
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &["-o", &options]);
     wait::until_true("the disks are in the mount", || {
         mount.disk("vdb").0.is_dir()
     });
