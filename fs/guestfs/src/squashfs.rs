@@ -14,7 +14,7 @@ use crate::filesystem::{
 use crate::{Error, ReadAt};
 use content::Layout;
 use inode::{Body, Inode};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tables::{Blocks, METADATA, Method};
 use xattr::Table;
 
@@ -49,8 +49,17 @@ pub struct Squashfs {
     xattrs: Option<Table>,
     /// The file that was read last.
     layout: Mutex<Option<(u64, Arc<Layout>)>>,
-    /// Where the last listing ended: of which directory, at which of its bytes, and where that is.
-    listed: Mutex<Option<(u64, u64, (u64, usize))>>,
+    /// Where the last listing ended.
+    listed: Mutex<Option<Listed>>,
+}
+
+/// How far a directory was listed.
+#[derive(Clone, Copy)]
+struct Listed {
+    directory: u64,
+    cookie: u64,
+    /// The block of metadata that goes on there, and a byte of it.
+    place: (u64, usize),
 }
 
 impl Squashfs {
@@ -124,7 +133,7 @@ impl Squashfs {
         Ok(layout)
     }
 
-    fn listed(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64, (u64, usize))>> {
+    fn listed(&self) -> MutexGuard<'_, Option<Listed>> {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -182,11 +191,13 @@ impl Filesystem for Squashfs {
         let size = inode.size.saturating_sub(DOTS);
         let far = Error::Corrupt("a directory is behind the end");
         let block = self.directories.checked_add(block.into()).ok_or(far)?;
-        let known = self
-            .listed()
-            .filter(|it| (it.0, it.1) == (directory, cookie));
+        let is_here = |it: &Listed| (it.directory, it.cookie) == (directory, cookie);
+        let known = self.listed().filter(is_here);
         let mut stream = match known {
-            Some((_, _, (block, byte))) => self.blocks.stream(block, byte),
+            Some(Listed {
+                place: (block, byte),
+                ..
+            }) => self.blocks.stream(block, byte),
             None => {
                 let mut stream = self.blocks.stream(block, byte);
                 stream.skip(cookie.min(size))?;
@@ -218,7 +229,11 @@ impl Filesystem for Squashfs {
                 }
             }
         }
-        *self.listed() = Some((directory, at, stream.place()));
+        *self.listed() = Some(Listed {
+            directory,
+            cookie: at,
+            place: stream.place(),
+        });
         let next = (at < size).then_some(at);
         Ok(Listing { entries, next })
     }

@@ -72,12 +72,15 @@ struct Metadata {
     next: u64,
 }
 
+/// What was read, by its place.
+type Kept<T> = Mutex<HashMap<u64, T>>;
+
 /// All blocks.
 pub(super) struct Blocks {
     source: Arc<dyn ReadAt>,
     method: Method,
-    metadata: Mutex<HashMap<u64, Arc<Metadata>>>,
-    data: Mutex<HashMap<u64, (Word, Arc<Vec<u8>>)>>,
+    metadata: Kept<Arc<Metadata>>,
+    data: Kept<(Word, Arc<Vec<u8>>)>,
 }
 
 impl Blocks {
