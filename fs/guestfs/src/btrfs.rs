@@ -1,9 +1,10 @@
 //! Btrfs on one device: the whole of it, with its subvolumes and snapshots as the directories that they are.
-//! A node is a subvolume's index and an inode. The log of what was synced last is not replayed, which is said.
+//! A node is a subvolume's index and an inode.
 //! Does not know: several devices, and which subvolume the guest mounts.
 
 mod compress;
 mod content;
+mod log;
 mod names;
 mod tree;
 
@@ -98,15 +99,27 @@ impl Btrfs {
         }
         let roots = root(80, 198)?;
         let subvolumes = subvolumes(&space, roots)?;
+        let journal = match le64(&block, 96)? {
+            0 => Journal::Clean,
+            _ => {
+                let sector = u64::from(sector_size);
+                match log::replay(&mut space, root(96, 200)?, &subvolumes, sector) {
+                    Ok(()) => Journal::Replayed,
+                    Err(Error::Io(error)) => return Err(Error::Io(error)),
+                    // What was committed is whole without it.
+                    Err(_) => {
+                        space.uncover();
+                        Journal::Left
+                    }
+                }
+            }
+        };
         Ok(Btrfs {
             space,
             roots,
             subvolumes,
             sector_size,
-            journal: match le64(&block, 96)? {
-                0 => Journal::Clean,
-                _ => Journal::Left,
-            },
+            journal,
         })
     }
 

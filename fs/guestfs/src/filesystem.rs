@@ -136,6 +136,19 @@ impl FileKind {
         })
     }
 
+    /// The same, the other way round.
+    pub(crate) fn entry(self) -> u8 {
+        match self {
+            FileKind::File => 1,
+            FileKind::Directory => 2,
+            FileKind::CharDevice => 3,
+            FileKind::BlockDevice => 4,
+            FileKind::Fifo => 5,
+            FileKind::Socket => 6,
+            FileKind::Symlink => 7,
+        }
+    }
+
     /// From the file type of a Unix mode.
     pub(crate) fn of_mode(mode: u32) -> Option<FileKind> {
         Some(match mode & 0o170_000 {

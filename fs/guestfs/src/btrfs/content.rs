@@ -7,8 +7,8 @@ use crate::filesystem::{Extent, Place};
 use crate::{Error, stretches};
 use std::ops::ControlFlow;
 
-const EXTENT_DATA: u8 = 108;
-const INLINE: u8 = 0;
+pub(super) const EXTENT_DATA: u8 = 108;
+pub(super) const INLINE: u8 = 0;
 const PREALLOCATED: u8 = 2;
 /// The longest extent that the kernel makes, and some more.
 const EXTENT_MAX: u64 = 256 << 20;

@@ -7,11 +7,11 @@ use crate::bytes::{le16, le64, slice, u8};
 use crate::filesystem::{Attributes, DirEntry, FileKind, Listing, Time, Xattr, is_name};
 use std::ops::ControlFlow;
 
-const XATTR_ITEM: u8 = 24;
-const DIR_INDEX: u8 = 96;
+pub(super) const XATTR_ITEM: u8 = 24;
+pub(super) const DIR_INDEX: u8 = 96;
 const ROOT_REF: u8 = 156;
 /// What an entry has before its name.
-const HEADER: usize = 30;
+pub(super) const HEADER: usize = 30;
 /// Names of one listing: with all targets of links as long as they can be, a message of some megabytes.
 const NAMES: usize = 500;
 /// Bytes of all extended attributes of a file, as Linux limits each.

@@ -59,6 +59,8 @@ pub(super) struct Space {
     /// By first address: how many bytes, and the first on the disk.
     chunks: BTreeMap<u64, (u64, u64)>,
     kept: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
+    /// By the address of a tree's root: items that are others than the tree's, and those that are gone.
+    over: HashMap<u64, BTreeMap<Key, Option<Vec<u8>>>>,
 }
 
 impl Space {
@@ -69,6 +71,7 @@ impl Space {
             has_crc,
             chunks: BTreeMap::new(),
             kept: Mutex::default(),
+            over: HashMap::new(),
         }
     }
 
@@ -127,6 +130,16 @@ impl Space {
         Ok(node)
     }
 
+    /// Puts an item into a tree, or takes it out, in memory.
+    pub(super) fn lay_over(&mut self, root: Root, key: Key, item: Option<Vec<u8>>) {
+        self.over.entry(root.address).or_default().insert(key, item);
+    }
+
+    /// Forgets all that was put into trees.
+    pub(super) fn uncover(&mut self) {
+        self.over.clear();
+    }
+
     /// Shows the items of a tree between two keys, both included, until `visit` has enough.
     pub(super) fn each(
         &self,
@@ -134,6 +147,42 @@ impl Space {
         (from, to): (Key, Key),
         visit: Visit<'_>,
     ) -> Result<(), Error> {
+        let Some(over) = self.over.get(&root.address) else {
+            return self.on_disk(root, (from, to), visit);
+        };
+        if from > to {
+            return Ok(());
+        }
+        let mut waiting = over.range(from..=to).peekable();
+        let mut reached = ControlFlow::Continue(());
+        self.on_disk(root, (from, to), &mut |key, item| {
+            while let Some((its, item)) = waiting.next_if(|(its, _)| **its < key) {
+                if let Some(item) = item {
+                    reached = visit(*its, item)?;
+                }
+                if reached.is_break() {
+                    return Ok(reached);
+                }
+            }
+            reached = match waiting.next_if(|(its, _)| **its == key) {
+                Some((_, Some(item))) => visit(key, item)?,
+                Some((_, None)) => ControlFlow::Continue(()),
+                None => visit(key, item)?,
+            };
+            Ok(reached)
+        })?;
+        for (key, item) in waiting {
+            if reached.is_break() {
+                break;
+            }
+            if let Some(item) = item {
+                reached = visit(*key, item)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_disk(&self, root: Root, (from, to): (Key, Key), visit: Visit<'_>) -> Result<(), Error> {
         if root.level >= LEVELS {
             return Err(Error::Corrupt("a tree is too high"));
         }
