@@ -3,9 +3,7 @@
 
 use super::handles::Handle;
 use super::shared::Shared;
-use super::{
-    GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, together, utf8, verbs,
-};
+use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, together, utf8, verbs};
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
