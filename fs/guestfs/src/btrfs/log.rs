@@ -85,6 +85,9 @@ type Named = (u64, Key);
 /// One name of an inode: the directory, its place there, and the name.
 type Reference = (u64, u64, Vec<u8>);
 
+/// An entry of a directory, or an extended attribute: where it leads, its name, and all of it.
+type Entry = (Key, Vec<u8>, Vec<u8>);
+
 struct Replay<'a> {
     space: &'a mut Space,
     /// The subvolume's tree, with what was changed so far.
@@ -576,7 +579,7 @@ fn length(item: &[u8], sector: u64) -> Result<u64, Error> {
 }
 
 /// Entries of a directory, or extended attributes: where each leads, its name, and all of it.
-fn entries(item: &[u8]) -> Result<Vec<(Key, Vec<u8>, Vec<u8>)>, Error> {
+fn entries(item: &[u8]) -> Result<Vec<Entry>, Error> {
     let (mut found, mut rest) = (Vec::new(), item);
     while !rest.is_empty() {
         let (value, name) = (usize::from(le16(rest, 25)?), usize::from(le16(rest, 27)?));
