@@ -22,14 +22,16 @@ use std::path::PathBuf;
 /// What follows the options list in `qmpfs mount --help`.
 const OPTIONS_HELP: &str = "\
 Options for -o, comma-separated:
-  ro                  no verbs; images are read without starting a storage daemon
+  ro                  no verbs; images are read without starting a storage daemon, but for
+                      layers in formats that only QEMU reads
   no_delete           no verb that removes a point or cancels a job
   live_rollback       a disk of a running VM may be rolled back: the VM is reset for it;
                       or all of the VM to a checkpoint, which it goes on from
   coexist             beside libvirt: internal snapshots and live/, of which it will not know
   merge=auto|stream|commit
                       how rmdir of an external snapshot merges (auto: what copies less)
-  format=raw|qcow2    the format of image files whose name does not say it
+  format=NAME         the format of image files whose name does not say it: raw, qcow2,
+                      or another that QEMU reads (vmdk, vdi, vhdx, vpc, qed, ...)
   guest_agent=SOCKET  the same as --guest-agent
   quiesce=off|try|require
                       whether the guest agent freezes the guest's filesystems for the instant of
@@ -37,8 +39,8 @@ Options for -o, comma-separated:
                       power cut; require: then no point is made)
   scratch_dir=DIR     the same as --scratch-dir
   scratch_limit=BYTES the most room that one instant of a running disk may need there
-  nbd_server=SOCKET   QEMU has an NBD server already, on this unix socket: live/ is read over it
-                      (whoever may use that one can read what is in live/, too)
+  nbd_server=SOCKET   QEMU has an NBD server already, on this unix socket: live/ is read over it,
+                      and layers that only QEMU reads (whoever may use that one can, too)
   backup_dir=DIR      the same as --backup-dir
   compress, speed=BYTES, max-workers=N
                       how backups are made, as of QEMU's blockdev-backup

@@ -161,6 +161,14 @@ pub enum Format {
 }
 
 impl Format {
+    /// Whether our own reader reads it.
+    pub fn is_read_here(&self) -> bool {
+        match self {
+            Format::Qcow2 | Format::Raw => true,
+            Format::Other(_) => false,
+        }
+    }
+
     /// The driver's name in QEMU.
     pub fn name(&self) -> &str {
         match self {

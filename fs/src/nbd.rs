@@ -61,7 +61,11 @@ enum Task {
 pub struct Disk {
     shared: Arc<Shared>,
     size: u64,
+    at_end: Option<AtEnd>,
 }
+
+/// Told when nobody reads a disk any more.
+type AtEnd = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     socket: PathBuf,
@@ -92,7 +96,11 @@ impl Disk {
             looked: Mutex::new(None),
         });
         // dropping it ends the readers that there are already
-        let disk = Disk { shared, size };
+        let disk = Disk {
+            shared,
+            size,
+            at_end: None,
+        };
         let mut first = Some(first);
         for _ in 0..READERS {
             let mut reader = Reader {
@@ -106,6 +114,12 @@ impl Disk {
                 .map_err(|error| Failure::io("start a thread", &error))?;
         }
         Ok(disk)
+    }
+
+    /// The same disk; `tell` is called when it is dropped.
+    pub fn at_end(mut self, tell: impl Fn() + Send + Sync + 'static) -> Disk {
+        self.at_end = Some(Box::new(tell));
+        self
     }
 
     /// Bytes of the disk.
@@ -184,6 +198,9 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.shared.queue().closed = true;
         self.shared.wake.notify_all();
+        if let Some(tell) = &self.at_end {
+            tell();
+        }
     }
 }
 

@@ -7,12 +7,14 @@
 mod branches;
 mod chain;
 mod disks;
+mod foreign;
 mod json_name;
 
 pub use branches::branches;
 pub use chain::{ResolvedLayer, resolve_chain, resolve_chain_within};
 pub(crate) use disks::disk_name;
 pub use disks::model;
+pub(crate) use foreign::{can_stand_on_another, is_known, refuse_unless_alone, stands_on_another};
 
 use crate::errno::{Errno, Failure};
 use crate::view;

@@ -29,6 +29,7 @@ mod quiesce;
 mod recover;
 mod rollback;
 mod serve;
+mod served;
 mod settle;
 mod shelf;
 mod sight;

@@ -14,6 +14,7 @@ mod layer;
 mod lock;
 mod mappings;
 mod origins;
+mod served;
 
 pub use ahead::Cursor;
 pub use allocated::layer_allocated;
@@ -80,11 +81,58 @@ impl View {
         })
     }
 
-    /// The server's disk, if it is one: nobody needs to wait for its answers.
-    pub fn server(&self) -> Option<&Arc<nbd::Disk>> {
+    /// Whether a server has some of the bytes: who must not wait asks [`View::read_later`].
+    pub fn waits(&self) -> bool {
         match &self.content {
-            Content::Chain(_) => None,
-            Content::Served(disk, _) => Some(disk),
+            Content::Chain(opened) => opened.served().is_some(),
+            Content::Served(..) => true,
+        }
+    }
+
+    /// Reads `size` bytes, fewer only at the end of the disk, on a thread that waits for the server.
+    pub fn read_later(
+        self: &Arc<Self>,
+        offset: u64,
+        size: usize,
+        done: impl FnOnce(Result<Vec<u8>, Failure>) + Send + 'static,
+    ) {
+        if let Content::Served(disk, _) = &self.content {
+            return disk.read(offset, size, done);
+        }
+        self.later(done, move |view| {
+            let rest = view.virtual_size().saturating_sub(offset);
+            let size = usize::try_from(rest).unwrap_or(usize::MAX).min(size);
+            let mut bytes = vec![0; size];
+            view.read(offset, &mut bytes).map(|()| bytes)
+        });
+    }
+
+    /// Looks for data or a hole from `offset` on, in the same way.
+    pub fn seek_later(
+        self: &Arc<Self>,
+        offset: u64,
+        seek: Seek,
+        done: impl FnOnce(Result<Option<u64>, Failure>) + Send + 'static,
+    ) {
+        if let Content::Served(disk, _) = &self.content {
+            return disk.seek(offset, seek, done);
+        }
+        self.later(done, move |view| match seek {
+            Seek::Data => view.seek_data(offset),
+            Seek::Hole => view.seek_hole(offset).map(Some),
+        });
+    }
+
+    /// Has a question answered by a thread that may wait, where there is one.
+    fn later<T: 'static>(
+        self: &Arc<Self>,
+        done: impl FnOnce(Result<T, Failure>) + Send + 'static,
+        question: impl FnOnce(&View) -> Result<T, Failure> + Send + 'static,
+    ) {
+        let view = Arc::clone(self);
+        match self.opened().and_then(OpenChain::served) {
+            Some(served) => served.hand_over(move |turn| done(turn.and_then(|()| question(&view)))),
+            None => done(question(self)),
         }
     }
 
@@ -209,6 +257,9 @@ impl View {
 
 /// What the reader could not read, in its own words.
 fn failure(error: &qmpfs_qcow2::Error) -> Failure {
+    if let Some(told) = served::told(error) {
+        return told;
+    }
     let errno = match error {
         qmpfs_qcow2::Error::Io { .. } => Errno::EIO,
         qmpfs_qcow2::Error::Corrupt(_) => Errno::EUCLEAN,

@@ -45,7 +45,7 @@ pub struct Disk {
     pub name: String,
     /// The file on the command line, which never changes.
     pub image: PathBuf,
-    /// `qcow2` or `raw`.
+    /// `qcow2` or `raw`, and what else its driver is told.
     pub format: String,
 }
 
@@ -252,7 +252,12 @@ fn command(attachment: Attachment, disks: &[Disk], sockets: &Sockets, extra: &[S
             vm::arguments(attachment, disks, sockets),
         ),
     };
-    arguments.extend_from_slice(extra);
+    // a storage daemon takes its arguments one after the other: what disks need comes first
+    let at = match attachment {
+        Attachment::StorageDaemon => 0,
+        _ => arguments.len(),
+    };
+    arguments.splice(at..at, extra.iter().cloned());
     let mut command = Command::new(program);
     command.args(arguments);
     command

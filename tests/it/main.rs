@@ -42,6 +42,7 @@ mod faults_to_survive;
 mod files;
 mod files_limits;
 mod filesystems;
+mod foreign;
 mod guest;
 mod guest_backups;
 mod guest_files;

@@ -6,6 +6,7 @@ use crate::fuse::Access;
 use crate::guest::Links;
 use crate::intent::Verbs;
 use crate::model::{Format, Quiesce};
+use crate::offline;
 use crate::ops::{BackupConfig, LiveSettings, MergePolicy};
 use qmpbridge::Address;
 use std::path::PathBuf;
@@ -233,7 +234,15 @@ impl Options {
             }
             ("format", Some("raw")) => self.format = Some(Format::Raw),
             ("format", Some("qcow2")) => self.format = Some(Format::Qcow2),
-            ("format", _) => return Err(one_of(option, "format=raw or format=qcow2")),
+            ("format", Some(other)) if offline::is_known(other) => {
+                self.format = Some(Format::Other(other.to_owned()));
+            }
+            ("format", _) => {
+                return Err(one_of(
+                    option,
+                    "format=raw, qcow2, or another that QEMU reads: vmdk, vdi, vhdx, vpc, ...",
+                ));
+            }
             ("name", Some(value)) if !value.is_empty() => self.vm_name = Some(value.to_owned()),
             ("log", Some(value)) if !value.is_empty() => {
                 self.log_file = Some(absolute(option, value)?);
@@ -346,7 +355,7 @@ mod tests {
             "umask=9",
             "umask=1777",
             "merge=fast",
-            "format=vmdk",
+            "format=luks",
             "name=",
             "suid",
             "scratch_limit=much",

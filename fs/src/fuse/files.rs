@@ -58,19 +58,16 @@ pub(super) fn read(
             );
             shared.engine.send(Request::Wait { scope, answer });
         }
-        Handle::View(open) => match open.view.server() {
-            None => {
-                let place = open.window.on_disk(offset, size);
-                read_view(shared, open, request, flags, place, reply);
+        Handle::View(open) => {
+            let (offset, size) = open.window.on_disk(offset, size);
+            if !open.view.waits() {
+                return read_view(shared, open, request, flags, (offset, size), reply);
             }
-            Some(server) => {
-                let (offset, size) = open.window.on_disk(offset, size);
-                let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
-                server.read(offset, size as usize, move |read| {
-                    served(&shared, &handle, offset, read, reply);
-                });
-            }
-        },
+            let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
+            open.view.read_later(offset, size as usize, move |read| {
+                served(&shared, &handle, offset, read, reply);
+            });
+        }
     }
 }
 

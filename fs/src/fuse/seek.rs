@@ -13,17 +13,19 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
     let found = match (handle.as_deref(), u64::try_from(offset)) {
         (None, _) => return reply.error(fuser::Errno::EBADF),
         (_, Err(_)) => return reply.error(fuser::Errno::ENXIO),
-        (Some(Handle::View(open)), Ok(offset)) => match (open.view.server(), seek_of(whence)) {
-            (Some(server), Some(seek)) => {
+        (Some(Handle::View(open)), Ok(offset)) => match (open.view.waits(), seek_of(whence)) {
+            (true, Some(seek)) => {
                 let (handle, window) = (handle.clone(), open.window);
                 if offset >= window.length {
                     return reply.error(fuser::Errno::ENXIO);
                 }
-                return server.seek(window.start + offset, seek, move |found| {
-                    let found = found.map(|found| in_window(found, window, seek));
-                    answer_seek(found, whence, reply);
-                    drop(handle);
-                });
+                return open
+                    .view
+                    .seek_later(window.start + offset, seek, move |found| {
+                        let found = found.map(|found| in_window(found, window, seek));
+                        answer_seek(found, whence, reply);
+                        drop(handle);
+                    });
             }
             _ => seek_view(&open.view, open.window, offset, whence),
         },

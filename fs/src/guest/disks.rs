@@ -113,7 +113,7 @@ impl Disks {
 
     /// Whether some of it is read over a server.
     pub fn has_server(&self) -> bool {
-        self.0.iter().any(|view| view.server().is_some())
+        self.0.iter().any(|view| view.waits())
     }
 
     /// What tells the files that are read from others.

@@ -137,14 +137,7 @@ fn below(
                 .map_err(|error| crate::view::failure_of(path, &error))?;
             Ok(((raw.virtual_size(), None), None))
         }
-        Format::Other(name) => Err(Failure::new(
-            Errno::EOPNOTSUPP,
-            format!(
-                "{} is {name}, which is not read without a QEMU",
-                path.display()
-            ),
-        )
-        .next("start the VM and mount its QMP socket, or qemu-img convert -O qcow2")),
+        Format::Other(name) => Ok(((super::foreign::virtual_size(path, name)?, None), None)),
     }
 }
 
@@ -258,6 +251,18 @@ fn format_of_image(path: &Path, file: &File) -> Result<Format, Failure> {
                 format!("{} is not a qcow2 image", path.display()),
             )
             .next("if it really is raw, say so: -o format=raw (qmpfs cat: --format raw)"));
+        }
+        if let Some(other) = super::foreign::called_like(path) {
+            return Err(Failure::new(
+                Errno::EINVAL,
+                format!(
+                    "{} is called like {other}, and no format is guessed",
+                    path.display()
+                ),
+            )
+            .next(format!(
+                "say -o format={other}, or format=raw if it is that"
+            )));
         }
         return Ok(Format::Raw);
     }

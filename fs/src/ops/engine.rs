@@ -25,6 +25,7 @@ use super::live;
 use super::nodes::Carried;
 use super::observe;
 use super::quiesce::Agent;
+use super::served;
 use super::shelf;
 use super::sight::Sight;
 use crate::backups::Listing;
@@ -54,6 +55,8 @@ pub struct Engine {
     pub(super) log: Arc<Log>,
     agent: Option<Arc<Agent>>,
     pub(super) lives: live::Book,
+    /// Layers that others read for us.
+    pub(super) served: served::Book,
     pub(super) digests: Digests,
     model: Arc<RwLock<Arc<Model>>>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
@@ -131,6 +134,7 @@ impl Engine {
                 .map(|address| Arc::new(Agent::new(address, Arc::clone(&config.log)))),
             config,
             lives: live::Book::default(),
+            served: served::Book::default(),
             digests: Digests::default(),
             model,
             disks: RefCell::default(),

@@ -12,6 +12,11 @@ mod server;
 mod sweep;
 
 pub(super) use book::Book;
+pub(super) use names::{Server, is_digits};
+pub(super) use server::{
+    NbdServer, socket as server_socket, start as start_server, stop_if_idle as stop_server_if_idle,
+    whose as whose_server,
+};
 pub(super) use sweep::{end_all, sweep};
 
 use super::blocking::blocking;
@@ -40,6 +45,13 @@ pub(super) const NEEDS: [&str; 4] = [
     "nbd-server-start",
     "transaction",
 ];
+
+/// A server of a QEMU that is gone has gone with it. Called by who has the turn, and has seen what is still served.
+pub(super) fn forget_a_server_without_use(engine: &Engine) {
+    if engine.lives.all().is_empty() && !engine.served.uses_the_vms_server() {
+        engine.lives.server.borrow_mut().take();
+    }
+}
 
 /// Whether a node belongs to an instant of ours, and is no disk.
 pub(super) fn is_scratch(node: &NodeName) -> bool {

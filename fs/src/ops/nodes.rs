@@ -247,24 +247,39 @@ pub(super) async fn discard_node(bridge: &Bridge, node: &NodeName) {
 }
 
 /// Gives every sealed layer below a root of ours a node of ours, base first, so that commit can
-/// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened.
+/// re-arrange them. Nodes that QEMU opened by itself from headers cannot be reopened. What is below
+/// the layers that we read stays as it is: nothing there is ever merged, and only QEMU may have its key.
 pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Result<(), Failure> {
     let root = check::root_of(disk)?;
-    if disk
-        .layers
+    let ours = |layer: &Layer| layer.format.is_read_here();
+    let kept = disk.layers.iter().rposition(|layer| !ours(layer));
+    let (kept, layers) = disk.layers.split_at(kept.map_or(0, |at| at + 1));
+    if layers
         .iter()
         .all(|layer| layer.node.as_ref().is_some_and(NodeName::is_ours))
     {
         return Ok(());
     }
-    let nodes = disk.layers.iter().filter_map(|layer| layer.node.as_ref());
+    let nodes = layers.iter().filter_map(|layer| layer.node.as_ref());
     if let Some(node) = nodes.chain([&root]).find(|node| is_libvirts(node)) {
         return Err(libvirts(node));
     }
     let before = bridge.graph().await?;
     let mut made = Vec::new();
-    let mut below = None;
-    for layer in &disk.layers {
+    let mut below = match kept.last() {
+        None => None,
+        Some(Layer {
+            node: Some(node), ..
+        }) => Some(node.clone()),
+        Some(Layer { path, .. }) => {
+            return Err(Failure::new(
+                Errno::ENOTCONN,
+                format!("{} has no node in QEMU", path.display()),
+            )
+            .next("look again: ls disks; another tool may have changed it in this moment"));
+        }
+    };
+    for layer in layers {
         match add_sealed(
             bridge,
             &lasting_name(disk, layer),
@@ -289,12 +304,7 @@ pub(super) async fn adopt(bridge: &Bridge, disk: &Disk, carried: &Carried) -> Re
         undo_made(bridge, &made).await;
         return Err(failure);
     }
-    for node in disk
-        .layers
-        .iter()
-        .rev()
-        .filter_map(|layer| layer.node.as_ref())
-    {
+    for node in layers.iter().rev().filter_map(|layer| layer.node.as_ref()) {
         if !node.is_generated() {
             drop_layer(bridge, &before, node).await?;
         }

@@ -3,7 +3,7 @@
 //! files; changes nothing.
 
 use super::sight::Sight;
-use super::{backup, carried, live};
+use super::{backup, carried, live, served};
 use crate::backups;
 use crate::layer_file;
 use crate::model::{
@@ -55,7 +55,10 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
 }
 
 fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
-    if live::is_scratch(&root.node) || backup::is_end_mark_node(&root.node) {
+    let exports = &root.export_ids;
+    let is_view =
+        matches!(root.kind, RootKind::Export) && exports.iter().all(|id| served::is_view(id));
+    if live::is_scratch(&root.node) || backup::is_end_mark_node(&root.node) || is_view {
         return None;
     }
     let chain = graph.chain(&root.node);
@@ -229,7 +232,10 @@ fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<St
             .device_id()
             .map(str::to_owned)
             .or_else(|| root.drive.clone().filter(|drive| !drive.is_empty())),
-        RootKind::Export => root.export_ids.first().cloned(),
+        RootKind::Export => {
+            let mut exports = root.export_ids.iter();
+            exports.find(|id| !served::is_view(id)).cloned()
+        }
         RootKind::Unused => {
             // our daemon's disks have no user; in a foreign one such a node is a disk, but not a
             // sealed layer of ours that is on its way out
@@ -270,7 +276,8 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         file,
         format: match node.driver.as_str() {
             "qcow2" if !data_is_ours => Format::Other("qcow2 with another data file".into()),
-            "qcow2" if known && !node.encrypted => Format::Qcow2,
+            "qcow2" if node.encrypted => Format::Other("encrypted qcow2".into()),
+            "qcow2" if known => Format::Qcow2,
             "raw" | "file" | "host_device" if known => Format::Raw,
             other => Format::Other(other.to_owned()),
         },

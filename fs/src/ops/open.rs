@@ -3,9 +3,11 @@
 //! chain without a QEMU does not change.
 
 use super::engine::Engine;
+use super::served;
 use crate::errno::{Errno, Failure};
 use crate::leases::{Lease, LeaseKey};
 use crate::model::{FileId, Internal, Layer};
+use crate::nbd;
 use crate::tree::{Found, PointKey, find_point};
 use crate::view::{InternalRef, LayerCache, LayerSpec, View};
 use std::sync::Arc;
@@ -80,16 +82,40 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     for layer in &chain {
         seen(layer)?;
     }
+    let above = served::topmost(&chain).map_or(0, |at| at + 1);
     let specs: Vec<LayerSpec> = chain.iter().map(|layer| LayerSpec::from(*layer)).collect();
     let key = LeaseKey {
         file,
         internal: internal.as_ref().map(|internal| internal.id.clone()),
     };
     let lease = engine.leases.hold(key, pid).ok_or_else(gone)?;
+    if let (Some(internal), true) = (&internal, above == chain.len()) {
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "'{}' lies in {} ({}), of which QEMU shows nothing but the newest state",
+                internal.tag,
+                top.path.display(),
+                top.format.name()
+            ),
+        )
+        .next("with the VM off: qemu-img convert -l NAME"));
+    }
+    let base = match above {
+        0 => None,
+        above => Some(served::disk(engine, &chain[..above]).await?),
+    };
     let cache = engine.cache.clone();
-    super::blocking::blocking(move || match internal {
-        None => View::open(&cache, &specs, None, lease).map(Arc::new),
-        Some(internal) => at_internal(&cache, &specs, &internal, lease),
+    super::blocking::blocking(move || {
+        let base = base.as_ref().map(|disk| (&specs[above - 1], disk));
+        let upper = &specs[above..];
+        match internal {
+            None => {
+                let opened = cache.open_over(base, upper, None)?;
+                Ok(Arc::new(View::new(opened, lease)))
+            }
+            Some(internal) => at_internal(&cache, base, upper, &internal, lease),
+        }
     })
     .await
 }
@@ -110,6 +136,7 @@ pub(super) fn refuse_if_written(chain: &[&Layer]) -> Result<(), Failure> {
 
 fn at_internal(
     cache: &LayerCache,
+    base: Option<(&LayerSpec, &Arc<nbd::Disk>)>,
     specs: &[LayerSpec],
     internal: &Internal,
     lease: Lease,
@@ -118,7 +145,7 @@ fn at_internal(
         id: internal.id.clone(),
         tag: internal.tag.clone(),
     };
-    let view = View::open(cache, specs, Some(&at), lease)?;
+    let view = View::new(cache.open_over(base, specs, Some(&at))?, lease);
     // One that somebody made again has the id and the name, but another instant.
     let opened = view.opened();
     if opened

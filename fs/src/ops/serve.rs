@@ -6,7 +6,7 @@ use super::engine::{self, DiskGuard, Engine, Work};
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
     backup, branch, checkpoint, control, digest, group, internal, live, merge, open, rollback,
-    shelf, snapshot, watch,
+    served, shelf, snapshot, watch,
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
@@ -44,6 +44,7 @@ pub(super) async fn serve(
     };
     let _ = ready.send(Ok(()));
     let keepers = [
+        tokio::task::spawn_local(served::keep(Rc::clone(&engine))),
         tokio::task::spawn_local(watch::keep(Rc::clone(&engine))),
         tokio::task::spawn_local(watch::report_events(Rc::clone(&engine))),
         tokio::task::spawn_local(engine::keep_settling(Rc::clone(&engine))),
@@ -66,6 +67,7 @@ pub(super) async fn serve(
     }
     engine.digests.stop_all().await;
     live::end_all(&engine).await;
+    served::end(&engine).await;
     if let Some(daemon) = daemon {
         daemon.stop().await;
     }

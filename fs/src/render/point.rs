@@ -26,6 +26,8 @@ pub(super) struct PointJson {
     allocated_size: u64,
     /// Base first.
     files: Vec<String>,
+    /// "qmpfs", or "qemu" where a layer is in a format that only QEMU reads.
+    read_by: &'static str,
     /// What is in its partitions; None where nobody could look yet.
     filesystems: Option<Vec<Described>>,
     consistency: String,
@@ -127,6 +129,7 @@ pub(super) fn point(
         virtual_size: sizes.virtual_size,
         allocated_size: sizes.allocated,
         files: files(found),
+        read_by: read_by(found),
         filesystems: extra.filesystems.clone(),
         consistency: how.consistency.to_owned(),
         same_instant: same_instant(model, found),
@@ -168,6 +171,20 @@ fn files(found: &Found<'_>) -> Vec<String> {
         .chain(scratch)
         .map(|path| path.to_string_lossy().into_owned())
         .collect()
+}
+
+fn read_by(found: &Found<'_>) -> &'static str {
+    let here = match found {
+        Found::Live { .. } => false,
+        Found::Layer { .. }
+        | Found::Branch { .. }
+        | Found::Backup { .. }
+        | Found::Internal { .. } => found
+            .layers()
+            .iter()
+            .all(|layer| layer.format.is_read_here()),
+    };
+    if here { "qmpfs" } else { "qemu" }
 }
 
 /// How well the guest was prepared.

@@ -24,8 +24,13 @@ pub(super) enum Structure {
 pub(super) fn check(files: &[PathBuf]) -> Result<Structure, Failure> {
     let mut leaks = Vec::new();
     for file in files {
-        if !is_qcow2(file) {
-            continue;
+        match kind(file) {
+            Kind::Other => continue,
+            Kind::Encrypted => {
+                let shown = file.display();
+                return Ok(Structure::NotChecked(format!("{shown} is encrypted")));
+            }
+            Kind::Qcow2 => {}
         }
         if view::written_by_someone(file)? {
             return Ok(Structure::NotChecked(format!(
@@ -45,12 +50,28 @@ pub(super) fn check(files: &[PathBuf]) -> Result<Structure, Failure> {
     })
 }
 
-/// Whether it begins like one. What cannot be read is told when it is checked, or read.
-fn is_qcow2(file: &Path) -> bool {
-    let mut magic = [0; 4];
+/// What a file begins like.
+enum Kind {
+    Qcow2,
+    /// QEMU would need the key.
+    Encrypted,
+    Other,
+}
+
+/// Where a header of qcow2 says how it is encrypted; zero: not at all.
+const ENCRYPTION: std::ops::Range<usize> = 32..36;
+
+/// What cannot be read is told when it is checked, or read.
+fn kind(file: &Path) -> Kind {
+    let mut start = [0; ENCRYPTION.end];
     let opened = crate::sys::open_for_reading(file);
-    let read = opened.and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
-    read.is_ok() && magic == *b"QFI\xfb"
+    let read = opened.and_then(|mut file| std::io::Read::read_exact(&mut file, &mut start));
+    match read {
+        Ok(()) if !start.starts_with(b"QFI\xfb") => Kind::Other,
+        Ok(()) if start[ENCRYPTION] != [0; 4] => Kind::Encrypted,
+        Ok(()) => Kind::Qcow2,
+        Err(_) => Kind::Other,
+    }
 }
 
 fn one(file: &Path) -> Result<Structure, Failure> {

@@ -5,9 +5,11 @@
 
 use super::layer::{LayerSpec, OpenLayer, Opener, Reach};
 use super::mappings::Mappings;
+use super::served::ServedLayer;
 use super::{failure, failure_of};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format};
+use crate::nbd;
 use crate::sys;
 use qmpfs_qcow2::{CacheBytes, Caches, Chain, Layer};
 use std::collections::HashMap;
@@ -53,6 +55,11 @@ impl OpenChain {
     /// The files, base first.
     pub fn layers(&self) -> &[Arc<OpenLayer>] {
         &self.layers
+    }
+
+    /// Who reads the base, where that is not us.
+    pub(super) fn served(&self) -> Option<&ServedLayer> {
+        self.layers.first()?.served()
     }
 
     pub(super) fn mappings(&self) -> &Mappings {
@@ -166,9 +173,21 @@ impl LayerCache {
         chain: &[LayerSpec],
         at: Option<&InternalRef>,
     ) -> Result<Arc<OpenChain>, Failure> {
-        let layers = chain
-            .iter()
-            .map(|spec| self.layer(spec))
+        self.open_over(None, chain, at)
+    }
+
+    /// The same over a layer that is served, if there is one: it stands for all below as well.
+    pub fn open_over(
+        &self,
+        base: Option<(&LayerSpec, &Arc<nbd::Disk>)>,
+        chain: &[LayerSpec],
+        at: Option<&InternalRef>,
+    ) -> Result<Arc<OpenChain>, Failure> {
+        let base = base.map(|(spec, disk)| self.served(spec, disk));
+        let upper = chain.iter().map(|spec| self.layer(spec));
+        let layers = base
+            .into_iter()
+            .chain(upper)
             .collect::<Result<Vec<_>, _>>()?;
         let open = |chain, layers| {
             Arc::new(OpenChain {
@@ -254,6 +273,26 @@ impl LayerCache {
         open.iter().for_each(|layer| layer.unlock());
     }
 
+    /// A layer that is served: the one that others read, or a new one.
+    fn served(&self, spec: &LayerSpec, disk: &Arc<nbd::Disk>) -> Result<Arc<OpenLayer>, Failure> {
+        let known = spec
+            .file
+            .and_then(|file| self.files().get(&file).and_then(Entry::shared));
+        if let Some(known) = known
+            && known.served().is_some_and(|served| served.is(disk))
+        {
+            return Ok(known);
+        }
+        let opener = &self.shared.opener;
+        let opened = opener.open_served(&spec.path, spec.file, Arc::clone(disk))?;
+        let opened = Arc::new(opened);
+        let mut files = self.files();
+        let entry = files.entry(opened.id()).or_default();
+        entry.retire_current();
+        entry.current = Arc::downgrade(&opened);
+        Ok(opened)
+    }
+
     /// One layer: the pinned one, the current one, or a newly opened one.
     pub(super) fn layer(&self, spec: &LayerSpec) -> Result<Arc<OpenLayer>, Failure> {
         let file = match spec.file {
@@ -270,7 +309,9 @@ impl LayerCache {
                 entry.is_some_and(|entry| entry.pinned.is_some()),
             )
         };
-        if let Some(known) = known
+        // what a server reads is nothing for who wants to read the file
+        let ours = known.filter(|known| known.served().is_none());
+        if let Some(known) = ours
             && (pinned || known.unchanged())
         {
             return Ok(known);
@@ -282,7 +323,12 @@ impl LayerCache {
         let entry = files.entry(opened.id()).or_default();
         // Somebody may have been quicker; then there is one of it all the same.
         match entry.shared() {
-            Some(known) if entry.pinned.is_some() || known.stamps() == opened.stamps() => Ok(known),
+            Some(known)
+                if known.served().is_none()
+                    && (entry.pinned.is_some() || known.stamps() == opened.stamps()) =>
+            {
+                Ok(known)
+            }
             Some(_) | None => {
                 entry.retire_current();
                 entry.current = Arc::downgrade(&opened);

@@ -119,18 +119,26 @@ impl<'a> Extents<'a> {
         if !matches!(*self.opened.chain().layers()[index], Layer::Raw(_)) {
             return Ok(Stretch { end, data: true });
         }
-        // A file that cannot be asked holds data throughout, which hides nothing.
-        Ok(
-            match sys::stretch_at(self.opened.layers()[index].file(), host) {
-                Ok(in_file) => {
-                    let len = in_file.end.saturating_sub(host);
-                    Stretch {
-                        end: end.min(at.saturating_add(len)),
-                        data: in_file.data,
-                    }
-                }
+        let layer = &self.opened.layers()[index];
+        if let Some(served) = layer.served() {
+            return Ok(match served.stretch_at(host) {
+                Ok((in_layer, data)) => Stretch {
+                    end: end.min(at.saturating_add(in_layer.saturating_sub(host))),
+                    data,
+                },
                 Err(_) => Stretch { end, data: true },
-            },
-        )
+            });
+        }
+        // A file that cannot be asked holds data throughout, which hides nothing.
+        Ok(match sys::stretch_at(layer.file(), host) {
+            Ok(in_file) => {
+                let len = in_file.end.saturating_sub(host);
+                Stretch {
+                    end: end.min(at.saturating_add(len)),
+                    data: in_file.data,
+                }
+            }
+            Err(_) => Stretch { end, data: true },
+        })
     }
 }

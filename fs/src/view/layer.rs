@@ -4,8 +4,10 @@
 use super::failure_of;
 use super::lock::Locked;
 use super::mappings::{Mapping, Mappings};
+use super::served::{self, ServedLayer};
 use crate::errno::{Errno, Failure};
 use crate::model::{FileId, Format, Layer as ModelLayer};
+use crate::nbd;
 use crate::sys::{self, MappedFile};
 use qmpfs_qcow2::{Caches, Header, Image, Layer, OpenOptions, RawLayer, ReadAt};
 use std::ffi::OsStr;
@@ -59,6 +61,8 @@ pub struct OpenLayer {
     /// The same in our address space.
     mapping: Arc<Mapping>,
     data_file: Option<DataFile>,
+    /// Who reads it, where that is not us.
+    served: Option<ServedLayer>,
 }
 
 /// Whether a file is as it was: a merge that is not ours changes both its time and its maps.
@@ -130,11 +134,7 @@ impl Opener {
         let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
         let id = sys::file_id_of(&file).map_err(io)?;
         if spec.file.is_some_and(|wanted| wanted != id) {
-            return Err(Failure::new(
-                Errno::ESTALE,
-                format!("{} is another file by now", path.display()),
-            )
-            .next("open it again"));
+            return Err(replaced(path));
         }
         let lock = || lock(path, Arc::new(file));
         let (locked, layer, data_file) = match &spec.format {
@@ -171,6 +171,35 @@ impl Opener {
             mapping: self.mappings.enter(data.clone(), length),
             data,
             data_file,
+            served: None,
+        })
+    }
+
+    /// A layer that is read by a server; its file is only looked at. QEMU guards it.
+    pub(super) fn open_served(
+        &self,
+        path: &Path,
+        wanted: Option<FileId>,
+        disk: Arc<nbd::Disk>,
+    ) -> Result<OpenLayer, Failure> {
+        let (file, metadata) = open_file(path)?;
+        let io = |error| Failure::io(format_args!("look at {}", path.display()), &error);
+        let id = sys::file_id_of(&file).map_err(io)?;
+        if wanted.is_some_and(|wanted| wanted != id) {
+            return Err(replaced(path));
+        }
+        let file = Arc::new(file);
+        let served = ServedLayer::start(disk)?;
+        Ok(OpenLayer {
+            id,
+            locked: Locked::waived(path, file.clone()),
+            layer: Arc::new(served::raw(&served)?),
+            stamp: Stamp::of(&metadata),
+            // what lies in the file are not the guest's bytes
+            mapping: self.mappings.enter(file.clone(), 0),
+            data: file,
+            data_file: None,
+            served: Some(served),
         })
     }
 
@@ -216,15 +245,23 @@ impl OpenLayer {
         self.data_file.as_ref().map_or(self.id, |data| data.id)
     }
 
+    /// Who reads it, where that is not us.
+    pub(super) fn served(&self) -> Option<&ServedLayer> {
+        self.served.as_ref()
+    }
+
     /// Its file with the guest's bytes, if the kernel can copy these from where they lie.
     pub(super) fn mapped(&self, host: u64, length: usize) -> Option<Arc<MappedFile>> {
+        if self.served.is_some() {
+            return None;
+        }
         self.mapping.of(host, length)
     }
 
     /// The file of a raw layer of this size, if it is no longer and no shorter than that.
     pub(super) fn as_file(&self, size: u64) -> Option<&File> {
         match &*self.layer {
-            Layer::Raw(_) if self.stamp.length == size => Some(&self.data),
+            Layer::Raw(_) if self.served.is_none() && self.stamp.length == size => Some(&self.data),
             Layer::Raw(_) | Layer::Qcow2(_) => None,
         }
     }
@@ -260,6 +297,14 @@ impl OpenLayer {
         let data = self.data_file.as_ref().map(|data| (data.id, data.stamp));
         (self.id, self.stamp, data)
     }
+}
+
+fn replaced(path: &Path) -> Failure {
+    Failure::new(
+        Errno::ESTALE,
+        format!("{} is another file by now", path.display()),
+    )
+    .next("open it again")
 }
 
 /// Which file a path is now, and whether it is as it was.

@@ -9,6 +9,8 @@ use std::ops::Range;
 
 /// Stretches that are looked at for one answer: one with few origins must not take for ever.
 const PIECES_MAX: usize = 16 << 10;
+/// In the place of a compressed cluster's offset, which cannot be that: the disk that the file is to QEMU.
+const SERVED: u64 = u64::MAX;
 /// Zeros that are asked for as a whole, and not as far as a chain's map is kept in one piece.
 const LONG_HOLE: u64 = 16 << 20;
 
@@ -45,8 +47,12 @@ impl View {
                     Origin::zeros(length)
                 }
                 Source::Layer { index, mapping } => {
-                    let file = opened.layers()[index].data_id();
+                    let layer = &opened.layers()[index];
+                    let file = layer.data_id();
                     match mapping {
+                        Mapping::Data { host } if layer.served().is_some() => {
+                            Origin::of(named(file, Some(SERVED)), host.0, length)
+                        }
                         Mapping::Data { host } => Origin::of(named(file, None), host.0, length),
                         Mapping::Compressed { cluster, within } => {
                             let cluster = Some(cluster.host.0);

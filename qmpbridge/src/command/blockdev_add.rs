@@ -89,6 +89,9 @@ pub struct BlockdevOptions {
     /// Read-only until a writer comes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_read_only: Option<bool>,
+    /// Reads beside whoever writes the file, and keeps nobody from writing it; only with `read_only`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_share: Option<bool>,
     /// Cache mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheOptions>,

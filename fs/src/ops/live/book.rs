@@ -105,7 +105,7 @@ impl Book {
     }
 
     /// Takes the right to make or end instants, and to start or stop the server.
-    pub(super) async fn turn(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+    pub(in crate::ops) async fn turn(&self) -> Result<MutexGuard<'_, ()>, Failure> {
         tokio::time::timeout(TURN_DEADLINE, self.turn.lock())
             .await
             .map_err(|_| {

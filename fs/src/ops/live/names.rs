@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Whose NBD server the instant is read over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Server {
+pub(in crate::ops) enum Server {
     /// One that we had started: it goes with the last instant.
     Ours,
     /// One that was there: its owner ends it.
@@ -90,7 +90,7 @@ impl fmt::Display for Names {
     }
 }
 
-pub(super) fn is_digits(text: &str) -> bool {
+pub(in crate::ops) fn is_digits(text: &str) -> bool {
     text.len() == DIGITS
         && text
             .bytes()

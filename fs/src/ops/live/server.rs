@@ -18,13 +18,20 @@ const SOCKET: &str = "nbd";
 const NBD: &str = "nbd";
 
 /// A server that we had started.
-pub(super) struct NbdServer {
+pub(in crate::ops) struct NbdServer {
     directory: SocketDirectory,
     _claim: Claim,
 }
 
+impl NbdServer {
+    /// Where it listens.
+    pub(in crate::ops) fn socket(&self) -> PathBuf {
+        self.directory.socket()
+    }
+}
+
 /// Whose server this mount uses.
-pub(super) fn whose(engine: &Engine) -> Server {
+pub(in crate::ops) fn whose(engine: &Engine) -> Server {
     match engine.config.live.nbd_server {
         Some(_) => Server::Given,
         None => Server::Ours,
@@ -32,29 +39,32 @@ pub(super) fn whose(engine: &Engine) -> Server {
 }
 
 /// The socket of the server, started if need be. Called by who has the turn.
-pub(super) async fn socket(engine: &Engine) -> Result<PathBuf, Failure> {
+pub(in crate::ops) async fn socket(engine: &Engine) -> Result<PathBuf, Failure> {
     if let Some(given) = &engine.config.live.nbd_server {
         return Ok(given.clone());
     }
-    let known = engine
-        .lives
-        .server
-        .borrow()
-        .as_ref()
-        .map(|server| server.directory.socket());
+    let known = engine.lives.server.borrow().as_ref().map(NbdServer::socket);
     if let Some(known) = known {
         return Ok(known);
     }
-    let bridge = engine.bridge()?;
+    let started = start(engine.bridge()?).await?;
+    let path = started.socket();
+    *engine.lives.server.borrow_mut() = Some(started);
+    Ok(path)
+}
+
+/// Has a QEMU start one, on a socket of our own.
+pub(in crate::ops) async fn start(bridge: &Bridge) -> Result<NbdServer, Failure> {
     let digits = layer_file::random_hex();
     let claim = layer_file::claim_kept(&digits)?;
     let directory = SocketDirectory::new(&format!("{PREFIX}{digits}"), SOCKET)?;
     if let Some(pid) = bridge.peer_pid() {
         directory.hand_to(pid)?;
     }
-    let path = directory.socket();
     let start = NbdServerStart {
-        addr: SocketAddress::Unix { path: path.clone() },
+        addr: SocketAddress::Unix {
+            path: directory.socket(),
+        },
         max_connections: Some(0),
     };
     match bridge.run(start).await {
@@ -68,15 +78,14 @@ pub(super) async fn socket(engine: &Engine) -> Result<PathBuf, Failure> {
         }
         Err(error) => return Err(error.into()),
     }
-    *engine.lives.server.borrow_mut() = Some(NbdServer {
+    Ok(NbdServer {
         directory,
         _claim: claim,
-    });
-    Ok(path)
+    })
 }
 
 /// Stops a server of ours that serves nothing any more. Called by who has the turn.
-pub(super) async fn stop_if_idle(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
+pub(in crate::ops) async fn stop_if_idle(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
     let exports = bridge.run(QueryBlockExports).await?;
     if exports.iter().any(|export| export.r#type == NBD) {
         return Ok(());

@@ -8,7 +8,7 @@ use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{FileId, Live};
 use crate::ops::engine::Engine;
-use crate::ops::{blocking::blocking, settle};
+use crate::ops::{blocking::blocking, served, settle};
 use crate::sys;
 use crate::view::written_by_someone;
 use qmpbridge::Bridge;
@@ -47,10 +47,8 @@ pub(in crate::ops) async fn sweep(engine: &Engine) -> Result<(), Failure> {
             ));
         }
     }
-    if engine.lives.all().is_empty() {
-        // a server of a QEMU that is gone has gone with it
-        engine.lives.server.borrow_mut().take();
-    }
+    served::sweep(engine, bridge).await?;
+    super::forget_a_server_without_use(engine);
     for (names, scratch) in left_in_qemu(engine, bridge, jobs).await? {
         // who claims it lives
         if let Ok(_claim) = layer_file::claim_kept(&names.digits) {
