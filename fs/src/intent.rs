@@ -111,9 +111,16 @@ pub fn mkdir(model: &Model, verbs: Verbs, parent: &NodeKey, name: &str) -> Resul
         );
     }
     connected(model)?;
-    if let Some(why) = &disk.no_snapshots
-        && *section != Section::Live
-    {
+    let why_not = match section {
+        Section::Live => None,
+        Section::Snapshots => disk.no_seal(),
+        Section::Internal
+        | Section::Layers
+        | Section::Jobs
+        | Section::Bitmaps
+        | Section::Backup(_) => disk.no_snapshots.as_ref(),
+    };
+    if let Some(why) = why_not {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
             format!("no snapshots of disk '{}': {why}", disk.name),

@@ -63,6 +63,8 @@ pub struct Disk {
     pub jobs: Vec<Job>,
     /// Why snapshots cannot be made here ("raw"); None when they can.
     pub no_snapshots: Option<String>,
+    /// Why none can be made that puts a layer above this one, where others can.
+    pub no_overlay: Option<String>,
     /// How QEMU caches the active layer.
     pub tuning: Tuning,
     /// What was assumed where QEMU does not tell (`discard`, `aio`).
@@ -91,6 +93,11 @@ pub struct Tuning {
 }
 
 impl Disk {
+    /// Why the active layer cannot become a point.
+    pub fn no_seal(&self) -> Option<&String> {
+        self.no_snapshots.as_ref().or(self.no_overlay.as_ref())
+    }
+
     /// The layer that holds external snapshot `name`.
     pub fn external(&self, name: &str) -> Option<&Layer> {
         self.layers

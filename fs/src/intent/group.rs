@@ -74,7 +74,7 @@ fn snapshots(model: &Model, name: &str) -> Result<Intent, Failure> {
         return Err(taken_on(disk, name));
     }
     connected(model)?;
-    if model.disks.iter().all(|disk| disk.no_snapshots.is_some()) {
+    if model.disks.iter().all(|disk| disk.no_seal().is_some()) {
         return Err(none_can(&unable(&model.disks)));
     }
     Ok(Intent::TakeGroup {
@@ -95,7 +95,7 @@ pub(crate) fn taken_on(disk: &Disk, name: &str) -> Failure {
 pub(crate) fn unable(disks: &[Disk]) -> BTreeMap<String, String> {
     let why = disks
         .iter()
-        .filter_map(|disk| Some((disk, disk.no_snapshots.clone()?)));
+        .filter_map(|disk| Some((disk, disk.no_seal()?.clone())));
     why.map(|(disk, why)| (disk.name.clone(), why)).collect()
 }
 

@@ -20,7 +20,7 @@ pub(super) fn write(
         .disk(disk)
         .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no disk '{disk}'")))?;
     connected(model)?;
-    if let Some(why) = &disk.no_snapshots {
+    if let Some(why) = disk.no_seal() {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
             format!("disk '{}' is not rolled back: {why}", disk.name),

@@ -88,6 +88,7 @@ fn disk(chain: &[ResolvedLayer], taken: impl Fn(&str) -> bool) -> Result<Disk, F
         no_snapshots: Some("mounted with -o ro".into()),
         tuning: Tuning::default(),
         branches: Vec::new(),
+        no_overlay: None,
         assumed: Vec::new(),
         state_part: crate::model::StatePart::default(),
     };

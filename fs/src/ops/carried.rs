@@ -72,6 +72,16 @@ pub(super) fn copies_on_read(disk: &Disk, pid: Option<i32>) -> bool {
         .is_some_and(|value| matches!(value.as_str(), "on" | "yes" | "true" | "y"))
 }
 
+/// Whether QEMU's command line says what the disk stands on. Started again, it would open the disk's path over
+/// that, whatever its header says: past every layer that was sealed in between.
+pub(super) fn names_its_backing(disk: &Disk, pid: Option<i32>) -> bool {
+    let node = disk.root.as_ref().map_or("", |root| root.as_str());
+    let line = pid.and_then(command_line).unwrap_or_default();
+    speaking_of(&line, &disk.active_path, node)
+        .into_iter()
+        .any(|argument| has_backing(argument))
+}
+
 /// The arguments of a running process.
 pub(super) fn command_line(pid: i32) -> Option<Vec<String>> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -86,7 +96,16 @@ pub(super) fn command_line(pid: i32) -> Option<Vec<String>> {
 /// `option` of an argument that speaks of this file, of the node on it or of the node above that:
 /// `key=value,...` or JSON.
 fn find_option(arguments: &[String], active: &Path, node: &str, option: &str) -> Option<String> {
-    let name = active.file_name()?.to_str()?;
+    speaking_of(arguments, active, node)
+        .into_iter()
+        .find_map(|argument| value_of(argument, option))
+}
+
+/// The arguments that speak of a file, of the node on it or of the node above that.
+fn speaking_of<'a>(arguments: &'a [String], active: &Path, node: &str) -> Vec<&'a String> {
+    let Some(name) = active.file_name().and_then(|name| name.to_str()) else {
+        return Vec::new();
+    };
     let names_file = |argument: &&String| {
         argument
             .split([',', '"', '=', '/'])
@@ -107,7 +126,19 @@ fn find_option(arguments: &[String], active: &Path, node: &str, option: &str) ->
     arguments
         .iter()
         .filter(|argument| names_file(argument) || names_node(argument))
-        .find_map(|argument| value_of(argument, option))
+        .collect()
+}
+
+/// Whether an argument has options of what lies below an image.
+fn has_backing(argument: &str) -> bool {
+    if argument.trim_start().starts_with('{') {
+        let json = serde_json::from_str::<serde_json::Value>(argument);
+        return json.is_ok_and(|json| json.get("backing").is_some());
+    }
+    argument.split(',').any(|pair| {
+        let key = pair.split_once('=').map_or(pair, |(key, _)| key);
+        key == "backing" || key.starts_with("backing.")
+    })
 }
 
 fn value_of(argument: &str, option: &str) -> Option<String> {
@@ -171,6 +202,25 @@ mod tests {
             .as_deref(),
             Some("native")
         );
+    }
+
+    #[test]
+    fn a_backing_that_is_named_is_seen_in_every_spelling() {
+        let named = |argument: &str| {
+            let arguments = [
+                "driver=file,node-name=f,filename=/vm/web1.qcow2".to_owned(),
+                argument.to_owned(),
+            ];
+            let found = speaking_of(&arguments, Path::new("/vm/web1.qcow2"), "qmpfs-1");
+            found.into_iter().any(|argument| has_backing(argument))
+        };
+        assert!(named("driver=qcow2,node-name=disk0,file=f,backing=base"));
+        assert!(named("file=/vm/web1.qcow2,backing.driver=qcow2,if=virtio"));
+        assert!(named(
+            r#"{"driver":"qcow2","node-name":"d","file":"f","backing":null}"#
+        ));
+        assert!(!named("driver=qcow2,node-name=disk0,file=f,discard=unmap"));
+        assert!(!named("driver=qcow2,node-name=other,file=g,backing=base"));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) async fn take(engine: &Rc<Engine>, name: &str) -> Result<(), Failure>
 }
 
 fn able(disks: &[Disk]) -> BTreeSet<String> {
-    let able = disks.iter().filter(|disk| disk.no_snapshots.is_none());
+    let able = disks.iter().filter(|disk| disk.no_seal().is_none());
     able.map(|disk| disk.name.clone()).collect()
 }
 

@@ -112,12 +112,19 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
             exported: matches!(root.kind, RootKind::Export),
         },
         branches: Vec::new(),
+        no_overlay: None,
         assumed: Vec::new(),
         state_part: state_part(root, top),
     };
     disk.assumed = carried::for_disk(&disk, sight.pid).1;
     if disk.no_snapshots.is_none() && carried::copies_on_read(&disk, sight.pid) {
         disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
+    }
+    if carried::names_its_backing(&disk, sight.pid) {
+        disk.no_overlay = Some(format!(
+            "the VM's command line says what {} stands on (backing=), and after a restart that would be so again, past the snapshot; start the VM without that: the header says it",
+            disk.active_path.display()
+        ));
     }
     if disk.no_snapshots.is_none() {
         disk.no_snapshots = chain

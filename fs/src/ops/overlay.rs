@@ -29,7 +29,7 @@ pub(super) struct Below<'a> {
 
 /// The node and the file that a new overlay takes the place of.
 pub(super) fn top_of(disk: &Disk) -> Result<(NodeName, FileId), Failure> {
-    if let Some(why) = &disk.no_snapshots {
+    if let Some(why) = disk.no_seal() {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
     }
     let root = check::root_of(disk)?;

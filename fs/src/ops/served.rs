@@ -105,11 +105,15 @@ impl Book {
         disk
     }
 
-    /// What belonged to these names, if it is held.
-    fn forget(&self, names: &Names) -> Option<What> {
-        let mut held = self.held.borrow_mut();
-        let at = held.iter().position(|held| held.names == *names)?;
-        Some(held.swap_remove(at).what)
+    /// What belongs to these names, if it is held.
+    fn what(&self, names: &Names) -> Option<What> {
+        let held = self.held.borrow();
+        let found = held.iter().find(|held| held.names == *names)?;
+        Some(found.what.clone())
+    }
+
+    fn forget(&self, names: &Names) {
+        self.held.borrow_mut().retain(|held| held.names != *names);
     }
 
     /// Those that the VM's QEMU serves.
@@ -238,6 +242,7 @@ async fn by_the_vm(
         return Ok(disk);
     }
     let (names, claim) = Names::claimed(live::whose_server(engine))?;
+    vm::is_still(engine, layer, node).await.map_err(explained)?;
     let socket = vm::add(engine, &names, node).await.map_err(explained)?;
     match open(engine, &names, socket, layer.virtual_size).await {
         Ok(disk) => Ok(book.keep(names, what, disk, claim)),
@@ -315,7 +320,7 @@ pub(super) async fn keep(engine: Rc<Engine>) {
             continue;
         };
         let bridge = book.daemon.borrow().as_ref().map(|it| it.bridge().clone());
-        match (book.forget(&names), bridge) {
+        match (book.what(&names), bridge) {
             (Some(What::File(..)), Some(bridge)) => own::remove(&bridge, &names).await,
             (Some(What::Node(_)), _) => {
                 if let Err(failure) = vm::remove(&engine, &names).await {
@@ -325,6 +330,8 @@ pub(super) async fn keep(engine: Rc<Engine>) {
             }
             (Some(What::File(..)), None) | (None, _) => {}
         }
+        // only now: the end of the mount may come before it has gone
+        book.forget(&names);
     }
 }
 
@@ -354,7 +361,6 @@ pub(super) async fn sweep(engine: &Engine, bridge: &Bridge) -> Result<(), Failur
 /// The mount ends: whoever still reads has an error.
 pub(super) async fn end(engine: &Engine) {
     for names in engine.served.of_the_vm() {
-        engine.served.forget(&names);
         if let Err(failure) = vm::remove(engine, &names).await {
             tracing::warn!(%failure, %names, "an export stays behind; the next mount takes it down");
             break;

@@ -114,6 +114,7 @@ fn disk(name: &str, place: &Place, listing: Option<&Listing>) -> Disk {
         jobs: Vec::new(),
         no_snapshots: Some("these are backups, without their VM".into()),
         tuning: Tuning::default(),
+        no_overlay: None,
         assumed: Vec::new(),
         state_part: StatePart::default(),
     }

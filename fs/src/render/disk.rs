@@ -46,8 +46,8 @@ pub(super) fn disk(disk: &Disk) -> DiskJson<'_> {
         format: disk.active.format.name(),
         virtual_size: disk.active.virtual_size,
         active: disk.active_path.to_string_lossy().into_owned(),
-        snapshots_possible: disk.no_snapshots.is_none(),
-        why_not: disk.no_snapshots.as_deref(),
+        snapshots_possible: disk.no_seal().is_none(),
+        why_not: disk.no_seal().map(String::as_str),
         assumed: &disk.assumed,
         layers: sealed
             .chain([LayerJson {

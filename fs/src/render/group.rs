@@ -66,7 +66,7 @@ pub(super) fn disks(model: &Model, group: &Group<'_>) -> Vec<String> {
         // where there was no room for the reason, that of today is as good
         let today = model
             .disk(disk)
-            .and_then(|disk| disk.no_snapshots.as_deref());
+            .and_then(|disk| disk.no_seal().map(String::as_str));
         match (why.as_str(), today) {
             ("", None) => format!("disk {disk}: could not take part"),
             ("", Some(why)) | (why, _) => format!("disk {disk}: {why}"),

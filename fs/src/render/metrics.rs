@@ -193,7 +193,7 @@ fn disks(page: &mut Page<'_>, model: &Model) {
         "qmpfs_disk_snapshots_possible",
         "Whether points can be made; disk.json says why not.",
         model,
-        |disk| u64::from(disk.no_snapshots.is_none()),
+        |disk| u64::from(disk.no_seal().is_none()),
     );
 }
 

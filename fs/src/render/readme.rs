@@ -25,7 +25,7 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
     let disk = model
         .disks
         .iter()
-        .find(|disk| disk.no_snapshots.is_none())
+        .find(|disk| disk.no_seal().is_none())
         .or(model.disks.first());
     let name = disk.map_or("DISK", |disk| disk.name.as_str());
     let dir = format!("{mnt}/disks/{name}");
@@ -207,8 +207,7 @@ fn title(model: &Model) -> String {
 }
 
 fn limits(disk: &Disk) -> String {
-    disk.no_snapshots
-        .as_ref()
+    disk.no_seal()
         .map(|why| format!("  (no snapshots: {why})"))
         .unwrap_or_default()
 }

@@ -47,6 +47,7 @@ fn disk(name: &str, active: Layer, layers: Vec<Layer>) -> Disk {
         no_snapshots: None,
         tuning: Tuning::default(),
         branches: Vec::new(),
+        no_overlay: None,
         assumed: Vec::new(),
         state_part: crate::model::StatePart::default(),
     }

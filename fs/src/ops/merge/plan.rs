@@ -352,6 +352,7 @@ mod tests {
             no_snapshots: None,
             tuning: Tuning::default(),
             branches: Vec::new(),
+            no_overlay: None,
             assumed: Vec::new(),
             state_part: crate::model::StatePart::default(),
         }

@@ -6,8 +6,10 @@ use super::names::Names;
 use crate::errno::{Errno, Failure};
 use crate::intent::Reach;
 use crate::layer_file;
+use crate::model::Layer;
 use crate::ops::engine::Engine;
 use crate::ops::live;
+use crate::sys;
 use qmpbridge::command::{
     BlockExportAdd, BlockExportDel, ExportKind, ExportRemoval, QueryBlockExports,
 };
@@ -48,6 +50,27 @@ pub(super) async fn look(engine: &Engine) -> Result<(), Failure> {
     super::sweep(engine, bridge).await?;
     live::forget_a_server_without_use(engine);
     Ok(())
+}
+
+/// Whether a node is what the model says: QEMU may have been started again since, and call another so.
+pub(super) async fn is_still(
+    engine: &Engine,
+    layer: &Layer,
+    node: &NodeName,
+) -> Result<(), Failure> {
+    let bridge = bridge(engine)?;
+    let graph = bridge.graph().await?;
+    let there = graph.node(node).and_then(|node| node.path.as_deref());
+    let there = there.and_then(|path| engine.sight(bridge).resolve(path));
+    let file = there.and_then(|path| sys::file_id(&path).ok());
+    if file.is_some() && file == layer.file {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Errno::ESTALE,
+        format!("QEMU's node {node} is another one by now"),
+    )
+    .next("open it again"))
 }
 
 /// Exports a node. Gives the socket of the server.
