@@ -3,6 +3,7 @@
 
 use crate::errno::{Errno, Failure};
 use crate::sys;
+use qmpfs_qcow2::ReadAt;
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::io::Read;
@@ -70,8 +71,9 @@ pub(crate) fn refuse_unless_alone(path: &Path, format: &str) -> Result<(), Failu
         return Ok(());
     }
     let mut start = [0; 20];
+    // of a shorter file the rest is zeros, which is no VMDK either
     sys::open_for_reading(path)
-        .and_then(|mut file| file.read_exact(&mut start))
+        .and_then(|file| ReadAt::read_at(&file, &mut start, 0))
         .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
     let has_capacity = start[VMDK_CAPACITY].iter().any(|byte| *byte != 0);
     match &start[..4] {
