@@ -1,6 +1,6 @@
 //! The storage daemon that opens layers for views: started with the first one, ended some seconds after the last.
 //! It has one image for each layer, read-only, `force-share` and with nothing below it, whatever a header says;
-//! so it holds lock byte 100 and no other (decisions/0025).
+//! so it holds lock byte 100 and no other (docs/decisions/0027).
 
 use super::names::Names;
 use crate::errno::{Errno, Failure};
