@@ -66,12 +66,12 @@ fn on_templates(name: &str, attachment: Attachment, format: &str) -> (Bench, Pat
 
 /// The layer whose name begins so.
 pub(crate) fn layer(bench: &Bench, prefix: &str) -> PathBuf {
-    let name = bench
-        .disk()
-        .list("layers")
-        .into_iter()
-        .find(|name| name.starts_with(prefix));
-    bench.disk().0.join("layers").join(name.expect("a layer"))
+    // a listing may be a moment older than what was settled
+    let name = wait::until(&format!("a layer {prefix}"), || {
+        let mut names = bench.disk().list("layers").into_iter();
+        names.find(|name| name.starts_with(prefix))
+    });
+    bench.disk().0.join("layers").join(name)
 }
 
 fn release(name: &str, attachment: Attachment, format: &str) {
