@@ -18,7 +18,7 @@ mod rounds;
 mod running;
 mod verbs;
 
-use rounds::Whom;
+use rounds::{Which, Whom};
 use running::{at_step, every_step};
 use verbs::{Frozen, Internal, Place, Remove, Seal};
 
@@ -117,6 +117,20 @@ mod of_a_vm_that_is_off {
     fn a_rollback() {
         off::every_step("off-rollback", &STREAM, rollback::Rollback::new());
     }
+}
+
+/// Nobody uses the disk itself in a storage daemon of ours, so what is idle there goes by its file alone.
+#[test]
+fn the_last_node_of_a_streamed_layer_is_refused_to_go() {
+    let verb = Remove::new(Place::Middle);
+    let fault = (Whom::Nobody, Deed::Fail(0));
+    off::at_step(
+        "off-node-stays",
+        &["-o", "merge=stream"],
+        verb,
+        fault,
+        (Which::Last, "blockdev-del"),
+    );
 }
 
 /// A commit with one fault; what was found by `of_a_commit_*` and mended.
@@ -246,7 +260,7 @@ fn a_storage_daemon_does_not_outlive_qmpfs() {
     let name = "of_a_daemon_at_work";
     for _ in 0..3 {
         let verb = rollback::Rollback::new();
-        let after = Deed::KillAfter;
-        off::at_step(name, &[], verb, Whom::Qmpfs, after, "blockdev-create");
+        let fault = (Whom::Qmpfs, Deed::KillAfter);
+        off::at_step(name, &[], verb, fault, (Which::First, "blockdev-create"));
     }
 }

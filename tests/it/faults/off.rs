@@ -24,16 +24,15 @@ pub(super) fn every_step(name: &str, options: &[&str], verb: impl Verb<Off>) {
     driver(name, options, verb).every_step();
 }
 
-/// One fault at the first step whose words begin like this: what was found once, and mended.
+/// One fault at a step whose words begin like this: what was found once, and mended.
 pub(super) fn at_step(
     name: &str,
     options: &[&str],
     verb: impl Verb<Off>,
-    whom: Whom,
-    deed: Deed,
-    words: &str,
+    (whom, deed): (Whom, Deed),
+    (which, words): (Which, &str),
 ) {
-    driver(name, options, verb).at_step(whom, deed, Which::First, words);
+    driver(name, options, verb).at_step(whom, deed, which, words);
 }
 
 fn driver<V: Verb<Off>>(name: &str, options: &[&str], verb: V) -> Driver<SwitchedOff, V> {

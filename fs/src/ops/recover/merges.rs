@@ -10,7 +10,7 @@ use crate::ops::merge::{self, finish, plan::Verb};
 use crate::ops::nodes::Role;
 use crate::ops::settle;
 use crate::sys;
-use qmpbridge::{Bridge, JobId, JobInfo};
+use qmpbridge::{Bridge, JobId, JobInfo, Node};
 use std::path::{Path, PathBuf};
 
 /// What is left to do after the quick repairs.
@@ -123,9 +123,15 @@ async fn end(
                 return Ok(());
             }
             let graph = bridge.graph().await?;
-            let node = graph
-                .nodes()
-                .find(|node| node.path.as_deref() == Some(path) && node.driver == "qcow2")
+            let on_it = || {
+                let nodes = graph.nodes();
+                nodes.filter(|node| node.path.as_deref() == Some(path))
+            };
+            // where the one of its format went, and the one below was refused to
+            let left = |node: &&Node| node.name.is_ours() && graph.parents(&node.name).is_empty();
+            let node = on_it()
+                .find(|node| node.driver == "qcow2")
+                .or_else(|| on_it().find(left))
                 .map(|node| node.name.clone());
             finish::stream(
                 engine,
