@@ -22,11 +22,16 @@ fn commands(section: &str) -> String {
     commands.join("\n")
 }
 
+/// Names are where a word or an option's value begins: a path that was put in may end in one.
 fn run(commands: &str, names: &[(&str, &Path)]) {
-    let filled = names
-        .iter()
-        .fold(commands.to_owned(), |text, (name, path)| {
-            text.replace(name, &path.display().to_string())
+    let begins = [' ', '='].iter();
+    let filled = begins
+        .flat_map(|before| names.iter().map(move |name| (before, name)))
+        .fold(commands.to_owned(), |text, (before, (name, path))| {
+            text.replace(
+                &format!("{before}{name}"),
+                &format!("{before}{}", path.display()),
+            )
         });
     sh!("set -e\n{filled}");
 }
