@@ -211,15 +211,18 @@ pub(super) async fn drop_layer(
         if is_libvirts(&name) {
             return Err(libvirts(&name));
         }
-        if let Err(error) = bridge
-            .run(BlockdevDel {
-                node_name: name.clone(),
-            })
-            .await
-            && (matches!(error, qmpbridge::Error::Disconnected)
-                || bridge.graph().await?.node(&name).is_some())
-        {
+        let delete = || BlockdevDel {
+            node_name: name.clone(),
+        };
+        let Err(error) = bridge.run(delete()).await else {
+            continue;
+        };
+        if matches!(error, qmpbridge::Error::Disconnected) {
             return Err(error.into());
+        }
+        // what was still in use for a moment is free in the next
+        if bridge.graph().await?.node(&name).is_some() {
+            bridge.run(delete()).await?;
         }
     }
     Ok(())
