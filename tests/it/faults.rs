@@ -62,6 +62,7 @@ over_attachments!(of_an_internal_snapshot => |name, attachment| every_step(Bench
 over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every_step(Bench::new(name, attachment), Internal::deleted()));
 over_attachments!(of_a_full_backup => |name, attachment| backup::every_step_of(name, attachment, "full"));
 over_attachments!(of_an_incremental_backup => |name, attachment| backup::every_step_of(name, attachment, "incremental"));
+over_attachments!(of_a_backup_of_the_top_layer => |name, attachment| backup::every_step_of(name, attachment, "top"));
 over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
 over_attachments!(qemu_dies_at_the_end_of_a_backup => backup::qemu_dies_at_its_end);
 over_attachments!(a_backup_whose_name_fails_at_first => backup::a_name_that_fails_at_first);
@@ -130,6 +131,19 @@ fn the_last_node_of_a_streamed_layer_is_refused_to_go() {
         verb,
         fault,
         (Which::Last, "blockdev-del"),
+    );
+}
+
+/// The same after a rollback: what was active stands beside the disk, in a node that nobody uses either.
+#[test]
+fn no_node_of_what_was_active_is_let_go_of() {
+    let fault = (Whom::Nobody, Deed::FailFrom(0));
+    off::at_step(
+        "off-rollback-node-stays",
+        &["-o", "merge=stream"],
+        rollback::Rollback::new(),
+        fault,
+        (Which::First, "blockdev-del"),
     );
 }
 

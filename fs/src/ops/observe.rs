@@ -39,7 +39,7 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
         match twin {
             Some(twin)
                 if seen[twin].0 == RootKind::Unused
-                    && disk.active.file == sys::file_id(&disk.active_path).ok() =>
+                    && fit_of_active(&disk) > fit_of_active(&seen[twin].1) =>
             {
                 seen[twin].1 = disk;
             }
@@ -52,6 +52,17 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
         by_name.insert(disk.name.clone(), disk);
     }
     by_name.into_values().collect()
+}
+
+/// How well a node that nobody uses fits what the VM would boot, of several on names of one disk: what QEMU opened under a
+/// hidden name is what D became last; a node that was opened as D before that has another file by now.
+fn fit_of_active(disk: &Disk) -> u8 {
+    let boots = sys::file_id(&disk.active_path).ok();
+    match disk.active.file.is_some() && disk.active.file == boots {
+        true if disk.active.path != disk.active_path => 2,
+        true => 1,
+        false => 0,
+    }
 }
 
 fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
@@ -244,12 +255,13 @@ fn disk_name(root: &Root, top: &Node, active: &Path, sight: &Sight) -> Option<St
             exports.find(|id| !served::is_view(id)).cloned()
         }
         RootKind::Unused => {
-            // our daemon's disks have no user; in a foreign one such a node is a disk, but not a
+            // our daemon's disks have no user; in a foreign one such a node is a disk. In neither is a
             // sealed layer of ours that is on its way out
+            let leaves = root.node.is_ours() && top.read_only;
             return match sight.embedded.iter().find(|(path, _)| path == active) {
+                _ if leaves => None,
                 Some((_, name)) => Some(name.clone()),
                 None if !sight.embedded.is_empty() || root.node.is_generated() => None,
-                None if root.node.is_ours() && top.read_only => None,
                 None if backups::is_unfinished(active) => None,
                 None => stem().map(|stem| fit_name(&stem)),
             };

@@ -40,13 +40,15 @@ pub(in crate::ops) async fn idle_nodes(
     for _ in 0..IDLE_ROUNDS {
         let graph = bridge.graph().await?;
         let used = |name: &NodeName| !graph.parents(name).is_empty();
-        if !disk.root.as_ref().is_some_and(used) {
+        let root = disk.root.as_ref();
+        if !engine.switched_off() && !root.is_some_and(used) {
             // nobody uses the disk itself: it cannot be told from what is left of it
             return Ok(());
         }
         let idle = graph
             .nodes()
             .filter(|node| !used(&node.name) && !node.name.is_generated())
+            .filter(|node| Some(&node.name) != root)
             .filter(|node| whose == Whose::Anybodys || node.name.is_ours())
             .find(|node| {
                 let path = node.path.as_deref().and_then(|path| sight.named(path));
