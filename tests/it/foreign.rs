@@ -55,8 +55,18 @@ fn overlay(image: &Path, on: &Path, format: &str) {
 
 /// The processes that the mount has started.
 fn children(mount: &Mounted) -> Vec<String> {
-    let all = sh!("cat /proc/{}/task/*/children", mount.pid());
-    all.split_whitespace().map(str::to_owned).collect()
+    let threads = fs::read_dir(format!("/proc/{}/task", mount.pid())).expect("it runs");
+    let of_threads = threads
+        .flatten()
+        // a thread may end while we look
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    of_threads
+        .flat_map(|all| {
+            all.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// The bytes of QEMU's that are locked in a file, by whomever.
