@@ -12,7 +12,7 @@ mod place;
 mod shelf;
 
 pub use digests::{known_tree, record};
-pub use journal::{Journal, Merge, MergeVerb, Stage};
+pub use journal::{Journal, Merge, MergeVerb, Stage, Unfinished, finished};
 pub use list::{Listing, Stamp, list, manifest_at, stamp};
 pub use merged::is_merged;
 pub use place::{Place, is_unfinished, sweep};

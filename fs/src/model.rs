@@ -9,7 +9,9 @@ mod record;
 mod state;
 mod vm;
 
-pub use backup::{Backup, BackupKind, BackupStage, Bitmap, Copied, Finished, Manifest, Previous};
+pub use backup::{
+    Backup, BackupKind, BackupStage, Bitmap, Copied, Finished, LayerState, Manifest, Previous,
+};
 pub use job::Job;
 pub use live::Live;
 pub use record::{GroupRecord, InternalRecord, PointRecord};

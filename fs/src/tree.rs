@@ -168,7 +168,7 @@ pub enum Section {
 
 impl Section {
     /// All of them, as listed.
-    pub const ALL: [Section; 9] = [
+    pub const ALL: [Section; 10] = [
         Section::Layers,
         Section::Snapshots,
         Section::Internal,
@@ -178,6 +178,7 @@ impl Section {
         Section::Backup(BackupKind::ALL[0]),
         Section::Backup(BackupKind::ALL[1]),
         Section::Backup(BackupKind::ALL[2]),
+        Section::Backup(BackupKind::ALL[3]),
     ];
 
     /// The kind of backups it lists; None for a directory of the disk's own.

@@ -18,6 +18,7 @@ mod doubt;
 mod following;
 mod long_chain;
 mod mirror;
+mod top;
 
 /// Holds a job up, so that a test meets it at work.
 const SLOW: &[&str] = &["-o", "speed=512k"];

@@ -135,6 +135,17 @@ fn every_kind_holds_what_the_disk_held(name: &str, attachment: Attachment) {
     rig.wait();
     rig.assert_holds(&changes, "oracle-2");
 
+    rig.make(&rig.disk().snapshot("below"));
+    rig.guest.rounds(1);
+    let top = rig.disk().backup("top", "top");
+    rig.make(&top);
+    assert_eq!(top.json()["previous"], "below", "{}", top.json());
+    rig.guest.rounds(1);
+    rig.wait();
+    rig.assert_holds(&top, "oracle-3");
+    let copy = rig.disk().backup("full", "below");
+    oracle::assert_same(&copy.disk_raw(), &rig.disk().snapshot("below").disk_raw());
+
     let expected = rig.prepare_oracle();
     let live = rig.disk().live("live");
     rig.make(&live);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The layout. A newer one is left alone, because it may mean what we do not know.
@@ -21,6 +21,8 @@ const VERSION: u32 = 1;
 pub enum Stage {
     /// A job copies, or is about to.
     Running,
+    /// The file is complete, and a job copies what it stands on, or is about to.
+    Below,
     /// The job has ended well: the file is complete.
     Copied,
     /// The file is about to go.
@@ -51,6 +53,15 @@ pub struct Merge {
     pub copied: bool,
 }
 
+/// A file that is not complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Of the backup that it is to be.
+    pub id: String,
+    /// Its hidden name.
+    pub path: PathBuf,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
@@ -62,6 +73,9 @@ pub struct Journal {
     pub job: String,
     /// What the manifest is to say.
     pub manifest: Manifest,
+    /// What is copied with it, for it to stand on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<Manifest>,
     /// With `Stage::Merging`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<Merge>,
@@ -75,6 +89,7 @@ impl Journal {
             stage: Stage::Running,
             job: job.to_owned(),
             manifest,
+            below: None,
             merge: None,
         }
     }
@@ -97,6 +112,16 @@ impl Journal {
     pub fn read(place: &Place, name: &str) -> Option<Journal> {
         let journal: Journal = read_json(&place.journal(name)).ok()?;
         (journal.version == VERSION && journal.manifest.name == name).then_some(journal)
+    }
+
+    /// The files that are written for it.
+    pub fn unfinished(&self, place: &Place) -> Vec<Unfinished> {
+        let manifests = [Some(&self.manifest), self.below.as_ref()];
+        let files = manifests.into_iter().flatten().map(|it| Unfinished {
+            id: it.id.clone(),
+            path: place.unfinished(&it.name, &it.id),
+        });
+        files.collect()
     }
 
     /// Forgets it.
@@ -152,7 +177,9 @@ impl Journal {
 
     /// The copy failed, or was taken back: nothing is left.
     pub fn undo(&self, place: &Place) -> Result<(), Failure> {
-        remove(&place.unfinished(&self.manifest.name, &self.manifest.id))?;
+        for file in self.unfinished(place) {
+            remove(&file.path)?;
+        }
         self.remove(place)
     }
 
@@ -187,7 +214,7 @@ fn settle_length(path: &Path) -> Result<Finished, Failure> {
 }
 
 /// A file as it is now.
-pub(super) fn finished(path: &Path) -> Option<Finished> {
+pub fn finished(path: &Path) -> Option<Finished> {
     let metadata = path.metadata().ok()?;
     Some(Finished {
         length: metadata.len(),

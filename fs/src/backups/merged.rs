@@ -91,7 +91,8 @@ fn rewrite(place: &Place, upper: &Previous, gone: &Manifest) -> Result<(), Failu
     {
         manifest.previous.clone_from(&gone.previous);
         manifest.copied = gone.copied;
-        if manifest.copied == Copied::Full && manifest.kind == BackupKind::Incremental {
+        let of_less = matches!(manifest.kind, BackupKind::Incremental | BackupKind::Top);
+        if manifest.copied == Copied::Full && of_less {
             manifest.why_full = Some(format!(
                 "the backup '{}', on which it stood, was merged into it",
                 gone.name

@@ -13,15 +13,18 @@ pub enum BackupKind {
     Full,
     /// What was written since the backup before it.
     Incremental,
+    /// What the active layer holds, on a copy of the layer that it stands on.
+    Top,
     /// A file that stands alone, of the moment in which somebody says so.
     Mirror,
 }
 
 impl BackupKind {
     /// All of them, as listed.
-    pub const ALL: [BackupKind; 3] = [
+    pub const ALL: [BackupKind; 4] = [
         BackupKind::Full,
         BackupKind::Incremental,
+        BackupKind::Top,
         BackupKind::Mirror,
     ];
 
@@ -30,6 +33,7 @@ impl BackupKind {
         match self {
             BackupKind::Full => "full",
             BackupKind::Incremental => "incremental",
+            BackupKind::Top => "top",
             BackupKind::Mirror => "mirror",
         }
     }
@@ -43,6 +47,8 @@ pub enum Copied {
     Full,
     /// What was written since the instant of the one before.
     Changes,
+    /// What the active layer held.
+    Top,
 }
 
 /// The backup that another one stands on.
@@ -73,6 +79,17 @@ pub struct Finished {
     pub modified: u64,
 }
 
+/// A layer below the active one as it was when it was copied: while it is the same, so is what it shows.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LayerState {
+    /// Of the point that is in it; empty where it is not ours.
+    pub point: String,
+    /// Its inode.
+    pub inode: u64,
+    /// Its file.
+    pub file: Finished,
+}
+
 /// What is written down beside a backup's file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Manifest {
@@ -92,12 +109,15 @@ pub struct Manifest {
     pub time: String,
     /// What is in the file.
     pub copied: Copied,
-    /// Why an incremental backup holds the whole disk.
+    /// Why it holds the whole disk, though less was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why_full: Option<String>,
     /// What the file stands on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Previous>,
+    /// The layer that it is the copy of, where it is not of the disk as the guest had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<LayerState>,
     /// The dirty bitmap that marks what was written since this instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<String>,

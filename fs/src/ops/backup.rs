@@ -1,9 +1,10 @@
 //! `mkdir disks/D/backups/KIND/N`: the disk as of one instant, copied into the backup directory by
 //! QEMU's `blockdev-backup`, with a dirty bitmap that begins at the same instant. The call returns
 //! when the instant is fixed and the job runs; the rest holds the disk and is what `recover` takes up
-//! after a kill. Files, journal and names are `backups`' business; `plan` decides what is copied.
+//! after a kill. Files, journal and names are `backups`' business; `plan` decides what is copied, `below` what else.
 
 pub(super) mod all;
+mod below;
 pub(super) mod bitmaps;
 mod end_mark;
 mod follow;
@@ -28,7 +29,7 @@ use super::Answer;
 use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
 use super::quiesce::Quiescing;
-use crate::backups::{Journal, Place};
+use crate::backups::{Journal, Place, Unfinished};
 use crate::errno::Failure;
 use crate::layer_file::{self, Claim};
 use crate::model::{Backup, BackupKind, BackupStage, GroupRecord, Job, Manifest};
@@ -52,6 +53,8 @@ pub(super) struct Making {
     journal: Journal,
     job: JobId,
     room: Option<Room>,
+    /// Of what it stands on, until that is copied.
+    below_room: Option<Room>,
     /// Keeps other mounts from the backups that it stands on.
     _claim: Option<Claim>,
 }
@@ -85,7 +88,7 @@ pub(super) async fn take(
         Ok(begun) => {
             answer(Ok(()));
             for (making, job) in begun {
-                tokio::task::spawn_local(follow::run(Rc::clone(&engine), making, job));
+                tokio::task::spawn_local(follow::run(Rc::clone(&engine), making, Some(job)));
             }
         }
         Err(failure) => answer(Err(failure)),
@@ -167,6 +170,15 @@ impl Making {
         Backup::new(self.journal.manifest.clone(), stage)
     }
 
+    /// The file that it is written to.
+    fn unfinished(&self) -> Unfinished {
+        let Manifest { id, name, .. } = &self.journal.manifest;
+        Unfinished {
+            id: id.clone(),
+            path: self.place.unfinished(name, id),
+        }
+    }
+
     /// Where it is listed, for the log.
     fn path(&self) -> String {
         let Manifest {
@@ -190,12 +202,10 @@ async fn undo(engine: &Engine, bridge: &Bridge, making: &Making) {
 }
 
 async fn try_undo(engine: &Engine, bridge: &Bridge, making: &Making) -> Result<(), Failure> {
-    let Manifest {
-        id, name, bitmap, ..
-    } = &making.journal.manifest;
-    let path = making.place.unfinished(name, id);
-    target::release(engine, bridge, &path, id).await?;
-    if let Some(bitmap) = bitmap {
+    for Unfinished { id, path } in making.journal.unfinished(&making.place) {
+        target::release(engine, bridge, &path, &id).await?;
+    }
+    if let Some(bitmap) = &making.journal.manifest.bitmap {
         remove::drop_bitmap(engine, bridge, making.guard.name(), bitmap).await?;
     }
     let (journal, place) = (making.journal.clone(), making.place.clone());

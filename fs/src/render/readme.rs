@@ -112,6 +112,11 @@ pub(super) fn text(model: &Model, extra: &Extra<'_>) -> String {
         );
         command(
             &mut text,
+            &format!("mkdir {dir}/backups/top/NAME"),
+            "what was written since the last snapshot, on a copy of what lies below",
+        );
+        command(
+            &mut text,
             &format!("mkdir {mnt}/backups/incremental/NAME"),
             "the same of all disks, at one instant",
         );

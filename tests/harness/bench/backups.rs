@@ -136,7 +136,25 @@ impl Shelf {
             name: name.to_owned(),
             bytes,
         });
-        point.json()
+        let json = point.json();
+        if json["copied"] == "top" {
+            self.hold_the_copy_below(&json["previous"]);
+        }
+        json
+    }
+
+    /// What a backup of the active layer stands on is the full backup of a point.
+    #[track_caller]
+    fn hold_the_copy_below(&mut self, previous: &Value) {
+        let name = previous.as_str().expect("it stands on something");
+        if self.kept.iter().any(|kept| kept.name == name) {
+            return;
+        }
+        self.kept.push(Kept {
+            kind: "full".to_owned(),
+            name: name.to_owned(),
+            bytes: self.bench.bytes_of(name).to_owned(),
+        });
     }
 
     /// Soon after a backup is complete its digest is known, and is that of its bytes.
@@ -188,7 +206,7 @@ impl Shelf {
     /// Every backup that was kept is in this disk's directory of another mount, and holds its instant.
     #[track_caller]
     pub fn assert_shown(&self, disk: &DiskDir) {
-        for kind in ["full", "incremental"] {
+        for kind in ["full", "incremental", "top"] {
             let of_kind = self.kept.iter().filter(|kept| kept.kind == kind);
             let mut expected: Vec<String> = of_kind.map(|kept| kept.name.clone()).collect();
             expected.sort();

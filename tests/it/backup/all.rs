@@ -142,6 +142,20 @@ impl Rig {
         there
     }
 
+    /// Those that backups of the top layer stood on: they are full backups of a point, and stay.
+    #[track_caller]
+    fn remove_copies_of(&self, point: &str) {
+        for (number, (disk, _)) in SEALED.iter().enumerate() {
+            let copy = self.several.mount.disk(disk).backup("full", point);
+            if copy.exists() {
+                let raw = self.several.scratch().file("expected.raw");
+                oracle::convert(&self.several.sealed(number, point), &raw);
+                oracle::assert_same(&copy.disk_raw(), &raw);
+                copy.delete_when_closed();
+            }
+        }
+    }
+
     fn is_idle(&self) -> bool {
         DISKS.iter().all(|disk| {
             let jobs = self
@@ -188,6 +202,16 @@ over_attachments! {
         }
         assert_eq!(rig.files(), Vec::<String>::new());
         assert_eq!(rig.bitmaps(), 0);
+        // what stands on no other layer is copied whole
+        rig.several.seal("below");
+        rig.keep("top", "d");
+        for (disk, previous) in [(DISKS[0], json!("below")), (DISKS[1], json!("below")), (RAW, json!(null))] {
+            let point = rig.several.mount.disk(disk).backup("top", "d").json();
+            assert_eq!(point["previous"], previous, "{point}");
+        }
+        rig.of_all("top", "d").delete_when_closed();
+        rig.remove_copies_of("below");
+        assert_eq!(rig.files(), Vec::<String>::new());
         rig.several.finish();
     }
 }
@@ -258,9 +282,19 @@ fn refused_for_one_disk_it_is_begun_on_none() {
 /// run takes the operations on files as well.
 #[test]
 fn qmpfs_killed_at_steps() {
+    killed_at_steps_of("full");
+}
+
+/// The same where what two of them stand on is copied as well.
+#[test]
+fn qmpfs_killed_at_steps_of_the_top_layers() {
+    killed_at_steps_of("top");
+}
+
+fn killed_at_steps_of(kind: &str) {
     let attachments = [
-        (Attachment::StorageDaemon, "backup-all-killed-qsd"),
-        (Attachment::Blockdev, "backup-all-killed-blockdev"),
+        (Attachment::StorageDaemon, "qsd"),
+        (Attachment::Blockdev, "blockdev"),
     ];
     // every day one will do
     let (count, kinds) = match Share::asked_for() {
@@ -268,7 +302,8 @@ fn qmpfs_killed_at_steps() {
         Share::Rounds(_) | Share::Kills | Share::Full => (attachments.len(), COMMANDS | FILES),
     };
     for (attachment, name) in attachments.into_iter().take(count) {
-        let mut rig = Rig::new(name, attachment, &[]);
+        let name = format!("backup-all-killed-{kind}-{name}");
+        let mut rig = Rig::new(&name, attachment, &[]);
         let steps = Steps::new(rig.several.scratch());
         let environment = steps.environment(&rig.root());
         rig.several.mount.set_environment(environment);
@@ -276,10 +311,13 @@ fn qmpfs_killed_at_steps() {
         let proxy = Proxy::new(rig.several.scratch(), monitor, &steps);
         rig.several.mount.mount_through(proxy.socket());
         rig.several.wait_for_disks();
+        if kind == "top" {
+            rig.several.seal("below");
+        }
         for (nth, deed) in [Deed::KillBefore, Deed::KillAfter].into_iter().enumerate() {
             for number in sample::steps(nth) {
                 steps.arm(kinds, number, deed, [rig.several.mount.pid(), 0]);
-                let outcome = rig.of_all("full", "a").make();
+                let outcome = rig.of_all(kind, "a").make();
                 wait::until_true("it is over, or killed", || steps.fired() || rig.is_idle());
                 let (fired, seen) = steps.disarm();
                 if fired {
@@ -290,10 +328,11 @@ fn qmpfs_killed_at_steps() {
                 }
                 wait::until_true("all is settled", || rig.is_idle());
                 println!("{deed:?} {number}: {:?}", rig.files());
-                if rig.all_or_none("full", "a") {
-                    rig.verify("full", "a");
-                    rig.of_all("full", "a").delete_when_closed();
+                if rig.all_or_none(kind, "a") {
+                    rig.verify(kind, "a");
+                    rig.of_all(kind, "a").delete_when_closed();
                 }
+                rig.remove_copies_of("below");
                 wait::until_true("no bitmap is left", || rig.bitmaps() == 0);
                 wait::until_true("no file is left", || rig.files().is_empty());
                 if !fired {

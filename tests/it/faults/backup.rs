@@ -69,6 +69,11 @@ impl Backup {
         (self.kind == "incremental").then(|| bench.disk().backup("full", &base))
     }
 
+    /// The point that one of the active layer stands on, and the name of that point's copy.
+    fn below(&self) -> Option<String> {
+        (self.kind == "top").then(|| format!("below{}", self.round))
+    }
+
     fn file(&self) -> PathBuf {
         self.place.join(format!("{}.qcow2", self.name()))
     }
@@ -106,6 +111,9 @@ impl Verb<Bench> for Backup {
         if let Some(base) = self.base(bench) {
             base.make().expect("mkdir of what it stands on");
             bench.disk().wait().expect("a full backup");
+        }
+        if let Some(below) = self.below() {
+            bench.seal(&below);
         }
         bench.write(4);
     }
@@ -161,6 +169,15 @@ impl Verb<Bench> for Backup {
         }
         if let Some(base) = self.base(bench) {
             base.delete_when_closed();
+        }
+        if let Some(below) = self.below() {
+            // complete, it stays, whatever became of the other
+            let copy = bench.disk().backup("full", &below);
+            if copy.exists() {
+                oracle::assert_same(&copy.disk_raw(), bench.bytes_of(&below));
+                copy.delete_when_closed();
+            }
+            bench.remove(&below);
         }
         wait::until_true(&format!("no file is left: {}", round.at), || {
             self.files().is_empty()

@@ -23,7 +23,7 @@ pub(in crate::ops) async fn take(
         Ok(begun) => {
             answer(Ok(()));
             for (making, job) in begun {
-                tokio::task::spawn_local(follow::run(Rc::clone(&engine), making, job));
+                tokio::task::spawn_local(follow::run(Rc::clone(&engine), making, Some(job)));
             }
         }
         Err(failure) => answer(Err(failure)),

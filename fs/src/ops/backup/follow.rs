@@ -2,10 +2,10 @@
 //! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
 
 use super::room::State;
-use super::{Making, end_mark, mirror, remove, target, together, undo};
-use crate::backups::Stage;
+use super::{Making, below, end_mark, mirror, remove, target, together, undo};
+use crate::backups::{Stage, Unfinished};
 use crate::errno::{Errno, Failure};
-use crate::model::{BackupKind, Manifest};
+use crate::model::BackupKind;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::merge;
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 /// How often a running job is looked at: `room::AHEAD` lasts longer.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Brings a backup to its end, and then does what was queued behind it.
-pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) {
+/// Brings a backup to its end, and then does what was queued behind it. Without a job its copy is complete already.
+pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobHandle>) {
     let (disk, path) = (making.guard.name().to_owned(), making.path());
     let started = Instant::now();
     let outcome = work(&engine, &mut making, job).await;
@@ -45,17 +45,22 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: JobHandle) 
     merge::go_on(&engine, &making.guard).await;
 }
 
-async fn work(engine: &Rc<Engine>, making: &mut Making, job: JobHandle) -> Result<(), Failure> {
+async fn work(
+    engine: &Rc<Engine>,
+    making: &mut Making,
+    job: Option<JobHandle>,
+) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     if let Err(failure) = clear_end_mark(bridge, making).await {
         // it is tried again when the file's nodes go
         tracing::debug!(%failure, "what an end mark was made with is still there");
     }
-    let complete = match copied(engine, bridge, making, job).await {
-        Ok(()) => match write_copied(engine, bridge, making).await {
-            Ok(()) => together::all_copied(engine, bridge, making).await,
-            Err(failure) => Err(failure),
-        },
+    let copied = match job {
+        Some(job) => copy(engine, bridge, making, job).await,
+        None => Ok(()),
+    };
+    let complete = match copied {
+        Ok(()) => together::all_copied(engine, bridge, making).await,
         Err(failure) => Err(match making.journal.manifest.group {
             None => failure,
             Some(_) => failure
@@ -89,7 +94,23 @@ async fn clear_end_mark(bridge: &Bridge, making: &Making) -> Result<(), Failure>
     end_mark::clear(bridge, &bridge.graph().await?, &making.journal.manifest.id).await
 }
 
-/// Waits until all is copied.
+/// Until all of it is copied and written down: its own file, and what that is to stand on.
+async fn copy(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+    job: JobHandle,
+) -> Result<(), Failure> {
+    let own = making.journal.stage == Stage::Running;
+    copied(engine, bridge, making, job).await?;
+    if own && let Some(job) = below::begin(engine, bridge, making).await? {
+        copied(engine, bridge, making, job).await?;
+    }
+    below::finish(engine, bridge, making).await?;
+    write_copied(engine, bridge, making).await
+}
+
+/// Waits until a job has copied all.
 async fn copied(
     engine: &Engine,
     bridge: &Bridge,
@@ -203,9 +224,8 @@ pub(super) async fn write_copied(
     making: &mut Making,
 ) -> Result<(), Failure> {
     making.room = None;
-    let Manifest { name, id, .. } = &making.journal.manifest;
-    let path = making.place.unfinished(name, id);
-    target::put_away(engine, bridge, &path, id).await?;
+    let Unfinished { id, path } = making.unfinished();
+    target::put_away(engine, bridge, &path, &id).await?;
     if making.journal.manifest.kind == BackupKind::Mirror {
         // its instant is its end
         making.journal.manifest.time = mirror::instant(engine, making).await?;
@@ -222,11 +242,7 @@ pub(super) async fn finish(
     making: &mut Making,
 ) -> Result<(), Failure> {
     bridge.dismiss_job(&making.job).await?;
-    let (name, id) = (
-        making.journal.manifest.name.clone(),
-        making.journal.manifest.id.clone(),
-    );
-    let path = making.place.unfinished(&name, &id);
+    let Unfinished { id, path } = making.unfinished();
     target::release(engine, bridge, &path, &id).await?;
     let (mut journal, place) = (making.journal.clone(), making.place.clone());
     blocking(move || journal.finish(&place)).await?;

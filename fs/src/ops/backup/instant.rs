@@ -5,15 +5,15 @@ use super::prepare::{Persistence, Prepared};
 use super::room::Room;
 use super::{Asked, Making, end_mark, mirror, plan};
 use crate::errno::Failure;
-use crate::model::{BackupKind, PointRecord};
+use crate::model::{BackupKind, Copied, PointRecord};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::quiesce::{Quiesced, Quiescing};
-use qmpbridge::Bridge;
 use qmpbridge::command::{
     BackupPerf, BitmapMode, BitmapSource, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge,
     BlockdevBackup, OnError, Sync, TransactionAction,
 };
+use qmpbridge::{Bridge, JobId, NodeName};
 
 /// Lets the instant pass. Gives all of them back, whatever came of it.
 pub(super) async fn pass(
@@ -91,34 +91,48 @@ async fn begin(
     Ok((time, quiesced))
 }
 
+/// A job that copies as the mount's options say, and no faster than there is room.
+pub(super) fn backup(
+    engine: &Engine,
+    job: &JobId,
+    room: Option<&Room>,
+    (from, to): (NodeName, NodeName),
+    sync: Sync,
+) -> BlockdevBackup {
+    let config = &engine.config.backup;
+    let limit = room.and_then(Room::speed_limit);
+    BlockdevBackup {
+        compress: config.compress.then_some(true),
+        speed: match (config.speed, limit) {
+            (Some(speed), Some(limit)) => Some(speed.min(limit)),
+            (speed, limit) => speed.or(limit),
+        },
+        on_source_error: Some(OnError::Report),
+        // a job that stops lets the guest's writes fail as long as it stands (docs/decisions/0014)
+        on_target_error: Some(OnError::Report),
+        perf: config
+            .max_workers
+            .map(|max_workers| BackupPerf { max_workers }),
+        ..BlockdevBackup::new(job.clone(), from, to, sync)
+    }
+}
+
 impl Prepared {
     /// The job.
     fn job(&self, engine: &Engine) -> TransactionAction {
-        let config = &engine.config.backup;
-        let sync = match self.plan.bitmap {
-            None => Sync::Full,
-            Some(_) => Sync::Bitmap,
+        let sync = match self.plan.copied {
+            Copied::Full => Sync::Full,
+            Copied::Changes => Sync::Bitmap,
+            Copied::Top => Sync::Top,
         };
-        let job = self.making.job.clone();
-        let limit = self.making.room.as_ref().and_then(Room::speed_limit);
-        let backup = BlockdevBackup {
+        let Making { job, room, .. } = &self.making;
+        let nodes = (self.root.clone(), self.target.clone());
+        TransactionAction::BlockdevBackup(BlockdevBackup {
             bitmap: self.plan.bitmap.clone(),
             // what it marks is what the bitmap's name says, whatever becomes of this job
             bitmap_mode: self.plan.bitmap.as_ref().map(|_| BitmapMode::Never),
-            compress: config.compress.then_some(true),
-            speed: match (config.speed, limit) {
-                (Some(speed), Some(limit)) => Some(speed.min(limit)),
-                (speed, limit) => speed.or(limit),
-            },
-            on_source_error: Some(OnError::Report),
-            // a job that stops lets the guest's writes fail as long as it stands (docs/decisions/0014)
-            on_target_error: Some(OnError::Report),
-            perf: config
-                .max_workers
-                .map(|max_workers| BackupPerf { max_workers }),
-            ..BlockdevBackup::new(job, self.root.clone(), self.target.clone(), sync)
-        };
-        TransactionAction::BlockdevBackup(backup)
+            ..backup(engine, job, room.as_ref(), nodes, sync)
+        })
     }
 
     /// The bitmap that begins with it, and its end mark.

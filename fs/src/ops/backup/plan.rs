@@ -3,7 +3,7 @@
 //! with the backup's id) and marks what was written since that instant; so which backup is stood on
 //! and what is copied can never disagree. When in doubt, the whole disk.
 
-use crate::model::{Backup, BackupKind, Bitmap, Copied, Previous};
+use crate::model::{Backup, BackupKind, Bitmap, Copied, LayerState, Previous};
 
 /// What our bitmaps are called, before the id.
 const BITMAP: &str = "qmpfs-";
@@ -15,7 +15,7 @@ const END: &str = "-end";
 pub(super) struct Plan {
     /// What will be in the file.
     pub(super) copied: Copied,
-    /// The backup to stand on.
+    /// The backup to stand on; none of the top layer alone where it is to be made as well.
     pub(super) previous: Option<Previous>,
     /// The bitmap that says what was written since.
     pub(super) bitmap: Option<String>,
@@ -80,12 +80,21 @@ pub(super) struct Now<'a> {
     /// Names of those of the layers below it.
     pub(super) below: &'a [String],
     pub(super) virtual_size: u64,
+    pub(super) beneath: &'a Beneath,
+}
+
+/// What the active layer stands on.
+pub(super) enum Beneath {
+    Nothing,
+    /// A layer, and how it is known again; None where nothing tells.
+    Layer(Option<LayerState>),
 }
 
 /// Decides. `backups` are in the order they were made.
 pub(super) fn choose(kind: BackupKind, backups: &[Backup], now: &Now<'_>) -> Plan {
     match kind {
         BackupKind::Full | BackupKind::Mirror => return Plan::full(None),
+        BackupKind::Top => return top(backups, now.beneath),
         BackupKind::Incremental => {}
     }
     // the newest one says why, if none will do
@@ -109,6 +118,27 @@ pub(super) fn choose(kind: BackupKind, backups: &[Backup], now: &Now<'_>) -> Pla
     }
     let why = why.unwrap_or_else(|| "there is no backup before it".to_owned());
     Plan::full(Some(why))
+}
+
+/// The active layer alone, on a copy of what it stands on.
+fn top(backups: &[Backup], beneath: &Beneath) -> Plan {
+    let Beneath::Layer(layer) = beneath else {
+        return Plan::full(Some("the active layer stands on no other".into()));
+    };
+    let copy_of_it = |backup: &&Backup| {
+        let right = backup.is_complete() && backup.doubt.is_none();
+        right && layer.is_some() && backup.manifest.layer == *layer
+    };
+    Plan {
+        copied: Copied::Top,
+        previous: backups
+            .iter()
+            .rfind(copy_of_it)
+            .map(|copy| Previous::of(&copy.manifest)),
+        bitmap: None,
+        why_full: None,
+        marked: 0,
+    }
 }
 
 /// The bitmap by which a further backup can stand on this one.
@@ -160,7 +190,7 @@ fn usable<'a>(backup: &Backup, now: &Now<'a>) -> Result<&'a Bitmap, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Now, Plan, bitmap_name, choose, end_mark_name, with_end_marks};
+    use super::{Beneath, Now, Plan, bitmap_name, choose, end_mark_name, with_end_marks};
     use crate::model::{Backup, BackupKind, BackupStage, Bitmap, Copied, Manifest};
 
     const SIZE: u64 = 1 << 30;
@@ -177,6 +207,7 @@ mod tests {
             copied: Copied::Full,
             why_full: None,
             previous: None,
+            layer: None,
             bitmap: Some(bitmap_name(id)),
             end_mark: Some(end_mark_name(&bitmap_name(id))),
             virtual_size: SIZE,
@@ -211,6 +242,7 @@ mod tests {
             bitmaps,
             below: &[],
             virtual_size: SIZE,
+            beneath: &Beneath::Nothing,
         }
     }
 

@@ -1,12 +1,13 @@
 //! What a backup needs before its instant: its plan, its journal, its file and nodes, and room. One
 //! disk; a failure leaves nothing behind.
 
-use super::plan::{self, Now, Plan};
+use super::plan::{self, Beneath, Now, Plan};
 use super::room::Room;
-use super::{Asked, Making, NEEDS, end_mark, mirror, target, undo};
+use super::{Asked, Making, NEEDS, below, end_mark, mirror, target, undo};
+use crate::backups::Unfinished;
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
-use crate::model::{BackupKind, Copied, Disk, Format, Manifest};
+use crate::model::{BackupKind, Copied, Disk, Format, Manifest, Previous};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
@@ -36,7 +37,7 @@ pub(super) enum Persistence {
 /// What kind of job it is.
 pub(super) fn job_word(kind: BackupKind) -> &'static str {
     match kind {
-        BackupKind::Full | BackupKind::Incremental => "backup",
+        BackupKind::Full | BackupKind::Incremental | BackupKind::Top => "backup",
         BackupKind::Mirror => "mirror",
     }
 }
@@ -56,7 +57,7 @@ pub(super) async fn prepare(
 ) -> Result<Prepared, Failure> {
     let Asked { kind, name, .. } = *asked;
     let more: &[&str] = match kind {
-        BackupKind::Full | BackupKind::Incremental => &[],
+        BackupKind::Full | BackupKind::Incremental | BackupKind::Top => &[],
         BackupKind::Mirror => &mirror::NEEDS,
     };
     for needs in NEEDS.iter().chain(more) {
@@ -70,7 +71,9 @@ pub(super) async fn prepare(
     let disk = engine.observe_disk(&guard).await?;
     let root = check::root_of(&disk)?;
     let bitmap = match kind {
-        BackupKind::Full | BackupKind::Incremental => persistence(bridge, &root).await?,
+        BackupKind::Full | BackupKind::Incremental | BackupKind::Top => {
+            persistence(bridge, &root).await?
+        }
         // nothing begins at its instant
         BackupKind::Mirror => None,
     };
@@ -93,11 +96,13 @@ pub(super) async fn prepare(
         Ok(backups::list(&looked_at))
     })
     .await?;
-    let below = bitmaps_below(bridge, &disk).await?;
+    let bitmaps_below = bitmaps_below(bridge, &disk).await?;
+    let beneath = below::beneath(&disk).await?;
     let now = Now {
         bitmaps: &disk.bitmaps,
-        below: &below,
+        below: &bitmaps_below,
         virtual_size: size,
+        beneath: &beneath,
     };
     let plan = plan::choose(kind, &listing.backups, &now);
     let tag = bitmap.map(|_| plan::bitmap_name(&id));
@@ -112,6 +117,7 @@ pub(super) async fn prepare(
         copied: plan.copied,
         why_full: plan.why_full.clone(),
         previous: plan.previous.clone(),
+        layer: None,
         end_mark: tag.as_deref().map(plan::end_mark_name),
         bitmap: tag,
         virtual_size: size,
@@ -125,12 +131,19 @@ pub(super) async fn prepare(
         qmpfs_version: env!("CARGO_PKG_VERSION").into(),
         id,
     };
+    let mut journal = Journal::new(job.as_str(), manifest);
+    if let (Copied::Top, None, Beneath::Layer(layer)) = (plan.copied, &plan.previous, beneath) {
+        let below = below::manifest(&journal.manifest, &place, &disk, layer).await?;
+        journal.manifest.previous = Some(Previous::of(&below));
+        journal.below = Some(below);
+    }
     let mut making = Making {
         guard,
-        journal: Journal::new(job.as_str(), manifest),
+        journal,
         place,
         job,
         room: None,
+        below_room: None,
         _claim: claim,
     };
     let made = match make_target(bridge, &mut making, &disk, &plan).await {
@@ -219,8 +232,7 @@ async fn make_target(
     disk: &Disk,
     plan: &Plan,
 ) -> Result<NodeName, Failure> {
-    let Manifest { id, name, .. } = making.journal.manifest.clone();
-    let path = making.place.unfinished(&name, &id);
+    let Unfinished { id, path } = making.unfinished();
     let (journal, place, like) = (
         making.journal.clone(),
         making.place.clone(),
@@ -233,9 +245,11 @@ async fn make_target(
     })
     .await?;
     let size = disk.active.virtual_size;
-    let target = target::open(bridge, &path, &id, size, plan.previous.as_ref()).await?;
+    let previous = making.journal.manifest.previous.as_ref();
+    let target = target::open(bridge, &path, &id, size, previous).await?;
     let expected = match plan.copied {
         Copied::Changes => plan.marked,
+        Copied::Top => disk.active.allocated_size,
         Copied::Full => match disk.active.format {
             Format::Qcow2 | Format::Raw => {
                 let layers = disk.layers.iter().chain([&disk.active]);
@@ -245,5 +259,6 @@ async fn make_target(
         },
     };
     making.room = Some(blocking(move || Room::take(&path, expected, size)).await?);
+    making.below_room = below::prepare(bridge, making, disk).await?;
     Ok(target)
 }

@@ -3,14 +3,14 @@
 
 use super::together::{self, Others};
 use super::{Making, follow, merge, mirror, target, try_undo};
-use crate::backups::{self, Journal, Place, Stage};
+use crate::backups::{self, Journal, Place, Stage, Unfinished};
 use crate::errno::Failure;
-use crate::model::{Job, Manifest};
+use crate::model::Job;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine, Turn};
 use crate::ops::shelf;
 use crate::view::written_by_someone;
-use qmpbridge::{Bridge, JobId, JobStatus};
+use qmpbridge::{Bridge, JobHandle, JobId, JobInfo, JobStatus};
 use std::rc::Rc;
 
 /// Settles what is written down of a disk's backups. A job that still runs holds the disk then.
@@ -52,9 +52,10 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
             journal,
             job,
             room: None,
+            below_room: None,
             _claim: claim.take().flatten(),
         };
-        if let Some(job) = one(engine, bridge, &mut making).await? {
+        if let Next::Follow(job) = one(engine, bridge, &mut making).await? {
             let engine = Rc::clone(engine);
             tokio::task::spawn_local(follow::run(engine, making, job));
             return Ok(());
@@ -138,18 +139,21 @@ async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
                 engine.backups_changed(disk);
             }
             Stage::Merging => return take_up(engine, guard, journal),
-            Stage::Running | Stage::Copied => {}
+            Stage::Running | Stage::Below | Stage::Copied => {}
         }
     }
     Ok(())
 }
 
-/// One journal. Some: its job runs.
-async fn one(
-    engine: &Engine,
-    bridge: &Bridge,
-    making: &mut Making,
-) -> Result<Option<qmpbridge::JobHandle>, Failure> {
+/// What is left to do for a backup.
+enum Next {
+    Nothing,
+    /// Its job runs, or another disk's must end before it is complete.
+    Follow(Option<JobHandle>),
+}
+
+/// One journal.
+async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Next, Failure> {
     let name = making.journal.manifest.name.clone();
     let note = |what: &str| {
         engine
@@ -161,56 +165,64 @@ async fn one(
             note("finishing the removal of the backup");
             let (journal, place) = (making.journal.clone(), making.place.clone());
             blocking(move || journal.remove_backup(&place)).await?;
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
         Stage::Copied => {
             let others = together::others(engine, bridge, making).await?;
             // mirrors that are not all known to have ended at one instant did not
             let apart = others == Others::OnTheirWay && is_mirror_of_several(making);
+            if others == Others::Copying {
+                show(engine, making, "running");
+                return Ok(Next::Follow(None));
+            }
             if others != Others::TakenBack && !apart {
                 note("finishing the backup");
-                return follow::finish(engine, bridge, making).await.map(|()| None);
+                follow::finish(engine, bridge, making).await?;
+                return Ok(Next::Nothing);
             }
         }
         // it was taken up before the others
-        Stage::Merging => return Ok(None),
-        Stage::Running => {}
+        Stage::Merging => return Ok(Next::Nothing),
+        Stage::Running | Stage::Below => {}
     }
     let jobs = bridge.jobs().await?;
     match jobs.into_iter().find(|job| job.id == making.job) {
         Some(job)
             if job.status == JobStatus::Concluded
                 && job.error.is_none()
+                && making.journal.below.is_none()
                 && !is_mirror_of_several(making)
                 && together::others(engine, bridge, making).await? != Others::TakenBack =>
         {
             note("finishing the backup");
             follow::write_copied(engine, bridge, making).await?;
             follow::finish(engine, bridge, making).await?;
-            Ok(None)
+            Ok(Next::Nothing)
         }
-        Some(job) if job.status != JobStatus::Concluded => {
+        Some(job) if job.status != JobStatus::Concluded || goes_on(making, &job) => {
             note("taking up the backup");
-            engine.show_backup(&making.guard, making.shown());
-            engine.announce(&making.guard, making.entry("running"));
+            show(engine, making, "running");
             let handle = bridge.attach_job(making.job.clone()).await?;
             if job.paused {
                 // whoever paused it told a daemon that is gone
                 bridge.resume_job(&making.job).await?;
             }
-            let manifest = &making.journal.manifest;
-            let path = making.place.unfinished(&manifest.name, &manifest.id);
-            let size = manifest.virtual_size;
+            let files = making.journal.unfinished(&making.place);
+            // the second is what the first is to stand on
+            let second = making.journal.stage == Stage::Below;
+            let written = files.into_iter().nth(usize::from(second));
+            let path = written.map(|it| it.path).unwrap_or_default();
+            let size = making.journal.manifest.virtual_size;
             // what it takes is not known any more: what there is must do until the first look
             making.room = blocking(move || Ok(super::Room::take(&path, 0, size).ok())).await?;
-            Ok(Some(handle))
+            Ok(Next::Follow(Some(handle)))
         }
         None if is_anothers(engine, bridge, making).await? => {
             engine.report_once(&format!(
                 "disk '{}': the backup '{name}' is being written by another QEMU, and left alone: do two VMs have one name, or one backup directory?",
                 making.guard.name()
             ));
-            Ok(None)
+            Ok(Next::Nothing)
         }
         ended => {
             note("taking back the backup that was not completed,");
@@ -219,9 +231,19 @@ async fn one(
             }
             mirror::end_others(bridge, &making.journal.manifest).await;
             try_undo(engine, bridge, making).await?;
-            Ok(None)
+            Ok(Next::Nothing)
         }
     }
+}
+
+fn show(engine: &Engine, making: &Making, state: &str) {
+    engine.show_backup(&making.guard, making.shown());
+    engine.announce(&making.guard, making.entry(state));
+}
+
+/// Whether another job comes behind one that has ended.
+fn goes_on(making: &Making, ended: &JobInfo) -> bool {
+    ended.error.is_none() && making.journal.below.is_some()
 }
 
 fn is_mirror_of_several(making: &Making) -> bool {
@@ -248,14 +270,14 @@ async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Fai
 /// Whether somebody else writes the file: the VM was cloned, or another one has its name. What is being written is not
 /// taken back.
 async fn is_anothers(engine: &Engine, bridge: &Bridge, making: &Making) -> Result<bool, Failure> {
-    let Manifest { id, name, .. } = &making.journal.manifest;
-    let path = making.place.unfinished(name, id);
-    if target::is_open(engine, bridge, &path, id).await? {
-        return Ok(false);
+    for Unfinished { id, path } in making.journal.unfinished(&making.place) {
+        if target::is_open(engine, bridge, &path, &id).await? {
+            return Ok(false);
+        }
+        let theirs = blocking(move || Ok(path.exists() && written_by_someone(&path)?));
+        if theirs.await? {
+            return Ok(true);
+        }
     }
-    blocking(move || match path.exists() {
-        true => written_by_someone(&path),
-        false => Ok(false),
-    })
-    .await
+    Ok(false)
 }

@@ -3,7 +3,7 @@
 
 use super::end_mark;
 use crate::backups::Place;
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::model::Previous;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
@@ -95,6 +95,23 @@ pub(super) async fn release(
         bridge.dismiss_job(&create).await?;
     }
     let_go(bridge, nodes_on(engine, bridge, path, id).await?).await
+}
+
+/// Our node of a file's format.
+pub(super) async fn node_on(
+    engine: &Engine,
+    bridge: &Bridge,
+    path: &Path,
+    id: &str,
+) -> Result<NodeName, Failure> {
+    let nodes = nodes_on(engine, bridge, path, id).await?;
+    nodes.formats.into_iter().next().ok_or_else(|| {
+        Failure::new(
+            Errno::EIO,
+            format!("QEMU does not have {} open any more", path.display()),
+        )
+        .next("make the backup again")
+    })
 }
 
 /// Whether our QEMU has the file open, by nodes of ours.

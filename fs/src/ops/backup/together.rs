@@ -22,6 +22,8 @@ pub(super) enum Others {
     Copied,
     /// Their jobs run, or have ended well.
     OnTheirWay,
+    /// What one of them stands on is copied, or is yet to be: that may take as long as the backup did.
+    Copying,
     /// One was taken back.
     TakenBack,
 }
@@ -32,11 +34,15 @@ pub(super) async fn all_copied(
     bridge: &Bridge,
     making: &Making,
 ) -> Result<(), Failure> {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let mut deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
         match others(engine, bridge, making).await? {
             Others::Copied => return Ok(()),
             Others::TakenBack => return Err(taken_back()),
+            Others::Copying => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                deadline = tokio::time::Instant::now() + DEADLINE;
+            }
             Others::OnTheirWay if tokio::time::Instant::now() > deadline => {
                 return Err(qmpbridge::Error::TimedOut {
                     command: "the other disks' backups",
@@ -77,13 +83,21 @@ pub(super) async fn others(
         let (name, id) = (manifest.name.clone(), id.clone());
         match blocking(move || Ok(written_down(&place, &name, &id))).await? {
             Written::Copied => {}
-            Written::Running(job) => {
-                let job = jobs.iter().find(|known| known.id.as_str() == job);
-                match job {
-                    Some(job) if job.status != JobStatus::Concluded || job.error.is_none() => {
-                        all = Others::OnTheirWay;
+            Written::Running { job, with_below } => {
+                let known = jobs.iter().find(|known| known.id.as_str() == job);
+                match known {
+                    Some(job) if job.status == JobStatus::Concluded && job.error.is_some() => {
+                        return Ok(Others::TakenBack);
                     }
-                    Some(_) | None => return Ok(Others::TakenBack),
+                    Some(_) => {}
+                    // between two jobs QEMU has none
+                    None if engine.job(disk, &job).is_some_and(|job| !job.ended()) => {}
+                    None => return Ok(Others::TakenBack),
+                }
+                if with_below {
+                    all = Others::Copying;
+                } else if all == Others::Copied {
+                    all = Others::OnTheirWay;
                 }
             }
             Written::Nothing => return Ok(Others::TakenBack),
@@ -95,8 +109,11 @@ pub(super) async fn others(
 /// What stands in the directory of another disk.
 enum Written {
     Copied,
-    /// This job copies, or did.
-    Running(String),
+    /// This job copies, or did; and maybe another one what the backup stands on.
+    Running {
+        job: String,
+        with_below: bool,
+    },
     Nothing,
 }
 
@@ -104,7 +121,12 @@ fn written_down(place: &Place, name: &str, id: &str) -> Written {
     match Journal::read(place, name) {
         Some(journal) if journal.manifest.id == id => match journal.stage {
             Stage::Copied | Stage::Removing | Stage::Merging => return Written::Copied,
-            Stage::Running => return Written::Running(journal.job),
+            Stage::Running | Stage::Below => {
+                return Written::Running {
+                    with_below: journal.below.is_some(),
+                    job: journal.job,
+                };
+            }
         },
         Some(_) | None => {}
     }
