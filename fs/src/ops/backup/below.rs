@@ -117,6 +117,20 @@ fn file_of(making: &Making) -> Option<(Unfinished, &Manifest)> {
     Some((Unfinished { id, path }, below))
 }
 
+/// Whether all is ready for the second job, of which nobody knows any more: the QEMU that had the first one is still there.
+pub(super) async fn is_prepared(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &Making,
+) -> Result<bool, Failure> {
+    match file_of(making) {
+        Some((Unfinished { id, path }, _)) if making.journal.stage == Stage::Below => {
+            target::is_open(engine, bridge, &path, &id).await
+        }
+        Some(_) | None => Ok(false),
+    }
+}
+
 /// The backup's own file is complete: begins to copy what it stands on, if that is not there.
 pub(super) async fn begin(
     engine: &Engine,

@@ -2,7 +2,7 @@
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
 use super::together::{self, Others};
-use super::{Making, follow, merge, mirror, target, try_undo};
+use super::{Making, below, follow, merge, mirror, target, try_undo};
 use crate::backups::{self, Journal, Place, Stage, Unfinished};
 use crate::errno::Failure;
 use crate::model::Job;
@@ -223,6 +223,18 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
                 making.guard.name()
             ));
             Ok(Next::Nothing)
+        }
+        None if below::is_prepared(engine, bridge, making).await? => {
+            note("taking up the backup");
+            show(engine, making, "running");
+            match below::begin(engine, bridge, making).await {
+                Ok(job) => Ok(Next::Follow(job)),
+                Err(failure) if failure.outcome_known() => {
+                    try_undo(engine, bridge, making).await?;
+                    Err(failure)
+                }
+                Err(failure) => Err(failure),
+            }
         }
         ended => {
             note("taking back the backup that was not completed,");
