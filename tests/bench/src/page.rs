@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::machine::{self, Load};
 use crate::report;
 use crate::results::Row;
-use crate::servers::{self, Who, fuse_driver};
+use crate::servers::{self, Who, fuse_driver, guestmount_line};
 use crate::workloads::{SECTIONS, Section, files};
 
 const BY_HAND: &str = "kept by hand";
@@ -102,7 +102,7 @@ round within one run.
 A number is the median of the rounds (least–most). *QSD* is the FUSE export of qemu-storage-daemon as it
 is by itself, *io_uring* the same with the one option that makes it faster, *nbdfuse* is qemu-nbd mounted
 by nbdfuse, the *kernel* is its own mount of the raw file by a loop device, which only root may, and a *FUSE driver* is fuse2fs or
-ntfs-3g on the raw file. A ratio is qmpfs to the one that the goal names, unless the goal says otherwise.
+ntfs-3g on the raw file. *guestmount* mounts it in a small VM of its own. A ratio is qmpfs to the one that the goal names, unless the goal says otherwise.
 
 ## What stands in the way
 
@@ -149,6 +149,7 @@ newest layer.
 {nbd}
 {fuse2fs}
 {ntfs_3g}
+{guestmount}
 An I/O thread for the storage daemon's export made it no faster, more or fewer connections made nbdfuse no
 faster. Whoever is root may raise their mounts' `read_ahead_kb` by hand to 1024, which gives them about a
 third more where reading is sequential; that was not done.
@@ -164,6 +165,7 @@ third more where reading is sequential; that was not done.
         nbd = lines(Who::Nbd),
         fuse2fs = fuse_driver("ext4"),
         ntfs_3g = fuse_driver("ntfs"),
+        guestmount = guestmount_line(),
     )
 }
 

@@ -40,6 +40,8 @@ pub(crate) enum Who {
     Kernel,
     /// A FUSE driver on the raw file: fuse2fs, ntfs-3g.
     FuseDriver,
+    /// libguestfs' appliance, a VM that mounts the raw file.
+    Guestmount,
     /// The same jobs by plain QMP commands, as virsh begins them.
     ByHand,
     /// Nobody: the guest alone.
@@ -63,6 +65,7 @@ impl Who {
             Who::Alone => "nothing beside it",
             Who::Kernel => "kernel",
             Who::FuseDriver => "FUSE driver",
+            Who::Guestmount => "guestmount",
         }
     }
 }
@@ -150,6 +153,7 @@ fn command_lines(who: Who, image: &Image, mountpoint: &Path, socket: &Path) -> V
         }
         Who::Kernel => vec![Line::new(&["mount", "-o", "loop,ro", &expected, &at])],
         Who::FuseDriver => vec![driver(&image.name, &expected, &at)],
+        Who::Guestmount => vec![guestmount(&expected, &at)],
         Who::RawFile | Who::Convert | Who::ByHand | Who::Alone => Vec::new(),
     }
 }
@@ -163,6 +167,25 @@ fn driver(filesystem: &str, raw: &str, at: &str) -> Line {
         "ntfs" => Line::new(&["ntfs-3g", "-o", "ro,no_detach", raw, at]),
         _ => Line::new(&["fuse2fs", "-f", "-o", "ro", raw, at]),
     }
+}
+
+fn guestmount(raw: &str, at: &str) -> Line {
+    Line::new(&[
+        "guestmount",
+        "--no-fork",
+        "--format=raw",
+        "-a",
+        raw,
+        "-m",
+        "/dev/sda",
+        "--ro",
+        at,
+    ])
+}
+
+/// How guestmount is started, as docs/PERFORMANCE.md shows it.
+pub(crate) fn guestmount_line() -> String {
+    format!("    {}\n", guestmount("RAW", "MOUNTPOINT").0.join(" "))
 }
 
 /// How the driver of a filesystem is started, as docs/PERFORMANCE.md shows it.
@@ -266,7 +289,7 @@ pub(crate) fn view_of(who: Who, mountpoint: &Path) -> Option<PathBuf> {
     }
     match who {
         Who::Qsd | Who::Uring => Some(mountpoint.to_owned()),
-        Who::Kernel | Who::FuseDriver => Some(mountpoint.to_owned()),
+        Who::Kernel | Who::FuseDriver | Who::Guestmount => Some(mountpoint.to_owned()),
         Who::Nbd => Some(mountpoint.join("nbd")).filter(|file| file.exists()),
         _ => layers(mountpoint).pop(),
     }

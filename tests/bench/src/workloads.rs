@@ -78,7 +78,7 @@ pub(crate) const SECTIONS: &[Section] = &[
     Section {
         name: "files",
         heading: "Guests' files",
-        columns: &[Who::Ours, Who::Kernel, Who::FuseDriver],
+        columns: &[Who::Ours, Who::Kernel, Who::FuseDriver, Who::Guestmount],
         limits: &[Who::OursDisk],
         workloads: &[
             ("ext4", files::ext4),

@@ -17,7 +17,12 @@ pub(crate) const WALKED: usize = 5_000;
 pub(crate) const NAMES: usize = 5_000;
 
 pub(super) fn ext4(run: &mut Run) -> Vec<Row> {
-    let whos = [Who::Ours, Who::Kernel, Who::FuseDriver, Who::OursDisk];
+    let mut whos = vec![Who::Ours, Who::Kernel, Who::FuseDriver, Who::OursDisk];
+    match sh::attempt("guestmount --version").status.success() {
+        // it takes most of the time: one filesystem tells enough
+        true => whos.push(Who::Guestmount),
+        false => eprintln!("bench: guestmount is not installed: left out"),
+    }
     of_kind(run, "ext4", disk::Filled::Mounted("mkfs.ext4 -q -F"), &whos)
 }
 
