@@ -134,17 +134,22 @@ fn the_last_node_of_a_streamed_layer_is_refused_to_go() {
     );
 }
 
-/// The same after a rollback: what was active stands beside the disk, in a node that nobody uses either.
+/// The same after a rollback: nodes of what was active stand beside the disk, and nobody uses these either. Both of its format
+/// and of its file are known by the disk's own name.
 #[test]
-fn no_node_of_what_was_active_is_let_go_of() {
-    let fault = (Whom::Nobody, Deed::FailFrom(0));
-    off::at_step(
-        "off-rollback-node-stays",
-        &["-o", "merge=stream"],
-        rollback::Rollback::new(),
-        fault,
-        (Which::First, "blockdev-del"),
-    );
+fn nodes_of_what_was_active_are_refused_to_go() {
+    for (nth, name) in ["off-rollback-format-stays", "off-rollback-file-stays"]
+        .into_iter()
+        .enumerate()
+    {
+        off::at_step(
+            name,
+            &["-o", "merge=stream"],
+            rollback::Rollback::new(),
+            (Whom::Nobody, Deed::FailFrom(0)),
+            (Which::Nth(nth), "blockdev-del"),
+        );
+    }
 }
 
 /// A commit with one fault; what was found by `of_a_commit_*` and mended.
@@ -275,6 +280,6 @@ fn a_storage_daemon_does_not_outlive_qmpfs() {
     for _ in 0..3 {
         let verb = rollback::Rollback::new();
         let fault = (Whom::Qmpfs, Deed::KillAfter);
-        off::at_step(name, &[], verb, fault, (Which::First, "blockdev-create"));
+        off::at_step(name, &[], verb, fault, (Which::Nth(0), "blockdev-create"));
     }
 }

@@ -25,7 +25,8 @@ pub(super) struct Fault {
 /// Of several steps with the same words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    First,
+    /// Counted from 0.
+    Nth(usize),
     Last,
 }
 
@@ -125,10 +126,14 @@ pub(super) trait Rounds {
         let seen = self.undisturbed();
         // files and commands side by side come in another order the next time
         let kinds = kind(words);
-        let of_kind: Vec<_> = seen.iter().filter(|step| kind(step) == kinds).collect();
+        let of_kind = seen.iter().filter(|step| kind(step) == kinds);
+        let mut with_words = of_kind
+            .enumerate()
+            .filter(|(_, step)| step.starts_with(words))
+            .map(|(number, _)| number);
         let number = match which {
-            Which::First => of_kind.iter().position(|step| step.starts_with(words)),
-            Which::Last => of_kind.iter().rposition(|step| step.starts_with(words)),
+            Which::Nth(nth) => with_words.nth(nth),
+            Which::Last => with_words.last(),
         };
         let number = number.unwrap_or_else(|| panic!("no step {words} in {seen:?}"));
         let (fired, _) = self.round(Fault { deed, kinds, whom }, number);

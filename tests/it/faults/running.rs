@@ -26,7 +26,7 @@ pub(super) fn every_step(bench: Bench, verb: impl Verb<Bench>) {
 
 /// One fault at the first step whose words begin like this: what was found once, and mended.
 pub(super) fn at_step(bench: Bench, verb: impl Verb<Bench>, whom: Whom, deed: Deed, words: &str) {
-    driver(bench, verb).at_step(whom, deed, Which::First, words);
+    driver(bench, verb).at_step(whom, deed, Which::Nth(0), words);
 }
 
 /// The same at the last such step.
