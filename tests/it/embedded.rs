@@ -77,6 +77,32 @@ fn several_images_are_several_disks() {
     assert!(mount.disk("web1").list("snapshots").is_empty());
 }
 
+/// One that was rolled back past is a disk like any other where somebody mounts it: settling the one that it was part of
+/// leaves its node alone.
+#[test]
+fn a_disk_that_is_called_like_a_layer_of_another_one() {
+    let scratch = Scratch::new("embedded-namesake");
+    let web1 = image(&scratch, "web1.qcow2");
+    let mut mount = Mounted::new(&scratch, &[&web1], &[]);
+    mount.disk("web1").snapshot("one").make().expect("mkdir");
+    mount.disk("web1").roll_back("one").expect("a rollback");
+    let points = mount.disk("web1").list("snapshots");
+    let past = points
+        .iter()
+        .find(|name| name.starts_with("rolled-back"))
+        .expect("it is kept");
+    let past = web1.with_file_name(format!("web1.{past}.qcow2"));
+    mount.unmount();
+    let mut mount = Mounted::new(&scratch, &[&web1, &past], &[]);
+    let disks = mount.disk("").list("");
+    assert_eq!(disks.len(), 2, "{disks:?}");
+    for disk in disks {
+        let made = mount.disk(&disk).snapshot("new").make();
+        made.unwrap_or_else(|e| panic!("{disk}: {e}\n{}", mount.text("log")));
+    }
+    mount.unmount();
+}
+
 #[test]
 fn read_only_mounts_have_no_verbs_and_start_nothing() {
     let scratch = Scratch::new("embedded-ro");

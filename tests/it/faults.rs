@@ -66,6 +66,7 @@ over_attachments!(of_a_backup_of_the_top_layer => |name, attachment| backup::eve
 over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
 over_attachments!(qemu_dies_at_the_end_of_a_backup => backup::qemu_dies_at_its_end);
 over_attachments!(a_backup_whose_name_fails_at_first => backup::a_name_that_fails_at_first);
+over_attachments!(one_of_two_names_fails_at_first => backup::one_of_two_names_fails_at_first);
 
 /// The verbs on the disk of a VM that is off.
 mod of_a_vm_that_is_off {

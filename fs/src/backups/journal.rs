@@ -23,7 +23,7 @@ pub enum Stage {
     Running,
     /// The file is complete, and a job copies what it stands on, or is about to.
     Below,
-    /// The job has ended well: the file is complete.
+    /// The job has ended well: all files are complete.
     Copied,
     /// The file is about to go.
     Removing,
@@ -114,14 +114,21 @@ impl Journal {
         (journal.version == VERSION && journal.manifest.name == name).then_some(journal)
     }
 
-    /// The files that are written for it.
-    pub fn unfinished(&self, place: &Place) -> Vec<Unfinished> {
-        let manifests = [Some(&self.manifest), self.below.as_ref()];
-        let files = manifests.into_iter().flatten().map(|it| Unfinished {
-            id: it.id.clone(),
-            path: place.unfinished(&it.name, &it.id),
-        });
-        files.collect()
+    /// The file that is written.
+    pub fn own(&self, place: &Place) -> Unfinished {
+        unfinished(place, &self.manifest)
+    }
+
+    /// The file that is written for it to stand on.
+    pub fn file_below(&self, place: &Place) -> Option<Unfinished> {
+        self.below.as_ref().map(|below| unfinished(place, below))
+    }
+
+    /// Both.
+    pub fn unfinished(&self, place: &Place) -> impl Iterator<Item = Unfinished> + use<> {
+        [Some(self.own(place)), self.file_below(place)]
+            .into_iter()
+            .flatten()
     }
 
     /// Forgets it.
@@ -162,16 +169,10 @@ impl Journal {
     /// The copy is complete: the room that was reserved beyond it is given back, the file made
     /// durable and named, and then its manifest. Each step may have been done already.
     pub fn finish(&mut self, place: &Place) -> Result<(), Failure> {
-        let name = self.manifest.name.clone();
-        let unfinished = place.unfinished(&name, &self.manifest.id);
-        let path = if unfinished.exists() {
-            unfinished
-        } else {
-            place.file(&name)
-        };
-        self.manifest.file = Some(settle_length(&path)?);
-        place.complete(&name, &self.manifest.id)?;
-        write_json(&place.manifest(&name), &self.manifest)?;
+        if let Some(below) = &mut self.below {
+            finish(place, below)?;
+        }
+        finish(place, &mut self.manifest)?;
         self.remove(place)
     }
 
@@ -192,6 +193,24 @@ impl Journal {
         remove(&place.file(&self.manifest.name))?;
         self.remove(place)
     }
+}
+
+fn unfinished(place: &Place, manifest: &Manifest) -> Unfinished {
+    Unfinished {
+        id: manifest.id.clone(),
+        path: place.unfinished(&manifest.name, &manifest.id),
+    }
+}
+
+fn finish(place: &Place, manifest: &mut Manifest) -> Result<(), Failure> {
+    let Unfinished { id, path } = unfinished(place, manifest);
+    let path = match path.exists() {
+        true => path,
+        false => place.file(&manifest.name),
+    };
+    manifest.file = Some(settle_length(&path)?);
+    place.complete(&manifest.name, &id)?;
+    write_json(&place.manifest(&manifest.name), manifest)
 }
 
 fn settle_length(path: &Path) -> Result<Finished, Failure> {

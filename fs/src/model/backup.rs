@@ -79,15 +79,15 @@ pub struct Finished {
     pub modified: u64,
 }
 
-/// A layer below the active one as it was when it was copied: while it is the same, so is what it shows.
+/// A layer below the active one as it was when it was copied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LayerState {
     /// Of the point that is in it; empty where it is not ours.
     pub point: String,
     /// Its inode.
     pub inode: u64,
-    /// Its file.
-    pub file: Finished,
+    /// Its file; None where that does not tell whether it was written (a block device, an external data file).
+    pub file: Option<Finished>,
 }
 
 /// What is written down beside a backup's file.
@@ -115,9 +115,10 @@ pub struct Manifest {
     /// What the file stands on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Previous>,
-    /// The layer that it is the copy of, where it is not of the disk as the guest had it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<LayerState>,
+    /// Where it is the copy of a layer, and not of the disk as the guest had it: that one, and those below it that are not
+    /// ours and that nobody writes. While all of them are the same, so is what they show.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerState>,
     /// The dirty bitmap that marks what was written since this instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitmap: Option<String>,

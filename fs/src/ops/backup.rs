@@ -170,15 +170,6 @@ impl Making {
         Backup::new(self.journal.manifest.clone(), stage)
     }
 
-    /// The file that it is written to.
-    fn unfinished(&self) -> Unfinished {
-        let Manifest { id, name, .. } = &self.journal.manifest;
-        Unfinished {
-            id: id.clone(),
-            path: self.place.unfinished(name, id),
-        }
-    }
-
     /// Where it is listed, for the log.
     fn path(&self) -> String {
         let Manifest {

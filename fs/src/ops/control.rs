@@ -67,13 +67,12 @@ pub(super) async fn job(
     };
     if let Err(error) = told {
         // it may have ended between the look and the word
-        let next = format!("cat disks/{disk}/jobs/{id}/state");
         return Err(match info(bridge, &job).await {
             Ok(None) => not_there(engine, disk, id),
-            Ok(Some(seen)) if is_ending(seen.status) => {
-                Failure::new(Errno::EBUSY, format!("the job '{id}' is just ending")).next(next)
+            Ok(Some(seen)) if is_ending(seen.status) => ending(disk, id),
+            Ok(Some(_)) | Err(_) => {
+                Failure::from(error).next(format!("cat disks/{disk}/jobs/{id}/state"))
             }
-            Ok(Some(_)) | Err(_) => Failure::from(error).next(next),
         });
     }
     engine.show_progress(disk, id).await;
@@ -114,6 +113,7 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
     engine.set_cancelled(disk, false);
     match info(bridge, &job).await {
         Ok(None) => Err(not_there(engine, disk, id)),
+        Ok(Some(seen)) if is_ending(seen.status) => Err(ending(disk, id)),
         Ok(Some(_)) | Err(_) => Err(error.into()),
     }
 }
@@ -138,6 +138,13 @@ fn is_ending(status: JobStatus) -> bool {
         | JobStatus::Ready
         | JobStatus::Standby => false,
     }
+}
+
+/// It takes no words any more, but what it was for is not done yet.
+fn ending(disk: &str, id: &str) -> Failure {
+    Failure::new(Errno::EBUSY, format!("the job '{id}' is just ending")).next(format!(
+        "cat disks/{disk}/jobs/{id}/state; a backup of all disks waits for the others, and goes with rmdir backups/KIND/NAME"
+    ))
 }
 
 fn has_ended(id: &str) -> Failure {

@@ -39,7 +39,7 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
         match twin {
             Some(twin)
                 if seen[twin].0 == RootKind::Unused
-                    && fit_of_active(&disk) > fit_of_active(&seen[twin].1) =>
+                    && fit_of_active(graph, &disk) > fit_of_active(graph, &seen[twin].1) =>
             {
                 seen[twin].1 = disk;
             }
@@ -55,13 +55,18 @@ pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
 }
 
 /// How well a node that nobody uses fits what the VM would boot, of several on names of one disk: what QEMU opened under a
-/// hidden name is what D became last; a node that was opened as D before that has another file by now.
-fn fit_of_active(disk: &Disk) -> u8 {
+/// hidden name is what D became last; a node that was opened as D before that has another file by now. An overlay that does
+/// not stand on anything yet is no disk before it does.
+fn fit_of_active(graph: &BlockGraph, disk: &Disk) -> u8 {
+    let top = disk.root.as_ref().and_then(|root| graph.skip_filters(root));
+    if top.is_some_and(|top| top.backing_filename.is_some()) && disk.layers.is_empty() {
+        return 0;
+    }
     let boots = sys::file_id(&disk.active_path).ok();
     match disk.active.file.is_some() && disk.active.file == boots {
-        true if disk.active.path != disk.active_path => 2,
-        true => 1,
-        false => 0,
+        true if disk.active.path != disk.active_path => 3,
+        true => 2,
+        false => 1,
     }
 }
 

@@ -451,9 +451,10 @@ mod tests {
             ]
         );
         let backups = NodeKey::Backups(None);
-        assert_eq!(names(&model, &backups), ["full", "incremental", "mirror"]);
+        let kinds = ["full", "incremental", "top", "mirror"];
+        assert_eq!(names(&model, &backups), kinds);
         let own = NodeKey::Backups(Some("vda".into()));
-        assert_eq!(names(&model, &own), ["full", "incremental", "mirror"]);
+        assert_eq!(names(&model, &own), kinds);
         let full = lookup(&model, &backups, "full").expect("it is listed");
         assert_eq!(path_of(&model, &full), "/backups/full");
         assert_eq!(parent(&full), backups);

@@ -261,6 +261,44 @@ over_attachments! {
     }
 }
 
+/// While one disk's waits for what another one's stands on, it goes with all of them or not at all.
+#[test]
+fn top_layers_are_taken_back_together() {
+    let mut rig = Rig::new("backup-all-top-back", Attachment::Blockdev, SLOW);
+    rig.several.seal("below");
+    rig.several.writer().progress(40);
+    for how in ["rmdir", "rmdir of one"] {
+        let told = || {
+            rig.several
+                .mount
+                .text("log")
+                .matches("as the full backup")
+                .count()
+        };
+        let before = told();
+        rig.of_all("top", "a").make().expect("mkdir");
+        rig.several.machine.limit_jobs(0);
+        wait::until_true("two of them copy what they stand on", || {
+            told() == before + 2
+        });
+        let waits = rig.several.mount.disk(RAW).backup("top", "a");
+        assert_errno(waits.delete(), &[EBUSY]);
+        match how {
+            "rmdir" => rig.of_all("top", "a").delete().expect("rmdir"),
+            _ => {
+                let one = rig.several.mount.disk("vdb").backup("top", "a");
+                one.delete().expect("rmdir");
+            }
+        }
+        wait::until_true("nothing is left", || {
+            rig.dismiss_failed();
+            rig.files().is_empty() && rig.bitmaps() == 0 && rig.is_idle()
+        });
+    }
+    rig.keep("full", "b");
+    rig.several.finish();
+}
+
 #[test]
 fn refused_for_one_disk_it_is_begun_on_none() {
     let rig = Rig::new("backup-all-refused", Attachment::StorageDaemon, &[]);

@@ -200,12 +200,26 @@ fn a_template_is_copied_once() {
     );
     mount.mount_again();
     assert_top_on(&make(&scratch, &mount, "three"), "template-2");
+    // the same of one that lies below a point
+    mount.disk("vda").snapshot("sealed").make().expect("mkdir");
+    assert_top_on(&make(&scratch, &mount, "four"), "sealed");
+    assert_top_on(&make(&scratch, &mount, "five"), "sealed");
+    mount.unmount();
+    sh!(
+        "qemu-io -f qcow2 -c 'write -P 6 6M 1M' {} >/dev/null",
+        template.display()
+    );
+    mount.mount_again();
+    assert_top_on(&make(&scratch, &mount, "six"), "sealed-2");
+    mount.disk("vda").snapshot("sealed").delete_when_closed();
+    mount.disk("vda").wait().expect("a merge");
+    assert_top_on(&make(&scratch, &mount, "seven"), "template-3");
     // somebody has had his hands on the copy
     sh!(
         "touch {}",
-        scratch.file("backups/web1/vda/template-2.qcow2").display()
+        scratch.file("backups/web1/vda/template-3.qcow2").display()
     );
-    assert_top_on(&make(&scratch, &mount, "template-3"), "template-4");
+    assert_top_on(&make(&scratch, &mount, "template-4"), "template-5");
     mount.unmount();
 }
 

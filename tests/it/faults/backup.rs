@@ -49,9 +49,20 @@ pub(super) fn qemu_dies_at_its_end(name: &str, attachment: Attachment) {
 
 /// What is complete could not be given its name: it is, as soon as it can be.
 pub(super) fn a_name_that_fails_at_first(name: &str, attachment: Attachment) {
-    let (bench, verb) = bench_of(name, attachment, "full");
+    name_fails(name, attachment, "full", "ftruncate web1/vda/.n");
+}
+
+/// The same of a backup of the top layer, and of what is made for it to stand on.
+pub(super) fn one_of_two_names_fails_at_first(name: &str, attachment: Attachment) {
+    for words in ["ftruncate web1/vda/.n", "ftruncate web1/vda/.below"] {
+        name_fails(name, attachment, "top", words);
+    }
+}
+
+fn name_fails(name: &str, attachment: Attachment, kind: &'static str, words: &str) {
+    let (bench, verb) = bench_of(name, attachment, kind);
     let fails = Deed::Fail(libc::EIO.unsigned_abs());
-    at_last_step(bench, verb, Whom::Nobody, fails, "ftruncate web1/vda/.n");
+    at_last_step(bench, verb, Whom::Nobody, fails, words);
 }
 
 impl Backup {

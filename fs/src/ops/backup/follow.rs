@@ -79,8 +79,10 @@ async fn work(
             })
         }
         Err(failure) => {
-            mirror::end_others(bridge, &making.journal.manifest).await;
+            together::end_others(bridge, &making.journal.manifest).await;
             if failure.outcome_known() {
+                // first: with its file open and without its job it would be begun again
+                below::abandon(engine, bridge, making).await;
                 bridge.dismiss_job(&making.job).await?;
                 undo(engine, bridge, making).await;
             }
@@ -106,7 +108,7 @@ async fn copy(
     if own && let Some(job) = below::begin(engine, bridge, making).await? {
         copied(engine, bridge, making, job).await?;
     }
-    below::finish(engine, bridge, making).await?;
+    below::put_away(engine, bridge, making).await?;
     write_copied(engine, bridge, making).await
 }
 
@@ -127,6 +129,10 @@ async fn copied(
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         engine.show_progress(&disk, id.as_str()).await;
+        if engine.is_cancelled(&disk) {
+            // told when QEMU had no job that takes the word
+            ignore_if_ended(bridge.cancel_job(&id, Cancel::Force).await)?;
+        }
         match look_at_room(making).await? {
             State::Enough if held => {
                 held = false;
@@ -224,7 +230,7 @@ pub(super) async fn write_copied(
     making: &mut Making,
 ) -> Result<(), Failure> {
     making.room = None;
-    let Unfinished { id, path } = making.unfinished();
+    let Unfinished { id, path } = making.journal.own(&making.place);
     target::put_away(engine, bridge, &path, &id).await?;
     if making.journal.manifest.kind == BackupKind::Mirror {
         // its instant is its end
@@ -242,8 +248,9 @@ pub(super) async fn finish(
     making: &mut Making,
 ) -> Result<(), Failure> {
     bridge.dismiss_job(&making.job).await?;
-    let Unfinished { id, path } = making.unfinished();
-    target::release(engine, bridge, &path, &id).await?;
+    for Unfinished { id, path } in making.journal.unfinished(&making.place) {
+        target::release(engine, bridge, &path, &id).await?;
+    }
     let (mut journal, place) = (making.journal.clone(), making.place.clone());
     blocking(move || journal.finish(&place)).await?;
     // those of older backups have done their duty; what cannot be removed is no harm

@@ -168,7 +168,10 @@ async fn one(
 
 /// A backup that is being made may stand on any of these.
 fn refuse_unfinished(journals: &[Journal]) -> Result<(), Failure> {
-    let making = |it: &&Journal| matches!(it.stage, Stage::Running | Stage::Copied);
+    let making = |it: &&Journal| match it.stage {
+        Stage::Running | Stage::Below | Stage::Copied => true,
+        Stage::Removing | Stage::Merging => false,
+    };
     match journals.iter().find(making) {
         None => Ok(()),
         Some(journal) => Err(Failure::new(

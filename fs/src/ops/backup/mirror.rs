@@ -4,7 +4,7 @@
 
 mod finish;
 
-use super::prepare::{self, Prepared};
+use super::prepare::Prepared;
 use super::{Making, together};
 use crate::errno::{Errno, Failure};
 use crate::intent::JobCommand;
@@ -80,28 +80,6 @@ async fn take_back(bridge: &Bridge, job: &JobId) -> Result<(), Failure> {
     let _ = handle.wait_concluded().await;
     bridge.dismiss_job(job).await?;
     Ok(())
-}
-
-/// One of all disks is no more: the others are of no use. Whoever follows them takes them back.
-pub(super) async fn end_others(bridge: &Bridge, manifest: &Manifest) {
-    let Some(group) = several(manifest) else {
-        return;
-    };
-    let Ok(jobs) = bridge.jobs().await else {
-        return;
-    };
-    let others = group.members.values().filter(|id| **id != manifest.id);
-    for id in others {
-        let Ok(job) = prepare::job_id(BackupKind::Mirror, id) else {
-            continue;
-        };
-        let at_work = |known: &&JobInfo| known.id == job && known.status != JobStatus::Concluded;
-        if jobs.iter().any(|known| at_work(&known))
-            && let Err(error) = bridge.cancel_job(&job, Cancel::Force).await
-        {
-            tracing::debug!(%job, %error, "a mirror that ends by itself");
-        }
-    }
 }
 
 /// Waits until it is known that all disks' mirrors hold one instant, and gives it.

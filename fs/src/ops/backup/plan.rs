@@ -86,8 +86,10 @@ pub(super) struct Now<'a> {
 /// What the active layer stands on.
 pub(super) enum Beneath {
     Nothing,
-    /// A layer, and how it is known again; None where nothing tells.
-    Layer(Option<LayerState>),
+    /// A layer that a merge has begun to change.
+    HalfMerged,
+    /// Layers, by what they are known again.
+    Layers(Vec<LayerState>),
 }
 
 /// Decides. `backups` are in the order they were made.
@@ -122,12 +124,19 @@ pub(super) fn choose(kind: BackupKind, backups: &[Backup], now: &Now<'_>) -> Pla
 
 /// The active layer alone, on a copy of what it stands on.
 fn top(backups: &[Backup], beneath: &Beneath) -> Plan {
-    let Beneath::Layer(layer) = beneath else {
-        return Plan::full(Some("the active layer stands on no other".into()));
+    let layers = match beneath {
+        Beneath::Layers(layers) => layers,
+        Beneath::Nothing => {
+            return Plan::full(Some("the active layer stands on no other".into()));
+        }
+        Beneath::HalfMerged => {
+            return Plan::full(Some("a merge has begun to change the layer below".into()));
+        }
     };
+    let told = layers.iter().all(|layer| layer.file.is_some());
     let copy_of_it = |backup: &&Backup| {
         let right = backup.is_complete() && backup.doubt.is_none();
-        right && layer.is_some() && backup.manifest.layer == *layer
+        right && told && backup.manifest.layers == *layers
     };
     Plan {
         copied: Copied::Top,
@@ -191,7 +200,9 @@ fn usable<'a>(backup: &Backup, now: &Now<'a>) -> Result<&'a Bitmap, String> {
 #[cfg(test)]
 mod tests {
     use super::{Beneath, Now, Plan, bitmap_name, choose, end_mark_name, with_end_marks};
-    use crate::model::{Backup, BackupKind, BackupStage, Bitmap, Copied, Manifest};
+    use crate::model::{
+        Backup, BackupKind, BackupStage, Bitmap, Copied, Finished, LayerState, Manifest,
+    };
 
     const SIZE: u64 = 1 << 30;
 
@@ -207,7 +218,7 @@ mod tests {
             copied: Copied::Full,
             why_full: None,
             previous: None,
-            layer: None,
+            layers: Vec::new(),
             bitmap: Some(bitmap_name(id)),
             end_mark: Some(end_mark_name(&bitmap_name(id))),
             virtual_size: SIZE,
@@ -314,6 +325,65 @@ mod tests {
         };
         let plan = choose(BackupKind::Incremental, &[backup("a")], &asked);
         assert!(plan.why_full.is_some_and(|why| why.contains("below")));
+    }
+
+    #[test]
+    fn the_top_layer_stands_on_a_copy_of_the_same_layers_or_on_a_new_one() {
+        let layer = |inode, modified| LayerState {
+            point: "p".into(),
+            inode,
+            file: Some(Finished {
+                length: 1 << 20,
+                modified,
+            }),
+        };
+        let mut copy = backup("a");
+        copy.manifest.layers = vec![layer(1, 7), layer(2, 7)];
+        let copies = [backup("b"), copy.clone()];
+        let top = |beneath: Beneath| {
+            let asked = Now {
+                beneath: &beneath,
+                ..now(&[])
+            };
+            choose(BackupKind::Top, &copies, &asked)
+        };
+        let found = top(Beneath::Layers(copy.manifest.layers.clone()));
+        assert_eq!(found.copied, Copied::Top);
+        assert_eq!(found.previous.map(|it| it.id).as_deref(), Some("a"));
+        for other in [
+            vec![layer(1, 8), layer(2, 7)],
+            vec![layer(1, 7), layer(2, 8)],
+            vec![layer(1, 7)],
+        ] {
+            let plan = top(Beneath::Layers(other));
+            assert_eq!((plan.copied, plan.previous), (Copied::Top, None));
+        }
+        for (beneath, why) in [
+            (Beneath::Nothing, "stands on no other"),
+            (Beneath::HalfMerged, "begun to change"),
+        ] {
+            let plan = top(beneath);
+            assert_eq!(plan.copied, Copied::Full);
+            assert!(plan.why_full.is_some_and(|it| it.contains(why)), "{why}");
+        }
+    }
+
+    #[test]
+    fn of_what_does_not_tell_that_it_was_written_no_copy_is_used_again() {
+        let layers = vec![LayerState {
+            point: String::new(),
+            inode: 1,
+            file: None,
+        }];
+        let mut copy = backup("a");
+        copy.manifest.layers.clone_from(&layers);
+        let beneath = Beneath::Layers(layers);
+        let asked = Now {
+            beneath: &beneath,
+            ..now(&[])
+        };
+        let plan = choose(BackupKind::Top, &[copy], &asked);
+        assert_eq!((plan.copied, plan.previous), (Copied::Top, None));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{Asked, Making, NEEDS, below, end_mark, mirror, target, undo};
 use crate::backups::Unfinished;
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
-use crate::model::{BackupKind, Copied, Disk, Format, Manifest, Previous};
+use crate::model::{BackupKind, Copied, Disk, Format, Layer, Manifest, Previous};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
@@ -117,7 +117,7 @@ pub(super) async fn prepare(
         copied: plan.copied,
         why_full: plan.why_full.clone(),
         previous: plan.previous.clone(),
-        layer: None,
+        layers: Vec::new(),
         end_mark: tag.as_deref().map(plan::end_mark_name),
         bitmap: tag,
         virtual_size: size,
@@ -132,8 +132,8 @@ pub(super) async fn prepare(
         id,
     };
     let mut journal = Journal::new(job.as_str(), manifest);
-    if let (Copied::Top, None, Beneath::Layer(layer)) = (plan.copied, &plan.previous, beneath) {
-        let below = below::manifest(&journal.manifest, &place, &disk, layer).await?;
+    if let (Copied::Top, None, Beneath::Layers(layers)) = (plan.copied, &plan.previous, beneath) {
+        let below = below::manifest(&journal.manifest, &place, &disk, layers).await?;
         journal.manifest.previous = Some(Previous::of(&below));
         journal.below = Some(below);
     }
@@ -171,6 +171,16 @@ pub(super) async fn prepare(
             Err(failure)
         }
     }
+}
+
+/// The data that layers may hold together.
+pub(super) fn data_in<'a>(layers: impl Iterator<Item = &'a Layer>) -> u64 {
+    layers.fold(0, |sum, layer| {
+        sum.saturating_add(match layer.format {
+            Format::Qcow2 | Format::Raw => layer.allocated_size,
+            Format::Other(_) => layer.virtual_size,
+        })
+    })
 }
 
 /// The names of dirty bitmaps that layers below the active one have.
@@ -232,7 +242,7 @@ async fn make_target(
     disk: &Disk,
     plan: &Plan,
 ) -> Result<NodeName, Failure> {
-    let Unfinished { id, path } = making.unfinished();
+    let Unfinished { id, path } = making.journal.own(&making.place);
     let (journal, place, like) = (
         making.journal.clone(),
         making.place.clone(),
@@ -250,13 +260,7 @@ async fn make_target(
     let expected = match plan.copied {
         Copied::Changes => plan.marked,
         Copied::Top => disk.active.allocated_size,
-        Copied::Full => match disk.active.format {
-            Format::Qcow2 | Format::Raw => {
-                let layers = disk.layers.iter().chain([&disk.active]);
-                layers.fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size))
-            }
-            Format::Other(_) => size,
-        },
+        Copied::Full => data_in(disk.layers.iter().chain([&disk.active])),
     };
     making.room = Some(blocking(move || Room::take(&path, expected, size)).await?);
     making.below_room = below::prepare(bridge, making, disk).await?;

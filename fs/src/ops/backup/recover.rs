@@ -171,8 +171,8 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
             let others = together::others(engine, bridge, making).await?;
             // mirrors that are not all known to have ended at one instant did not
             let apart = others == Others::OnTheirWay && is_mirror_of_several(making);
-            if others == Others::Copying {
-                show(engine, making, "running");
+            if matches!(others, Others::Copying | Others::Begun) {
+                show(engine, making);
                 return Ok(Next::Follow(None));
             }
             if others != Others::TakenBack && !apart {
@@ -199,22 +199,25 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
             follow::finish(engine, bridge, making).await?;
             Ok(Next::Nothing)
         }
-        Some(job) if job.status != JobStatus::Concluded || goes_on(making, &job) => {
+        Some(job)
+            if job.status != JobStatus::Concluded
+                || goes_on(engine, bridge, making, &job).await? =>
+        {
             note("taking up the backup");
-            show(engine, making, "running");
             let handle = bridge.attach_job(making.job.clone()).await?;
             if job.paused {
                 // whoever paused it told a daemon that is gone
                 bridge.resume_job(&making.job).await?;
             }
-            let files = making.journal.unfinished(&making.place);
-            // the second is what the first is to stand on
-            let second = making.journal.stage == Stage::Below;
-            let written = files.into_iter().nth(usize::from(second));
-            let path = written.map(|it| it.path).unwrap_or_default();
+            let below = making.journal.file_below(&making.place);
+            let below = below.filter(|_| making.journal.stage == Stage::Below);
+            let path = below
+                .unwrap_or_else(|| making.journal.own(&making.place))
+                .path;
             let size = making.journal.manifest.virtual_size;
             // what it takes is not known any more: what there is must do until the first look
             making.room = blocking(move || Ok(super::Room::take(&path, 0, size).ok())).await?;
+            show(engine, making);
             Ok(Next::Follow(Some(handle)))
         }
         None if is_anothers(engine, bridge, making).await? => {
@@ -224,11 +227,15 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
             ));
             Ok(Next::Nothing)
         }
-        None if below::is_prepared(engine, bridge, making).await? => {
+        None if below::is_prepared(engine, bridge, &making.place, &making.journal).await?
+            && together::others(engine, bridge, making).await? != Others::TakenBack =>
+        {
             note("taking up the backup");
-            show(engine, making, "running");
             match below::begin(engine, bridge, making).await {
-                Ok(job) => Ok(Next::Follow(job)),
+                Ok(job) => {
+                    show(engine, making);
+                    Ok(Next::Follow(job))
+                }
                 Err(failure) if failure.outcome_known() => {
                     try_undo(engine, bridge, making).await?;
                     Err(failure)
@@ -241,21 +248,29 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
             if ended.is_some() {
                 bridge.dismiss_job(&making.job).await?;
             }
-            mirror::end_others(bridge, &making.journal.manifest).await;
+            together::end_others(bridge, &making.journal.manifest).await;
             try_undo(engine, bridge, making).await?;
             Ok(Next::Nothing)
         }
     }
 }
 
-fn show(engine: &Engine, making: &Making, state: &str) {
+/// From now on somebody follows it: until then the disk is not taken for one at work.
+fn show(engine: &Engine, making: &Making) {
     engine.show_backup(&making.guard, making.shown());
-    engine.announce(&making.guard, making.entry(state));
+    engine.announce(&making.guard, making.entry("running"));
 }
 
-/// Whether another job comes behind one that has ended.
-fn goes_on(making: &Making, ended: &JobInfo) -> bool {
-    ended.error.is_none() && making.journal.below.is_some()
+/// Whether there is more to do behind a job that has ended.
+async fn goes_on(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &Making,
+    ended: &JobInfo,
+) -> Result<bool, Failure> {
+    let copying = matches!(making.journal.stage, Stage::Running | Stage::Below);
+    let more = copying && making.journal.below.is_some() && ended.error.is_none();
+    Ok(more && together::others(engine, bridge, making).await? != Others::TakenBack)
 }
 
 fn is_mirror_of_several(making: &Making) -> bool {

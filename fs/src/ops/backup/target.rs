@@ -3,7 +3,7 @@
 
 use super::end_mark;
 use crate::backups::Place;
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
 use crate::model::Previous;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
@@ -97,21 +97,15 @@ pub(super) async fn release(
     let_go(bridge, nodes_on(engine, bridge, path, id).await?).await
 }
 
-/// Our node of a file's format.
+/// Our node of a file's format, if QEMU has it open.
 pub(super) async fn node_on(
     engine: &Engine,
     bridge: &Bridge,
     path: &Path,
     id: &str,
-) -> Result<NodeName, Failure> {
+) -> Result<Option<NodeName>, Failure> {
     let nodes = nodes_on(engine, bridge, path, id).await?;
-    nodes.formats.into_iter().next().ok_or_else(|| {
-        Failure::new(
-            Errno::EIO,
-            format!("QEMU does not have {} open any more", path.display()),
-        )
-        .next("make the backup again")
-    })
+    Ok(nodes.formats.into_iter().next())
 }
 
 /// Whether our QEMU has the file open, by nodes of ours.

@@ -2,28 +2,33 @@
 //! no file gets its name before all of them are known to be complete. What is known of each stands in
 //! its own directory, so a daemon that comes later decides the same.
 
-use super::Making;
+use super::{Making, below, prepare};
 use crate::backups::{self, Journal, Place, Stage};
 use crate::errno::{Errno, Failure};
+use crate::model::Manifest;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
-use qmpbridge::{Bridge, JobStatus};
+use qmpbridge::{Bridge, Cancel, JobInfo, JobStatus};
 use std::time::Duration;
 
 /// The jobs end in one moment: that is how long what comes next may take on a slow filesystem.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often the others are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same while one of them may take hours.
+const LOOK_AT_A_COPY_EVERY: Duration = Duration::from_secs(1);
 
-/// How the others are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the others are: as the one of them that is least far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Others {
     /// Complete, and written down as such.
     Copied,
     /// Their jobs run, or have ended well.
     OnTheirWay,
-    /// What one of them stands on is copied, or is yet to be: that may take as long as the backup did.
+    /// What one of them stands on is copied, or will be: that may take as long as the backup did.
     Copying,
+    /// The same, but nobody follows it: it is about to be taken up, or never is.
+    Begun,
     /// One was taken back.
     TakenBack,
 }
@@ -36,20 +41,45 @@ pub(super) async fn all_copied(
 ) -> Result<(), Failure> {
     let mut deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
+        if engine.is_cancelled(making.guard.name()) {
+            return Err(taken_back());
+        }
         match others(engine, bridge, making).await? {
             Others::Copied => return Ok(()),
             Others::TakenBack => return Err(taken_back()),
             Others::Copying => {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(LOOK_AT_A_COPY_EVERY).await;
                 deadline = tokio::time::Instant::now() + DEADLINE;
             }
-            Others::OnTheirWay if tokio::time::Instant::now() > deadline => {
+            Others::OnTheirWay | Others::Begun if tokio::time::Instant::now() > deadline => {
                 return Err(qmpbridge::Error::TimedOut {
                     command: "the other disks' backups",
                 }
                 .into());
             }
-            Others::OnTheirWay => tokio::time::sleep(LOOK_EVERY).await,
+            Others::OnTheirWay | Others::Begun => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+/// One of all disks is no more: the others are of no use. Whoever follows them takes them back.
+pub(super) async fn end_others(bridge: &Bridge, manifest: &Manifest) {
+    let Some(group) = &manifest.group else {
+        return;
+    };
+    let Ok(jobs) = bridge.jobs().await else {
+        return;
+    };
+    let others = group.members.values().filter(|id| **id != manifest.id);
+    for id in others {
+        let Ok(job) = prepare::job_id(manifest.kind, id) else {
+            continue;
+        };
+        let at_work = |known: &&JobInfo| known.id == job && known.status != JobStatus::Concluded;
+        if jobs.iter().any(|known| at_work(&known))
+            && let Err(error) = bridge.cancel_job(&job, Cancel::Force).await
+        {
+            tracing::debug!(%job, %error, "a job that ends by itself");
         }
     }
 }
@@ -81,24 +111,32 @@ pub(super) async fn others(
             continue;
         };
         let (name, id) = (manifest.name.clone(), id.clone());
-        match blocking(move || Ok(written_down(&place, &name, &id))).await? {
+        let looked_at = place.clone();
+        match blocking(move || Ok(written_down(&looked_at, &name, &id))).await? {
             Written::Copied => {}
-            Written::Running { job, with_below } => {
-                let known = jobs.iter().find(|known| known.id.as_str() == job);
-                match known {
-                    Some(job) if job.status == JobStatus::Concluded && job.error.is_some() => {
-                        return Ok(Others::TakenBack);
+            Written::Running(journal) => {
+                let job = jobs.iter().find(|known| known.id.as_str() == journal.job);
+                let failed =
+                    |job: &JobInfo| job.status == JobStatus::Concluded && job.error.is_some();
+                let followed = engine
+                    .job(disk, &journal.job)
+                    .is_some_and(|job| !job.ended());
+                // between two jobs QEMU has none
+                let goes_on = match job {
+                    Some(job) => !failed(job),
+                    None => {
+                        followed || below::is_prepared(engine, bridge, &place, &journal).await?
                     }
-                    Some(_) => {}
-                    // between two jobs QEMU has none
-                    None if engine.job(disk, &job).is_some_and(|job| !job.ended()) => {}
-                    None => return Ok(Others::TakenBack),
+                };
+                if !goes_on {
+                    return Ok(Others::TakenBack);
                 }
-                if with_below {
-                    all = Others::Copying;
-                } else if all == Others::Copied {
-                    all = Others::OnTheirWay;
-                }
+                let how = match (journal.below.is_some(), followed) {
+                    (false, _) => Others::OnTheirWay,
+                    (true, true) => Others::Copying,
+                    (true, false) => Others::Begun,
+                };
+                all = all.max(how);
             }
             Written::Nothing => return Ok(Others::TakenBack),
         }
@@ -109,11 +147,8 @@ pub(super) async fn others(
 /// What stands in the directory of another disk.
 enum Written {
     Copied,
-    /// This job copies, or did; and maybe another one what the backup stands on.
-    Running {
-        job: String,
-        with_below: bool,
-    },
+    /// Its job copies, or did.
+    Running(Box<Journal>),
     Nothing,
 }
 
@@ -121,12 +156,7 @@ fn written_down(place: &Place, name: &str, id: &str) -> Written {
     match Journal::read(place, name) {
         Some(journal) if journal.manifest.id == id => match journal.stage {
             Stage::Copied | Stage::Removing | Stage::Merging => return Written::Copied,
-            Stage::Running | Stage::Below => {
-                return Written::Running {
-                    with_below: journal.below.is_some(),
-                    job: journal.job,
-                };
-            }
+            Stage::Running | Stage::Below => return Written::Running(Box::new(journal)),
         },
         Some(_) | None => {}
     }

@@ -32,9 +32,12 @@ pub(in crate::ops) async fn idle_nodes(
 ) -> Result<(), Failure> {
     let sight = engine.sight(bridge);
     let namesakes = layer_file::namesakes(&disk.active_path)?;
+    // one of the mount's own disks may be called like a layer of another one
+    let others = sight.embedded.iter().map(|(path, _)| path);
+    let others: Vec<&PathBuf> = others.filter(|path| **path != disk.active_path).collect();
     let is_name = |path: &Path| {
-        let of = |active: &PathBuf| layer_file::is_name_of(path, active);
-        of(&disk.active_path) && !namesakes.iter().any(of)
+        let of = |active: &PathBuf| path == active || layer_file::is_name_of(path, active);
+        of(&disk.active_path) && !namesakes.iter().chain(others.iter().copied()).any(of)
     };
     // a chain of idle nodes goes from its top down, one a round
     for _ in 0..IDLE_ROUNDS {

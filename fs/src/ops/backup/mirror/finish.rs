@@ -2,10 +2,11 @@
 //! written, and whatever ends then is of that instant. So: stop, let all catch up, end them, and go on. Until the guest is told
 //! to stop, and again until the first is told to end, nothing has happened; from then on it is all of them or none.
 
-use super::{prepare, several, together};
+use super::{several, together};
 use crate::backups::Place;
 use crate::errno::{Errno, Failure};
 use crate::model::BackupStage;
+use crate::ops::backup::prepare;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{Ending, Engine};
 use qmpbridge::{Bridge, Cancel, JobId, JobInfo, JobStatus};
