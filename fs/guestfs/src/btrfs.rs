@@ -9,7 +9,9 @@ mod names;
 mod tree;
 
 use crate::bytes::{le16, le32, le64, slice, u8};
-use crate::filesystem::{Attributes, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr};
+use crate::filesystem::{
+    Attributes, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr, by_listing,
+};
 use crate::{Error, ReadAt};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -274,6 +276,25 @@ impl Filesystem for Btrfs {
         }
         match FileKind::of_mode(self.inode(root, number)?.mode) {
             Some(FileKind::Directory) => names::list(self, (index, root, number), cookie),
+            Some(_) | None => Err(Error::WrongKind),
+        }
+    }
+
+    /// What the log adds has no entries by hash.
+    fn has_index(&self) -> bool {
+        self.journal != Journal::Replayed
+    }
+
+    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
+        if !self.has_index() {
+            return by_listing(self, directory, name);
+        }
+        let (index, root, number) = self.place(directory)?;
+        if number == ABSENT {
+            return Err(Error::NotFound);
+        }
+        match FileKind::of_mode(self.inode(root, number)?.mode) {
+            Some(FileKind::Directory) => names::find(self, (index, root, number), name),
             Some(_) | None => Err(Error::WrongKind),
         }
     }

@@ -15,17 +15,14 @@ pub trait Filesystem: Send {
     /// What stat(2) shows.
     fn attributes(&self, node: u64) -> Result<Attributes, Error>;
 
+    /// Whether `lookup` goes by an index of the directory, and not by all of its names.
+    fn has_index(&self) -> bool {
+        false
+    }
+
     /// The node called `name` in a directory: by its listings, where the format has no shorter way.
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let mut cookie = Some(0);
-        while let Some(at) = cookie {
-            let listing = self.list(directory, at)?;
-            if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
-                return Ok(found.node);
-            }
-            cookie = listing.next;
-        }
-        Err(Error::NotFound)
+        by_listing(self, directory, name)
     }
 
     /// Some names of a directory, from `cookie` on, which is 0 or the one of another listing.
@@ -48,6 +45,23 @@ pub trait Filesystem: Send {
     fn xattrs(&self, _node: u64) -> Result<Vec<Xattr>, Error> {
         Ok(Vec::new())
     }
+}
+
+/// The node called `name` in a directory, by its listings.
+pub(crate) fn by_listing<F: Filesystem + ?Sized>(
+    filesystem: &F,
+    directory: u64,
+    name: &[u8],
+) -> Result<u64, Error> {
+    let mut cookie = Some(0);
+    while let Some(at) = cookie {
+        let listing = filesystem.list(directory, at)?;
+        if let Some(found) = listing.entries.iter().find(|entry| entry.name == name) {
+            return Ok(found.node);
+        }
+        cookie = listing.next;
+    }
+    Err(Error::NotFound)
 }
 
 /// Opens the filesystem in a source.

@@ -18,7 +18,7 @@ use crate::{Error, ReadAt};
 use record::{Body, DATA, Elsewhere, FILE_NAME, File, REPARSE, STANDARD};
 use reparse::Reparse;
 use runs::Run;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The record of the root directory.
 const ROOT: u64 = 5;
@@ -46,6 +46,8 @@ pub struct Ntfs {
     /// Where the table of records is, and its bytes.
     table: (Vec<Run>, u64),
     journal: Journal,
+    /// The file that was asked for last: one in many pieces is told by many records.
+    last: Mutex<Option<(u64, Arc<File>)>>,
 }
 
 impl Ntfs {
@@ -76,6 +78,7 @@ impl Ntfs {
         let mut ntfs = Ntfs {
             table: (Vec::new(), 0),
             journal: Journal::Clean,
+            last: Mutex::default(),
             cluster,
             record,
             source,
@@ -101,8 +104,14 @@ impl Ntfs {
         record::whole(bytes, b"FILE")
     }
 
-    fn file(&self, node: u64) -> Result<File, Error> {
-        record::file(self, node)
+    fn file(&self, node: u64) -> Result<Arc<File>, Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, file)) = last.as_ref().filter(|(its, _)| *its == node) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(record::file(self, node)?);
+        *last = Some((node, Arc::clone(&file)));
+        Ok(file)
     }
 
     /// The stream of a file that has no name.
@@ -224,11 +233,13 @@ impl Filesystem for Ntfs {
     }
 
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
-        index::list(self, &self.file(directory)?, cookie)
+        let file = self.file(directory)?;
+        index::list(self, &file, cookie)
     }
 
     fn target(&self, node: u64) -> Result<Vec<u8>, Error> {
-        self.link(&self.file(node)?)?.ok_or(Error::WrongKind)
+        let file = self.file(node)?;
+        self.link(&file)?.ok_or(Error::WrongKind)
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {

@@ -37,6 +37,14 @@ pub struct Xfs {
     root: u64,
     /// The names of the directory that was listed last: they come all at once.
     listed: Mutex<(u64, Vec<DirEntry>)>,
+    /// The size and the extents of the file that was asked for last, which come all at once as well.
+    mapped: Mutex<Option<(u64, Arc<Mapped>)>>,
+}
+
+/// The size of a file, and its extents that were written, in order.
+struct Mapped {
+    size: u64,
+    extents: Vec<Extent>,
 }
 
 fn failed(error: fs_xfs::Error) -> Error {
@@ -46,6 +54,8 @@ fn failed(error: fs_xfs::Error) -> Error {
         fs_xfs::Error::CorruptLog(_) | fs_xfs::Error::DirtyLog => {
             Error::Corrupt("the log of the XFS")
         }
+        fs_xfs::Error::NotFound => Error::NotFound,
+        fs_xfs::Error::NotADirectory => Error::WrongKind,
         _ => Error::Corrupt("a structure of the XFS"),
     }
 }
@@ -59,11 +69,44 @@ impl Xfs {
             filesystem,
             root,
             listed: Mutex::new((0, Vec::new())),
+            mapped: Mutex::default(),
         })
     }
 
     fn inode(&self, node: u64) -> Result<(Inode, Vec<u8>), Error> {
         self.filesystem.read_inode_raw(node).map_err(failed)
+    }
+
+    fn mapped(&self, node: u64) -> Result<Arc<Mapped>, Error> {
+        let mut known = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, mapped)) = known.as_ref().filter(|(its, _)| *its == node) {
+            return Ok(Arc::clone(mapped));
+        }
+        let (inode, raw) = self.inode(node)?;
+        if !inode.is_regular_file() {
+            return Err(Error::WrongKind);
+        }
+        let superblock = self.filesystem.superblock();
+        let size = u64::from(superblock.blocksize);
+        let found = self.filesystem.data_extents(&inode, &raw).map_err(failed)?;
+        let place = |extent: fs_xfs::extent::Extent| {
+            let of = |number: u64| number.checked_mul(size);
+            let (start, length) = (of(extent.startoff)?, of(extent.blockcount)?);
+            start.checked_add(length)?;
+            Some(Extent {
+                offset: start,
+                length,
+                place: Place::At(superblock.fsblock_offset(extent.startblock)),
+            })
+        };
+        let written = found.into_iter().filter(|extent| !extent.unwritten);
+        let extents: Option<Vec<Extent>> = written.map(place).collect();
+        let mapped = Arc::new(Mapped {
+            size: inode.size,
+            extents: extents.ok_or(Error::Corrupt("an extent of a file"))?,
+        });
+        *known = Some((node, Arc::clone(&mapped)));
+        Ok(mapped)
     }
 
     fn names(&self, directory: u64) -> Result<Vec<DirEntry>, Error> {
@@ -130,10 +173,17 @@ impl Filesystem for Xfs {
         })
     }
 
+    fn has_index(&self) -> bool {
+        true
+    }
+
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let names = self.names(directory)?;
-        let found = names.iter().find(|entry| entry.name == name);
-        found.map(|entry| entry.node).ok_or(Error::NotFound)
+        let (inode, raw) = self.inode(directory)?;
+        if !is_name(name) {
+            return Err(Error::NotFound);
+        }
+        let found = self.filesystem.lookup(&inode, &raw, name);
+        Ok(found.map_err(failed)?.ino)
     }
 
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
@@ -157,35 +207,15 @@ impl Filesystem for Xfs {
     }
 
     fn extents(&self, node: u64, offset: u64, limit: usize) -> Result<Vec<Extent>, Error> {
-        let (inode, raw) = self.inode(node)?;
-        if !inode.is_regular_file() {
-            return Err(Error::WrongKind);
+        let mapped = self.mapped(node)?;
+        if offset >= mapped.size {
+            return Ok(Vec::new());
         }
-        let superblock = self.filesystem.superblock();
-        let size = u64::from(superblock.blocksize);
-        let found = self.filesystem.data_extents(&inode, &raw).map_err(failed)?;
-        let place = |extent: fs_xfs::extent::Extent| {
-            let of = |number: u64| number.checked_mul(size);
-            let (start, length) = (of(extent.startoff)?, of(extent.blockcount)?);
-            start.checked_add(length)?;
-            Some(Extent {
-                offset: start,
-                length,
-                place: Place::At(superblock.fsblock_offset(extent.startblock)),
-            })
-        };
-        let written = found.into_iter().filter(|extent| !extent.unwritten);
-        let mut extents = Vec::new();
-        for extent in written.map(place) {
-            let extent = extent.ok_or(Error::Corrupt("an extent of a file"))?;
-            if extent.offset + extent.length > offset && extent.offset < inode.size {
-                extents.push(extent);
-            }
-            if extents.len() == limit {
-                break;
-            }
-        }
-        Ok(extents)
+        let end = |extent: &Extent| extent.offset + extent.length;
+        let first = mapped.extents.partition_point(|it| end(it) <= offset);
+        let rest = mapped.extents.iter().skip(first);
+        let within = rest.take_while(|extent| extent.offset < mapped.size);
+        Ok(within.take(limit).copied().collect())
     }
 
     fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {

@@ -133,8 +133,12 @@ impl Reader {
         }
     }
 
-    /// The node of a name, by an index of the directory where that is not too large.
+    /// The node of a name: by the directory's own index, or by one that is made here where it is not too large.
     fn find(&mut self, directory: u64, name: &[u8]) -> Result<u64, Error> {
+        let filesystem = self.filesystem()?;
+        if filesystem.has_index() {
+            return filesystem.lookup(directory, name);
+        }
         if let Some(names) = self.index.get(&directory) {
             return names.get(name).copied().ok_or(Error::NotFound);
         }

@@ -12,6 +12,8 @@ pub(super) const INLINE: u8 = 0;
 const PREALLOCATED: u8 = 2;
 /// The longest extent that the kernel makes, and some more.
 const EXTENT_MAX: u64 = 256 << 20;
+/// Where an extent is looked for first that reaches behind an offset.
+const NEAR: u64 = 64 << 10;
 /// The most that is compressed together, and some more.
 const COMPRESSED_MAX: u64 = 1 << 20;
 
@@ -83,7 +85,18 @@ fn each(
         kind: EXTENT_DATA,
         offset,
     };
-    let range = (key(offset.saturating_sub(EXTENT_MAX)), key(u64::MAX));
+    // The one before `offset` may reach behind it. It is mostly near: of one in many pieces not all are gone through.
+    let mut back = NEAR;
+    let mut is_found = false;
+    while !is_found && back < EXTENT_MAX {
+        let before = (key(offset.saturating_sub(back)), key(offset));
+        space.each(root, before, &mut |_, _| {
+            is_found = true;
+            Ok(ControlFlow::Break(()))
+        })?;
+        back = if is_found { back } else { back * 16 };
+    }
+    let range = (key(offset.saturating_sub(back)), key(u64::MAX));
     space.each(root, range, &mut |key, item| {
         let (start, length, stretch) = parse(key, item)?;
         match start.saturating_add(length) > offset {

@@ -1,4 +1,4 @@
-//! Names: of directories, in the order in which they were made, and of extended attributes.
+//! Names: of directories, in the order in which they were made and by their hashes, and of extended attributes.
 
 use super::tree::{Key, Root, Space};
 use super::{ABSENT, Btrfs, FIRST, ROOT_ITEM, all};
@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 pub(super) const XATTR_ITEM: u8 = 24;
 pub(super) const DIR_INDEX: u8 = 96;
+const DIR_ITEM: u8 = 84;
 const ROOT_REF: u8 = 156;
 /// What an entry has before its name.
 pub(super) const HEADER: usize = 30;
@@ -51,6 +52,37 @@ pub(super) fn list(
         entry.node = btrfs.subvolume((index, directory), &entry.name, subvolume)?;
     }
     Ok(Listing { entries, next })
+}
+
+/// The node of a name; those of one hash are in one item.
+pub(super) fn find(
+    btrfs: &Btrfs,
+    (index, root, directory): (usize, Root, u64),
+    name: &[u8],
+) -> Result<u64, Error> {
+    if !is_name(name) {
+        return Err(Error::NotFound);
+    }
+    let key = Key {
+        object: directory,
+        kind: DIR_ITEM,
+        // The kernel begins with !1, and does not turn the bits at the end.
+        offset: (!crc32c::crc32c_append(1, name)).into(),
+    };
+    let item = btrfs.space.get(root, key)?.unwrap_or_default();
+    let mut rest = &item[..];
+    while !rest.is_empty() {
+        let (value, length) = (usize::from(le16(rest, 25)?), usize::from(le16(rest, 27)?));
+        if slice(rest, HEADER, length)? == name {
+            let its = Key::parse(rest, 0)?;
+            return match its.kind {
+                ROOT_ITEM => btrfs.subvolume((index, directory), name, its.object),
+                _ => Ok(btrfs.node(index, its.object)),
+            };
+        }
+        rest = rest.get(HEADER + length + value..).unwrap_or_default();
+    }
+    Err(Error::NotFound)
 }
 
 impl Btrfs {
