@@ -8,6 +8,7 @@ mod caller;
 mod files;
 mod guest;
 mod guest_data;
+mod guest_extents;
 mod guest_list;
 mod handles;
 mod inside;

@@ -2,6 +2,7 @@
 //! are read here, from the disk, by the extents that the reader has told.
 //! Everything is answered EROFS that would write, to everybody.
 
+use super::guest_extents;
 use super::handles::{GuestFile, Handle};
 use super::shared::Shared;
 use super::{GENERATION, caller, failed, replies};
@@ -243,7 +244,7 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, place: Place, reply: ReplyOpe
                 Some(node) => node,
                 None => node_of(desk.ask(&Question::Node(number.node)))?,
             };
-            let question = GuestFile::first(number.node);
+            let question = guest_extents::first(number.node);
             let Answer::Extents(extents) = desk.ask(&question)? else {
                 return Err(another());
             };

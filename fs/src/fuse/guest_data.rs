@@ -1,6 +1,7 @@
 //! The bytes of a guest's file: read from the disk where its extents say they are, zeros between them.
 //! What the reader says is checked: nothing outside its partition is ever read for it.
 
+use super::guest_extents::Extents;
 use super::handles::{GuestFile, Handle};
 use super::message;
 use super::shared::Shared;
@@ -12,13 +13,9 @@ use crate::view::Cursor;
 use fuser::{ReplyData, ReplyLseek, RequestId};
 use qmpfs_guestfs::{Extent, Place};
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Stretches that are asked for when a file is opened: nearly all files have fewer.
-const EXTENTS: u32 = 4096;
-/// Stretches that are asked for on the way, for files in more pieces than that.
-const EXTENTS_MORE: u32 = 1024;
 
 thread_local! {
     /// Bytes that lie in several places; each worker keeps its own.
@@ -26,15 +23,6 @@ thread_local! {
 }
 
 impl GuestFile {
-    /// What is asked before a file is opened.
-    pub(super) fn first(node: u64) -> Question {
-        Question::Extents {
-            node,
-            offset: 0,
-            limit: EXTENTS,
-        }
-    }
-
     pub(super) fn new(
         tree: Arc<Tree>,
         disks: Disks,
@@ -43,20 +31,12 @@ impl GuestFile {
         bytes_read: Arc<AtomicU64>,
     ) -> GuestFile {
         let size = node.attributes.size;
-        // Up to there it is known what is where.
-        let known = match extents.len() < EXTENTS as usize {
-            true => size,
-            false => extents
-                .last()
-                .map_or(0, |last| last.offset.saturating_add(last.length)),
-        };
         GuestFile {
             tree,
             disks,
             node: node.number,
             size,
-            extents,
-            known,
+            extents: Extents::new(extents, size),
             cursor: Cursor::default(),
             bytes_read,
         }
@@ -112,7 +92,7 @@ pub(super) fn parts(
     Ok(parts)
 }
 
-fn lie() -> Failure {
+pub(super) fn lie() -> Failure {
     Failure::new(Errno::EUCLEAN, "damaged: the stretches of a file")
 }
 
@@ -131,8 +111,10 @@ pub(super) fn read(
     if size == 0 {
         return reply.data(&[]);
     }
-    let is_here = !file.disks.has_server() && offset + size as u64 <= file.known;
-    let here = is_here.then(|| parts(&file.tree, &file.extents, offset, size));
+    let end = offset + size as u64;
+    let known = file.known(offset).filter(|window| end <= window.to);
+    let known = known.filter(|_| !file.disks.has_server());
+    let here = known.map(|window| parts(&file.tree, &window.extents, offset, size));
     match here {
         Some(Err(failure)) => reply.error(failed(&failure)),
         Some(Ok(parts)) if !parts.iter().any(|part| matches!(part, Part::Reader(..))) => {
@@ -215,70 +197,55 @@ fn read_here(
     }
 }
 
-/// The stretches of a file from `offset` on, up to `end` at least, unless they end before.
-pub(super) fn extents_to(
-    desk: &mut Desk,
-    file: &GuestFile,
-    offset: u64,
-    end: u64,
-) -> Result<Vec<Extent>, Failure> {
-    let mut all: Vec<Extent> = Vec::new();
-    let mut at = offset;
-    while at < end {
-        let question = Question::Extents {
-            node: file.node,
-            offset: at,
-            limit: EXTENTS_MORE,
-        };
-        let Answer::Extents(more) = desk.ask(&question)? else {
-            return Err(lie());
-        };
-        let is_last = more.len() < EXTENTS_MORE as usize;
-        let reached = more
-            .last()
-            .and_then(|last| last.offset.checked_add(last.length));
-        all.extend(more);
-        match reached {
-            Some(reached) if !is_last && reached > at => at = reached,
-            Some(_) | None if is_last => break,
-            Some(_) | None => return Err(lie()),
-        }
-    }
-    Ok(all)
-}
-
 fn read_asking(
     desk: &mut Desk,
     file: &GuestFile,
     offset: u64,
     size: usize,
 ) -> Result<Vec<u8>, Failure> {
-    let extents = extents_to(desk, file, offset, offset + size as u64)?;
+    let end = offset + size as u64;
     let mut bytes = Vec::with_capacity(size);
-    for part in parts(&file.tree, &extents, offset, size)? {
-        let start = bytes.len();
-        match part {
-            Part::Hole(length) => bytes.resize(start + length, 0),
-            Part::Disk(piece) => {
-                bytes.resize(start + piece.length as usize, 0);
-                let view = file.disks.view(piece.disk)?;
-                view.read(piece.start, &mut bytes[start..])?;
-            }
-            Part::Reader(at, length) => {
-                let question = Question::Read {
-                    node: file.node,
-                    offset: at,
-                    // As much as the kernel asks for at once.
-                    length: length as u32,
-                };
-                match desk.ask(&question)? {
-                    Answer::Bytes(read) if read.len() == length => bytes.extend(read),
-                    _ => return Err(lie()),
-                }
-            }
+    while bytes.len() < size {
+        let at = offset + bytes.len() as u64;
+        let window = file.window(desk, at)?;
+        // It leads on, and no further than was asked for.
+        let length = (window.to.min(end) - at) as usize;
+        for part in parts(&file.tree, &window.extents, at, length)? {
+            read_part(desk, file, part, &mut bytes)?;
         }
     }
     Ok(bytes)
+}
+
+/// Adds the bytes of a part.
+fn read_part(
+    desk: &mut Desk,
+    file: &GuestFile,
+    part: Part,
+    bytes: &mut Vec<u8>,
+) -> Result<(), Failure> {
+    let start = bytes.len();
+    match part {
+        Part::Hole(length) => bytes.resize(start + length, 0),
+        Part::Disk(piece) => {
+            bytes.resize(start + piece.length as usize, 0);
+            let view = file.disks.view(piece.disk)?;
+            view.read(piece.start, &mut bytes[start..])?;
+        }
+        Part::Reader(at, length) => {
+            let question = Question::Read {
+                node: file.node,
+                offset: at,
+                // As much as the kernel asks for at once.
+                length: length as u32,
+            };
+            match desk.ask(&question)? {
+                Answer::Bytes(read) if read.len() == length => bytes.extend(read),
+                _ => return Err(lie()),
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn lseek(handle: Arc<Handle>, offset: u64, whence: i32, reply: ReplyLseek) {
@@ -298,60 +265,36 @@ pub(super) fn lseek(handle: Arc<Handle>, offset: u64, whence: i32, reply: ReplyL
         Some(Err(_)) => reply.error(fuser::Errno::EOVERFLOW),
         None => reply.error(fuser::Errno::ENXIO),
     };
-    if file.known >= file.size {
-        return answer(sought(&file.extents, file.size, offset, data), reply);
+    if let Some(window) = file.known(offset)
+        && let ControlFlow::Break(found) = window.sought(file.size, offset, data)
+    {
+        return answer(found, reply);
     }
     let tree = Arc::clone(&file.tree);
     tree.work(move |desk| {
         let Handle::GuestFile(file) = &*handle else {
             return reply.error(errno(Errno::EIO));
         };
-        let extents = desk.and_then(|desk| extents_to(desk, file, offset, file.size));
-        match extents {
-            Ok(extents) => answer(sought(&extents, file.size, offset, data), reply),
+        match desk.and_then(|desk| sought(desk, file, offset, data)) {
+            Ok(found) => answer(found, reply),
             Err(failure) => reply.error(failed(&failure)),
         }
     });
 }
 
-/// Where there is data or a hole next, by extents that cover the rest of the file.
-fn sought(extents: &[Extent], size: u64, offset: u64, data: bool) -> Option<u64> {
+/// Where there is data or a hole next.
+fn sought(
+    desk: &mut Desk,
+    file: &GuestFile,
+    offset: u64,
+    data: bool,
+) -> Result<Option<u64>, Failure> {
     let mut at = offset;
-    for extent in extents {
-        let end = extent.offset.saturating_add(extent.length);
-        if end <= at {
-            continue;
+    loop {
+        match file.window(desk, at)?.sought(file.size, at, data) {
+            ControlFlow::Break(found) => return Ok(found),
+            // Behind the window, and before the end of the file.
+            ControlFlow::Continue(further) => at = further,
         }
-        if data {
-            return Some(extent.offset.max(at)).filter(|at| *at < size);
-        }
-        if extent.offset > at {
-            break;
-        }
-        at = end;
-    }
-    (!data).then(|| at.min(size))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::sought;
-    use qmpfs_guestfs::{Extent, Place};
-
-    #[test]
-    fn data_and_holes_of_a_file() {
-        let extent = |offset, length| Extent {
-            offset,
-            length,
-            place: Place::At(0),
-        };
-        let extents = [extent(10, 10), extent(20, 10), extent(50, 20)];
-        let seek = |offset, data| sought(&extents, 60, offset, data);
-        assert_eq!((seek(0, true), seek(0, false)), (Some(10), Some(0)));
-        assert_eq!((seek(12, true), seek(12, false)), (Some(12), Some(30)));
-        assert_eq!((seek(30, true), seek(30, false)), (Some(50), Some(30)));
-        assert_eq!((seek(55, true), seek(55, false)), (Some(55), Some(60)));
-        assert_eq!(sought(&[], 60, 5, true), None);
-        assert_eq!(sought(&[], 60, 5, false), Some(5));
     }
 }

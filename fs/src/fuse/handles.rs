@@ -1,6 +1,7 @@
 //! Open files and directories. A text and a listing are fixed when they are opened, `log` and
 //! `events` grow, a view is held open (and with it its lease) until its last reader closes it.
 
+use super::guest_extents::Extents;
 use super::pages::Habit;
 use crate::guest::{Disks, Number, Tree};
 use crate::ops::WaitScope;
@@ -8,7 +9,6 @@ use crate::report::{Reader, Stream};
 use crate::tree::{NodeKey, PointKey};
 use crate::view::{Cursor, View};
 use fuser::{BackingId, FileHandle, FileType};
-use qmpfs_guestfs::Extent;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -128,9 +128,7 @@ pub(super) struct GuestFile {
     /// Its bytes.
     pub(super) size: u64,
     /// Where they are on the disk.
-    pub(super) extents: Vec<Extent>,
-    /// Up to where the extents tell.
-    pub(super) known: u64,
+    pub(super) extents: Extents,
     /// Where its reader is.
     pub(super) cursor: Cursor,
     /// Where the bytes read of the disk are counted.

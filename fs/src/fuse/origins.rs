@@ -2,6 +2,7 @@
 
 use super::failed;
 use super::guest_data::{self, Part};
+use super::guest_extents::Window;
 use super::handles::{GuestFile, Handle};
 use crate::errno::Failure;
 use crate::origin::{self, Origin, Origins};
@@ -26,17 +27,20 @@ pub(super) fn ioctl(handle: Option<Arc<Handle>>, request: u32, message: &[u8], r
         }
         Handle::GuestFile(file) => {
             let end = offset.saturating_add(length).min(file.size);
-            if offset >= end || end <= file.known {
-                return answer(of_guest_file(file, &file.extents, offset, end), reply);
+            if offset >= end {
+                return answer(Ok(Origins::default()), reply);
+            }
+            if let Some(window) = file.known(offset) {
+                return answer(of_guest_file(file, &window, offset, end), reply);
             }
             let (tree, file) = (Arc::clone(&file.tree), Arc::clone(&handle));
             tree.work(move |desk| {
                 let Handle::GuestFile(file) = &*file else {
                     return reply.error(fuser::Errno::EBADF);
                 };
-                let extents = desk.and_then(|desk| guest_data::extents_to(desk, file, offset, end));
+                let window = desk.and_then(|desk| file.window(desk, offset));
                 answer(
-                    extents.and_then(|extents| of_guest_file(file, &extents, offset, end)),
+                    window.and_then(|window| of_guest_file(file, &window, offset, end)),
                     reply,
                 );
             });
@@ -57,16 +61,17 @@ fn answer(origins: Result<Origins, Failure>, reply: ReplyIoctl) {
     }
 }
 
-/// By extents that cover the stretch.
+/// As far as the window tells; whoever asks goes on from there.
 fn of_guest_file(
     file: &GuestFile,
-    extents: &[qmpfs_guestfs::Extent],
+    window: &Window,
     offset: u64,
     end: u64,
 ) -> Result<Origins, Failure> {
     let mut origins = Origins::default();
+    let end = end.min(window.to);
     let size = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
-    for part in guest_data::parts(&file.tree, extents, offset, size)? {
+    for part in guest_data::parts(&file.tree, &window.extents, offset, size)? {
         let goes_on = match part {
             Part::Disk(piece) => {
                 let stretch = piece.start..piece.start.saturating_add(piece.length);
