@@ -1,34 +1,63 @@
 //! What a tree's reader has said of names and nodes: a listing brings the attributes along, so that
 //! who walks a tree waits once for a directory and not for each of its files.
+//! When there is too much of it the older half goes: of a directory that is larger, names at its end are still known.
 
 use super::wire::{Answer, Node, Question};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Names and nodes that are kept, of each tree: a large directory, in some tens of megabytes.
-const KEPT_MAX: usize = 128 << 10;
+/// Names and nodes of one half of what is kept, of each tree: both are a large directory, in some tens of megabytes.
+const HALF_MAX: usize = 64 << 10;
 
 #[derive(Default)]
-pub(super) struct Cache(Mutex<Kept>);
+pub(super) struct Cache {
+    kept: Mutex<Kept>,
+    /// Whether something was found since that was asked last.
+    used: AtomicBool,
+}
 
 #[derive(Default)]
 struct Kept {
-    names: HashMap<u64, HashMap<Vec<u8>, u64>>,
-    count: usize,
-    nodes: HashMap<u64, Node>,
+    newer: Half,
+    older: Half,
     /// Nodes without extended attributes: nearly all, and `ls -l` asks each of them.
     bare: HashSet<u64>,
 }
 
+#[derive(Default)]
+struct Half {
+    names: HashMap<u64, HashMap<Vec<u8>, u64>>,
+    count: usize,
+    nodes: HashMap<u64, Node>,
+}
+
 impl Cache {
     pub(super) fn node(&self, node: u64) -> Option<Node> {
-        self.kept().nodes.get(&node).cloned()
+        let kept = self.kept();
+        let found = kept.halves().find_map(|half| half.nodes.get(&node));
+        self.found(found)
     }
 
     pub(super) fn name(&self, directory: u64, name: &[u8]) -> Option<Node> {
         let kept = self.kept();
-        let node = kept.names.get(&directory)?.get(name)?;
-        kept.nodes.get(node).cloned()
+        let found = kept.halves().find_map(|half| {
+            let node = half.names.get(&directory)?.get(name)?;
+            half.nodes.get(node)
+        });
+        self.found(found)
+    }
+
+    fn found(&self, node: Option<&Node>) -> Option<Node> {
+        if node.is_some() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        node.cloned()
+    }
+
+    /// Whether something was found since the last time that this was asked.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a node is known to have no extended attributes.
@@ -43,43 +72,98 @@ impl Cache {
     pub(super) fn learn(&self, question: &Question, answer: &Answer) {
         match (question, answer) {
             (Question::Lookup { directory, name }, Answer::Node(node)) => {
-                self.kept().add(*directory, name, node);
+                self.kept().add(Some((*directory, name)), node);
             }
             (Question::List { directory, .. }, Answer::Names { entries, .. }) => {
                 let mut kept = self.kept();
                 for entry in entries {
                     if let Some(node) = &entry.node {
-                        kept.add(*directory, &entry.name, node);
+                        kept.add(Some((*directory, &entry.name)), node);
                     }
                 }
             }
             (Question::Xattrs(node), Answer::Xattrs(all)) if all.is_empty() => {
                 let mut kept = self.kept();
-                if kept.bare.len() >= KEPT_MAX {
+                if kept.bare.len() >= 2 * HALF_MAX {
                     kept.bare.clear();
                 }
                 kept.bare.insert(*node);
             }
-            (_, Answer::Node(node)) => {
-                self.kept().nodes.insert(node.number, node.clone());
-            }
+            (_, Answer::Node(node)) => self.kept().add(None, node),
             _ => {}
         }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Kept {
-    fn add(&mut self, directory: u64, name: &[u8], node: &Node) {
-        if self.count >= KEPT_MAX || self.nodes.len() >= KEPT_MAX {
-            *self = Kept::default();
+    fn halves(&self) -> impl Iterator<Item = &Half> {
+        [&self.newer, &self.older].into_iter()
+    }
+
+    fn add(&mut self, name: Option<(u64, &[u8])>, node: &Node) {
+        if self.newer.count >= HALF_MAX {
+            self.older = std::mem::take(&mut self.newer);
         }
-        self.count += 1;
-        let names = self.names.entry(directory).or_default();
-        names.insert(name.to_vec(), node.number);
-        self.nodes.insert(node.number, node.clone());
+        let newer = &mut self.newer;
+        newer.count += 1;
+        if let Some((directory, name)) = name {
+            let names = newer.names.entry(directory).or_default();
+            names.insert(name.to_vec(), node.number);
+        }
+        newer.nodes.insert(node.number, node.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cache, HALF_MAX};
+    use crate::guest::wire::{Answer, Node, Question};
+    use qmpfs_guestfs::{Attributes, FileKind, Time};
+
+    fn node(number: u64) -> Node {
+        let time = Time {
+            seconds: 0,
+            nanoseconds: 0,
+        };
+        let attributes = Attributes {
+            kind: FileKind::File,
+            permissions: 0,
+            links: 1,
+            owner: (0, 0),
+            size: 0,
+            blocks: 0,
+            device: (0, 0),
+            accessed: time,
+            modified: time,
+            changed: time,
+        };
+        Node {
+            number,
+            attributes,
+            target: None,
+        }
+    }
+
+    #[test]
+    fn of_too_many_names_the_last_ones_are_known() {
+        let cache = Cache::default();
+        let name = |number: u64| number.to_string().into_bytes();
+        for number in 0..5 * HALF_MAX as u64 / 2 {
+            let question = Question::Lookup {
+                directory: 2,
+                name: name(number),
+            };
+            cache.learn(&question, &Answer::Node(node(number)));
+        }
+        assert!(!cache.was_used());
+        let known = |number| cache.name(2, &name(number)).is_some();
+        let first = HALF_MAX as u64;
+        assert!(!known(0) && !known(first - 1) && !cache.was_used());
+        assert!(known(first) && known(5 * first / 2 - 1) && cache.node(first).is_some());
+        assert!(cache.was_used() && !cache.was_used());
     }
 }

@@ -240,6 +240,10 @@ impl Tree {
                         true => IDLE_SHORT,
                         false => IDLE,
                     };
+                    // Whoever finds what he wants without a question is at work with it as well.
+                    if self.cache.was_used() && patience == IDLE {
+                        last = Instant::now();
+                    }
                     if last.elapsed() < patience && self.is_there() {
                         continue;
                     }
