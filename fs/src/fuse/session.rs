@@ -74,7 +74,11 @@ pub fn mount(
 ) -> Result<Mounted, Failure> {
     let at = settings.mountpoint.clone();
     let failed = |error: &std::io::Error| {
-        Failure::io(format_args!("mount on {}", at.display()), error).next(match error.kind() {
+        let next = match error.kind() {
+            // It is fusermount that says so, in these words.
+            _ if error.to_string().contains("user_allow_other") => {
+                "leave allow_other out, have root put user_allow_other into /etc/fuse.conf, or mount as root"
+            }
             ErrorKind::PermissionDenied => {
                 "let users open /dev/fuse (it is 0666 under udev), or mount as root"
             }
@@ -82,7 +86,8 @@ pub fn mount(
                 "load the kernel module: modprobe fuse, and install the package fuse3"
             }
             _ => "see that /dev/fuse and fusermount3 are there and may be used",
-        })
+        };
+        Failure::io(format_args!("mount on {}", at.display()), error).next(next)
     };
     let config = config(&settings);
     let opener = engine.clone();
