@@ -74,6 +74,10 @@ impl Saved {
         fs::write(tree.join("etc/fstab"), "/dev/vda / ext4\n").expect("a file");
         fs::write(tree.join("srv/www/index"), "x".repeat(70_000)).expect("a file");
         std::os::unix::fs::symlink("/srv/www/index", tree.join("srv/link")).expect("a link");
+        sh!(
+            "cd {}/srv; mkdir files; echo x >files/x; mkfifo fifo; mknod null c 1 3",
+            tree.display()
+        );
         database(&scratch, &tree.join("var/lib/app"));
         let images = ["web1", "data"].map(|name| {
             let (raw, image) = (
@@ -232,6 +236,10 @@ fn a_directory_comes_back_whole_or_not_at_all() {
     );
     assert!(!out.join("srv/new").exists() && out.join("srv/www/index").exists());
     assert_eq!(sh!("cat {}/srv.replaced-*/new", out.display()), "mine");
+    // The guest's own directories may be called so, too.
+    let (done, said) = again("", "files/0/srv/files/x");
+    assert!(done && out.join("x").exists(), "{said}");
+    fs::remove_file(out.join("x")).expect("our own");
     for (what, words) in [
         ("files/0/nothing", "is not there"),
         ("disk.raw", "is nothing below files/"),
@@ -301,6 +309,8 @@ fn another_user_fetches_a_file() {
         fs::read(out.join("srv/www/index")).expect("it came").len(),
         70_000
     );
+    // Devices are root's to make, and the others come without them.
+    sh!("cd {}/srv; test -p fifo; ! test -e null", out.display());
     // Shown to nobody as writable, the copy is its owner's.
     sh!(
         "setpriv --reuid 65534 --regid 65534 --clear-groups rm -r {}/srv",
