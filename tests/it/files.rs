@@ -9,6 +9,7 @@ use qmpfs_tests::writer::Writer;
 use qmpfs_tests::{oracle, sh, wait};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -135,7 +136,7 @@ pub(crate) fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tre
     let (ours, theirs) = (tree.display(), kernel.display());
     let listing = |of: &str| {
         sh!(
-            "cd {of}; find . -printf '%P|%y|%m|%U|%G|%n|%s|%b|%T@|%C@|%l\\n' | sort; \
+            "cd {of}; find . -printf '%P|%y|%m|%U|%G|%n|%s|%b|%A@|%T@|%C@|%l\\n' | sort; \
              find . \\( -type b -o -type c \\) -exec stat -c '%n %t %T' {{}} + | sort; \
              getfattr -h -d -m '^[^s]|^se' -R . 2>/dev/null | sort"
         )
@@ -146,8 +147,34 @@ pub(crate) fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tre
         assert_eq!(shown, expected);
     }
     assert_eq!(shown.len(), expected.len());
+    for file in ["pieces", "fragments", "hole"].map(|name| format!("odd/{name}")) {
+        let maps = [tree, &kernel].map(|it| pieces(&it.join(&file)));
+        // squashfs has no holes for its own kernel.
+        assert!(maps[0] == maps[1] || maps[1].len() <= 1, "{file}");
+    }
     let differences = sh!("rsync -aHAX --checksum -n -i --delete {theirs}/ {ours}/");
     assert_eq!(differences, "");
+}
+
+/// Where a file has data, as lseek(2) tells.
+fn pieces(path: &Path) -> Vec<(i64, i64)> {
+    let Ok(file) = fs::File::open(path) else {
+        return Vec::new();
+    };
+    let seek = |at, whence| {
+        // SAFETY: the descriptor is open, and lseek takes no memory.
+        unsafe { libc::lseek(file.as_raw_fd(), at, whence) }
+    };
+    let mut found = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = seek(at, libc::SEEK_DATA);
+        if start < 0 {
+            return found;
+        }
+        at = seek(start, libc::SEEK_HOLE);
+        found.push((start, at));
+    }
 }
 
 struct Unmount(PathBuf);
