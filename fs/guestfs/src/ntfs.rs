@@ -13,17 +13,23 @@ mod stream;
 
 use crate::bytes::{le16, le32, le64, u8, utf16};
 use crate::fat::permissions;
-use crate::filesystem::{Attributes, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr};
+use crate::filesystem::{
+    Attributes, Extent, FileKind, Filesystem, Journal, Listing, Time, Xattr, by_listing, is_name,
+};
 use crate::{Error, ReadAt};
+use index::Found;
 use record::{Body, DATA, Elsewhere, FILE_NAME, File, REPARSE, STANDARD};
 use reparse::Reparse;
 use runs::Run;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The record of the root directory.
 const ROOT: u64 = 5;
 /// The record of the table itself.
 const TABLE: u64 = 0;
+/// The record of the table of capital letters, and its bytes.
+const CAPITALS: u64 = 10;
+const CAPITALS_BYTES: u64 = 128 << 10;
 /// Bytes of a named stream that are shown, as Linux limits them; longer ones are left out.
 const XATTR_MAX: u64 = 64 << 10;
 /// Bytes of all named streams of a file.
@@ -46,6 +52,8 @@ pub struct Ntfs {
     /// Where the table of records is, and its bytes.
     table: (Vec<Run>, u64),
     journal: Journal,
+    /// Which characters are the same but for their case, once a name was looked up.
+    capitals: OnceLock<Vec<u8>>,
     /// The file that was asked for last: one in many pieces is told by many records.
     last: Mutex<Option<(u64, Arc<File>)>>,
 }
@@ -78,6 +86,7 @@ impl Ntfs {
         let mut ntfs = Ntfs {
             table: (Vec::new(), 0),
             journal: Journal::Clean,
+            capitals: OnceLock::new(),
             last: Mutex::default(),
             cluster,
             record,
@@ -112,6 +121,17 @@ impl Ntfs {
         let file = Arc::new(record::file(self, node)?);
         *last = Some((node, Arc::clone(&file)));
         Ok(file)
+    }
+
+    fn capitals(&self) -> Result<&[u8], Error> {
+        if let Some(known) = self.capitals.get() {
+            return Ok(known);
+        }
+        let file = record::file(self, CAPITALS)?;
+        let data = file.get(DATA, b"");
+        let data = data.ok_or(Error::Corrupt("the table of capital letters"))?;
+        let bytes = stream::head(self, data, CAPITALS_BYTES)?;
+        Ok(self.capitals.get_or_init(|| bytes))
     }
 
     /// The stream of a file that has no name.
@@ -235,6 +255,29 @@ impl Filesystem for Ntfs {
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
         let file = self.file(directory)?;
         index::list(self, &file, cookie)
+    }
+
+    /// What was written last may not be in its place where the log was not closed.
+    fn has_index(&self) -> bool {
+        self.journal == Journal::Clean
+    }
+
+    fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
+        // A name that is no UTF-8 is shown for one that is no UTF-16.
+        let text = str::from_utf8(name).ok().filter(|_| self.has_index());
+        let Some(text) = text.filter(|it| !it.contains(char::REPLACEMENT_CHARACTER)) else {
+            return by_listing(self, directory, name);
+        };
+        if !is_name(name) {
+            return Err(Error::NotFound);
+        }
+        let units: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let file = self.file(directory)?;
+        match index::find(self, &file, &units, self.capitals()?)? {
+            Found::Record(number) => Ok(number),
+            Found::Nothing => Err(Error::NotFound),
+            Found::Doubtful => by_listing(self, directory, name),
+        }
     }
 
     fn target(&self, node: u64) -> Result<Vec<u8>, Error> {
