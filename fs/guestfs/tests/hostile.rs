@@ -1,7 +1,7 @@
 //! Filesystems that lie: whatever is changed in an image, a reader answers or gives an error. It does not panic,
 //! does not go on for ever, and does not take the machine's memory.
 
-use qmpfs_guestfs::{FileKind, Filesystem, Kind, ReadAt, open};
+use qmpfs_guestfs::{Error, FileKind, Filesystem, Kind, ReadAt, open};
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
@@ -105,6 +105,27 @@ fn walk(filesystem: &dyn Filesystem) -> usize {
     seen.len()
 }
 
+/// Every name that is listed leads where the listing says, whatever it is looked up by.
+fn finds_what_it_lists(filesystem: &dyn Filesystem, directory: u64) {
+    let mut cookie = Some(0);
+    while let Some(at) = cookie {
+        let listing = filesystem.list(directory, at).expect("it is whole");
+        for entry in listing.entries {
+            let found = filesystem.lookup(directory, &entry.name);
+            assert_eq!(found.expect("it is listed"), entry.node);
+            let kind = filesystem.attributes(entry.node).map(|it| it.kind);
+            if kind.expect("it is whole") == FileKind::Directory {
+                finds_what_it_lists(filesystem, entry.node);
+            }
+        }
+        cookie = listing.next;
+    }
+    for name in [&b"no such name"[..], b".", b"..", b"", b"a/b"] {
+        let found = filesystem.lookup(directory, name);
+        assert!(matches!(found, Err(Error::NotFound)), "{found:?}");
+    }
+}
+
 /// Changes an image in many ways: bytes that are not zero become others, mostly such that mean much.
 fn survives(kind: Kind, image: Vec<u8>, files: usize) {
     let image = Arc::new(image);
@@ -118,6 +139,8 @@ fn survives(kind: Kind, image: Vec<u8>, files: usize) {
     };
     let found = with(Vec::new()).expect("it is whole");
     assert!(found >= files, "{found} files");
+    let whole = open(kind, Arc::clone(&image) as _).expect("it is whole");
+    finds_what_it_lists(&*whole, whole.root());
     let used: Vec<u64> = (0..image.len() as u64)
         .filter(|at| image[*at as usize] != 0)
         .collect();
