@@ -93,11 +93,22 @@ fn exfat(name: &str, copied: Copied) {
     let scratch = Scratch::new(name);
     let (image, theirs) = (image(&scratch), scratch.dir("theirs"));
     let made = scratch.file("made.raw");
+    let every_day = Share {
+        megabytes: 64,
+        names: 1500,
+        large: 0,
+    };
+    // Its program goes through the whole directory for each name that it makes.
+    let whole = Share {
+        megabytes: 4096,
+        names: 20_000,
+        large: 1024,
+    };
     let Share {
         megabytes,
         names,
         large,
-    } = Share::or_whole(64, 1500);
+    } = Share::of(every_day, whole);
     sh!(
         "truncate -s {megabytes}M {0}; mkfs.exfat -c 4096 {0} >&2; loop=$(losetup -f --show {0}); \
          trap 'umount {1}; losetup -d $loop' EXIT; mount.exfat-fuse $loop {1} >&2; cd {1}; mkdir gaps; \
