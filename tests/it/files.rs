@@ -209,7 +209,7 @@ fn compared(name: &str, mkfs: &str, megabytes: u32, count: u32, copied: Copied) 
     let (mount, point) = mounted(&scratch, &image, "ro,symlinks=guest");
     // By name, before anything was listed.
     let many = point.join("files/0/many");
-    let number = count / 2 + 2;
+    let number = share.names / 2 + 2;
     let found = fs::read_to_string(many.join(format!("file-number-{number}")));
     assert_eq!(found.expect("it is there"), format!("{number}\n"));
     let missed = fs::metadata(many.join("file-number-0")).expect_err("it never was");

@@ -79,15 +79,14 @@ impl Cache {
                 for entry in entries {
                     if let Some(node) = &entry.node {
                         kept.add(Some((*directory, &entry.name)), node);
+                        if entry.bare {
+                            kept.is_bare(node.number);
+                        }
                     }
                 }
             }
             (Question::Xattrs(node), Answer::Xattrs(all)) if all.is_empty() => {
-                let mut kept = self.kept();
-                if kept.bare.len() >= 2 * HALF_MAX {
-                    kept.bare.clear();
-                }
-                kept.bare.insert(*node);
+                self.kept().is_bare(*node);
             }
             (_, Answer::Node(node)) => self.kept().add(None, node),
             _ => {}
@@ -102,6 +101,13 @@ impl Cache {
 impl Kept {
     fn halves(&self) -> impl Iterator<Item = &Half> {
         [&self.newer, &self.older].into_iter()
+    }
+
+    fn is_bare(&mut self, node: u64) {
+        if self.bare.len() >= 2 * HALF_MAX {
+            self.bare.clear();
+        }
+        self.bare.insert(node);
     }
 
     fn add(&mut self, name: Option<(u64, &[u8])>, node: &Node) {

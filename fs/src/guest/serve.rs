@@ -126,8 +126,11 @@ impl Reader {
         })
     }
 
+    /// `ls -l` asks each file for its extended attributes; nearly none has any.
     fn named(&self, entry: DirEntry) -> Named {
+        let xattrs = self.filesystem().and_then(|it| it.xattrs(entry.node));
         Named {
+            bare: xattrs.is_ok_and(|all| all.is_empty()),
             node: self.node(entry.node).ok(),
             name: entry.name,
         }

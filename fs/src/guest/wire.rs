@@ -88,6 +88,8 @@ pub struct Named {
     pub name: Vec<u8>,
     /// What it names.
     pub node: Option<Node>,
+    /// Whether that is known to have no extended attributes.
+    pub bare: bool,
 }
 
 /// Why a reader has no answer.
