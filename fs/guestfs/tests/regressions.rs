@@ -1,11 +1,6 @@
 //! What fuzzing has found, checked on every run: tests/fuzz/regressions/guest_*, by the checks of the targets; and
 //! the checks themselves on disks that are sound.
 
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "it is the module of another package, too"
-)]
 #[path = "../../../tests/fuzz/guests/mod.rs"]
 mod guests;
 

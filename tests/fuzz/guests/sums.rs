@@ -1,7 +1,7 @@
 //! Checksums set right after damage, so that what is behind them is reached.
 //!
 //! Knows: where GPT, XFS, Btrfs, LVM2, exFAT and NTFS keep them. ext's are not looked at but in its superblock's
-//! journal; FAT and ISO 9660 have none.
+//! journal; FAT, ISO 9660 and squashfs have none of their own.
 //! Does not know: what else is in a block.
 
 /// Sets right what a GPT sums up: its list, then its header; of both copies.

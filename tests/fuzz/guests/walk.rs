@@ -97,6 +97,11 @@ pub fn check_iso(bytes: &[u8]) {
     check(Kind::Iso9660, sparse::unpack(bytes));
 }
 
+/// A squashfs.
+pub fn check_squashfs(bytes: &[u8]) {
+    check(Kind::Squashfs, sparse::unpack(bytes));
+}
+
 /// A physical volume of LVM2.
 pub fn check_lvm(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
