@@ -15,7 +15,7 @@ use crate::filesystem::{
 use crate::{Error, ReadAt};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use tree::{Key, Root, Space};
+use tree::{Chunk, Key, Root, Space};
 
 const SUPERBLOCK: u64 = 64 << 10;
 const MAGIC: &[u8] = b"_BHRfS_M";
@@ -82,7 +82,8 @@ impl Btrfs {
         let mut system = slice(&block, 811, (le32(&block, 160)? as usize).min(2048))?;
         while !system.is_empty() {
             let (address, item) = (le64(system, 9)?, system.get(17..).unwrap_or_default());
-            let length = space.add(address, item)?;
+            let (chunk, length) = Chunk::parse(item)?;
+            space.add(address, chunk)?;
             system = item.get(length..).unwrap_or_default();
         }
         let root = |address: usize, level: usize| {
@@ -93,11 +94,11 @@ impl Btrfs {
         };
         let mut chunks = Vec::new();
         space.each(root(88, 199)?, all(FIRST, CHUNK_ITEM), &mut |key, item| {
-            chunks.push((key.offset, item.to_vec()));
+            chunks.push((key.offset, Chunk::parse(item)?.0));
             Ok(ControlFlow::Continue(()))
         })?;
-        for (address, item) in chunks {
-            space.add(address, &item)?;
+        for (address, chunk) in chunks {
+            space.add(address, chunk)?;
         }
         let roots = root(80, 198)?;
         let subvolumes = subvolumes(&space, roots)?;
@@ -238,7 +239,8 @@ fn subvolumes(space: &Space, roots: Root) -> Result<Vec<(u64, Root)>, Error> {
                 address: le64(item, 176)?,
                 level: u8(item, 238)?,
             };
-            found.retain(|(number, _)| *number != key.object);
+            // Keys only grow: another of the same subvolume is the last one.
+            let _older = found.pop_if(|(number, _)| *number == key.object);
             found.push((key.object, root));
             Ok(ControlFlow::Continue(()))
         },

@@ -1,6 +1,6 @@
 //! Trees of Btrfs: nodes found by logical addresses, and their items in the order of keys.
 //! Invariants: a node is what its parent says of it (address, level, first key), so that a tree has no circles;
-//! keys only grow.
+//! keys only grow, over all nodes of a level, so that none is gone through twice.
 
 use crate::bytes::{le16, le32, le64, slice, u8};
 use crate::{Error, ReadAt};
@@ -50,14 +50,37 @@ pub(super) struct Root {
     pub(super) level: u8,
 }
 
+/// A stretch of logical addresses: how many bytes, and the first on the disk.
+#[derive(Clone, Copy)]
+pub(super) struct Chunk {
+    length: u64,
+    disk: u64,
+}
+
+impl Chunk {
+    /// A chunk, and the length of what says so.
+    pub(super) fn parse(item: &[u8]) -> Result<(Chunk, usize), Error> {
+        let (length, profile) = (le64(item, 0)?, le64(item, 24)?);
+        let copies = usize::from(le16(item, 44)?);
+        if copies > 1 && profile & STRIPED != 0 {
+            return Err(Error::Unsupported("a chunk is striped"));
+        }
+        if copies == 0 || length == 0 {
+            return Err(Error::Corrupt("a chunk"));
+        }
+        let disk = le64(item, 56)?;
+        Ok((Chunk { length, disk }, 48 + copies * 32))
+    }
+}
+
 /// Where logical addresses are on the disk.
 pub(super) struct Space {
     source: Arc<dyn ReadAt>,
     node_size: u32,
     /// Whether nodes have checksums that are known here.
     has_crc: bool,
-    /// By first address: how many bytes, and the first on the disk.
-    chunks: BTreeMap<u64, (u64, u64)>,
+    /// By first address.
+    chunks: BTreeMap<u64, Chunk>,
     kept: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
     /// By the address of a tree's root: items that are others than the tree's, and those that are gone.
     over: HashMap<u64, BTreeMap<Key, Option<Vec<u8>>>>,
@@ -75,30 +98,27 @@ impl Space {
         }
     }
 
-    /// Adds a chunk; gives the length of what says so.
-    pub(super) fn add(&mut self, address: u64, item: &[u8]) -> Result<usize, Error> {
-        let (length, profile) = (le64(item, 0)?, le64(item, 24)?);
-        let copies = usize::from(le16(item, 44)?);
-        if copies > 1 && profile & STRIPED != 0 {
-            return Err(Error::Unsupported("a chunk is striped"));
-        }
-        let end = address.checked_add(length);
-        if copies == 0 || length == 0 || end.is_none() || self.chunks.len() >= CHUNKS_MAX {
+    pub(super) fn add(&mut self, address: u64, chunk: Chunk) -> Result<(), Error> {
+        let end = address.checked_add(chunk.length);
+        if end.is_none() || self.chunks.len() >= CHUNKS_MAX {
             return Err(Error::Corrupt("a chunk"));
         }
-        self.chunks.insert(address, (length, le64(item, 56)?));
-        Ok(48 + copies * 32)
+        self.chunks.insert(address, chunk);
+        Ok(())
     }
 
     /// Where `length` bytes from a logical address on are.
     pub(super) fn place(&self, address: u64, length: u64) -> Result<u64, Error> {
         const NONE: Error = Error::Corrupt("an address is in no chunk");
-        let (start, (size, disk)) = self.chunks.range(..=address).next_back().ok_or(NONE)?;
+        let (start, chunk) = self.chunks.range(..=address).next_back().ok_or(NONE)?;
         let within = address - start;
-        if within.checked_add(length).is_none_or(|end| end > *size) {
+        if within
+            .checked_add(length)
+            .is_none_or(|end| end > chunk.length)
+        {
             return Err(NONE);
         }
-        let place = disk.checked_add(within).ok_or(NONE)?;
+        let place = chunk.disk.checked_add(within).ok_or(NONE)?;
         match place.checked_add(length) {
             Some(end) if end <= self.source.size() => Ok(place),
             Some(_) | None => Err(Error::Corrupt("a chunk is behind the end")),
@@ -186,15 +206,18 @@ impl Space {
         if root.level >= LEVELS {
             return Err(Error::Corrupt("a tree is too high"));
         }
-        let _reached = self.below(root, None, (from, to), visit)?;
+        let mut seen = [None; LEVELS as usize];
+        let _reached = self.below(root, None, (from, to), &mut seen, visit)?;
         Ok(())
     }
 
+    /// `seen` has the last key of each level.
     fn below(
         &self,
         root: Root,
         first: Option<Key>,
         (from, to): (Key, Key),
+        seen: &mut [Option<Key>; LEVELS as usize],
         visit: Visit<'_>,
     ) -> Result<ControlFlow<()>, Error> {
         let node = self.node(root)?;
@@ -215,16 +238,16 @@ impl Space {
                 false => index.saturating_sub(1),
             };
         }
-        let mut last = None;
+        let level = usize::from(root.level);
         while index < count {
             let its = key(index)?;
             if its > to {
                 return Ok(ControlFlow::Break(()));
             }
-            if last.is_some_and(|last| its <= last) {
-                return Err(Error::Corrupt("the keys of a node are out of order"));
+            if seen[level].is_some_and(|last| its <= last) {
+                return Err(Error::Corrupt("the keys of a tree are out of order"));
             }
-            last = Some(its);
+            seen[level] = Some(its);
             let at = HEADER + index * width + KEY;
             let reached = match root.level.checked_sub(1) {
                 None => {
@@ -235,7 +258,7 @@ impl Space {
                 }
                 Some(level) => {
                     let address = le64(&node, at)?;
-                    self.below(Root { address, level }, Some(its), (from, to), visit)?
+                    self.below(Root { address, level }, Some(its), (from, to), seen, visit)?
                 }
             };
             if reached.is_break() {
