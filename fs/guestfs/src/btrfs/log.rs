@@ -14,6 +14,7 @@ use crate::Error;
 use crate::bytes::{le32, le64, slice, u8};
 use crate::filesystem::FileKind;
 use items::{DAMAGE, INODE_EXTREF, INODE_REF, entries, inode_key, write};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
@@ -23,6 +24,10 @@ const DIR_LOG_INDEX: u8 = 72;
 /// Bytes of all logs together, of what they change, and of all names of the directories that they change: some hundred
 /// thousand items, which take seconds.
 const BYTES_MAX: usize = 48 << 20;
+/// Steps of a replay, of some ten nanoseconds: names of one inode or extents of one file lead to the square of them.
+const STEPS_MAX: usize = 100_000_000;
+/// Bytes of an item that are a step.
+const STEP: usize = 32;
 /// The longest extent that the kernel makes, and some more.
 const EXTENT_MAX: u64 = 256 << 20;
 
@@ -48,6 +53,7 @@ pub(super) fn replay(
         Ok(ControlFlow::Continue(()))
     })?;
     let mut room = BYTES_MAX;
+    let steps = Cell::new(STEPS_MAX);
     for (number, log) in found {
         let subvolume = subvolumes.binary_search_by_key(&number, |it| it.0);
         // Of one that was removed since.
@@ -68,6 +74,7 @@ pub(super) fn replay(
             sector,
             names: HashMap::new(),
             room: &mut room,
+            steps: &steps,
             touched: BTreeSet::new(),
         };
         replay.all()?;
@@ -89,6 +96,7 @@ struct Replay<'a> {
     /// Names of the directories that were searched.
     names: HashMap<u64, HashMap<Vec<u8>, Named>>,
     room: &'a mut usize,
+    steps: &'a Cell<usize>,
     /// Inodes whose numbers of names, sizes and blocks have to be counted again.
     touched: BTreeSet<u64>,
 }
@@ -127,6 +135,13 @@ impl Replay<'_> {
         Ok(())
     }
 
+    /// Counts what takes time.
+    fn spend(&self, steps: usize) -> Result<(), Error> {
+        let left = self.steps.get().checked_sub(steps).ok_or(TOO_MUCH)?;
+        self.steps.set(left);
+        Ok(())
+    }
+
     fn get(&self, key: Key) -> Result<Option<Vec<u8>>, Error> {
         self.space.get(self.root, key)
     }
@@ -148,6 +163,7 @@ impl Replay<'_> {
         let (mut found, mut bytes) = (Vec::new(), 0);
         self.space
             .each(self.root, all(object, kind), &mut |key, item| {
+                self.spend(1 + item.len() / STEP)?;
                 bytes += item.len() + 64;
                 if bytes > BYTES_MAX {
                     return Err(TOO_MUCH);

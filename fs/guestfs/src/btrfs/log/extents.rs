@@ -32,6 +32,7 @@ impl Replay<'_> {
             if key.offset >= end {
                 return Ok(ControlFlow::Break(()));
             }
+            self.spend(1)?;
             found.push((key, item.to_vec()));
             Ok(ControlFlow::Continue(()))
         })?;

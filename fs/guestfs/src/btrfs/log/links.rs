@@ -3,7 +3,7 @@
 use super::items::{
     DAMAGE, INODE_EXTREF, INODE_REF, Reference, entries, entry_key, inode_key, joined, references,
 };
-use super::{DIR_LOG_INDEX, Named, Replay, TOO_MUCH};
+use super::{DIR_LOG_INDEX, Named, Replay, STEP, TOO_MUCH};
 use crate::Error;
 use crate::btrfs::INODE_ITEM;
 use crate::btrfs::names::DIR_INDEX;
@@ -24,10 +24,14 @@ impl Replay<'_> {
         }
         let names = self.names(directory)?.clone();
         for (name, (index, location)) in names {
+            self.spend(ranges.len())?;
             let is_in = |(from, to): &(u64, u64)| (*from..=*to).contains(&index);
             let key = entry_key(directory, index);
             let is_kept = match self.log.get(&key) {
-                Some(item) => entries(item)?.iter().any(|(_, its, _)| *its == name),
+                Some(item) => {
+                    self.spend(item.len() / STEP)?;
+                    entries(item)?.iter().any(|(_, its, _)| *its == name)
+                }
                 None => false,
             };
             if !is_kept && ranges.iter().any(is_in) {
@@ -86,6 +90,7 @@ impl Replay<'_> {
         let mut all = Vec::new();
         for kind in [INODE_REF, INODE_EXTREF] {
             for (key, item) in self.logged(inode, kind) {
+                self.spend(1 + item.len() / STEP)?;
                 all.extend(references(*key, item)?);
             }
         }
@@ -111,6 +116,7 @@ impl Replay<'_> {
             }
             // Names in that directory that it has no more.
             for (_, _, old) in self.own_references(inode, *parent)? {
+                self.spend(all_logged.len())?;
                 let is_logged = |it: &Reference| (it.0, &it.2) == (*parent, &old);
                 if !all_logged.iter().any(is_logged) {
                     self.unlink_named(*parent, &old, inode)?;
