@@ -1,4 +1,6 @@
 //! Where a file's bytes are: extents, lists of blocks, or the inode itself.
+//! Invariant: however nodes and lists lead to each other, what is gone through is bounded by what is found, or by a
+//! named limit.
 
 use super::inode::Inode;
 use super::{Ext, xattr};
@@ -16,6 +18,9 @@ const DIRECT: u64 = 12;
 /// Extents that one read goes through: a piece of each block is more than it can ask for.
 const READ_EXTENTS: usize = 1 << 16;
 
+/// Lists that lead to no block, and are gone through for one question: a list is freed with its last block.
+const EMPTY_LISTS_MAX: u32 = 4096;
+
 /// A run of blocks of a file.
 struct Run {
     logical: u64,
@@ -28,9 +33,25 @@ struct Runs {
     from: u64,
     limit: usize,
     found: Vec<Run>,
+    /// The first block of the file that can still come: what a tree says goes up, in all its nodes.
+    next: u64,
+    /// Blocks that lists led to, also those before the first that is wanted.
+    blocks: u64,
+    empty_lists: u32,
 }
 
 impl Runs {
+    fn new(from: u64, limit: usize) -> Runs {
+        Runs {
+            from,
+            limit,
+            found: Vec::new(),
+            next: 0,
+            blocks: 0,
+            empty_lists: 0,
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.found.len() >= self.limit
     }
@@ -75,11 +96,7 @@ pub(super) fn extents(
         }]);
     }
     let size = u64::from(ext.blocks.size);
-    let mut runs = Runs {
-        from: offset / size,
-        limit,
-        found: Vec::new(),
-    };
+    let mut runs = Runs::new(offset / size, limit);
     match inode.has_extents() {
         true => tree(ext, inode.root()?, None, &mut runs)?,
         false => lists(ext, inode, &mut runs)?,
@@ -121,12 +138,17 @@ fn tree(ext: &Ext, node: &[u8], above: Option<u16>, runs: &mut Runs) -> Result<(
         }
         let at = 12 + index * 12;
         let logical = u64::from(le32(node, at)?);
+        if logical < runs.next {
+            return Err(Error::Corrupt("the extents of a file are out of order"));
+        }
         if depth == 0 {
             let length = le16(node, at + 4)?;
             let physical = u64::from(le16(node, at + 6)?) << 32 | u64::from(le32(node, at + 8)?);
             if (1..=WRITTEN_MAX).contains(&length) {
                 runs.add(logical, physical, length.into());
             }
+            let blocks = length.checked_sub(WRITTEN_MAX).filter(|it| *it > 0);
+            runs.next = logical + u64::from(blocks.unwrap_or(length).max(1));
             continue;
         }
         // What the next one begins with is where this one ends.
@@ -134,11 +156,11 @@ fn tree(ext: &Ext, node: &[u8], above: Option<u16>, runs: &mut Runs) -> Result<(
             true => le32(node, at + 12)?.into(),
             false => u64::MAX,
         };
-        if next <= runs.from {
-            continue;
+        if next > runs.from {
+            let child = u64::from(le32(node, at + 4)?) | u64::from(le16(node, at + 8)?) << 32;
+            tree(ext, &ext.blocks.block(child)?, Some(depth), runs)?;
         }
-        let child = u64::from(le32(node, at + 4)?) | u64::from(le16(node, at + 8)?) << 32;
-        tree(ext, &ext.blocks.block(child)?, Some(depth), runs)?;
+        runs.next = runs.next.max(logical + 1);
     }
     Ok(())
 }
@@ -174,9 +196,11 @@ fn list(
     runs: &mut Runs,
 ) -> Result<(), Error> {
     let Some(below) = level.checked_sub(1) else {
+        runs.blocks += 1;
         runs.add(logical, number, 1);
         return Ok(());
     };
+    let before = runs.blocks;
     let block = ext.blocks.block(number)?;
     let span = u64::from(ext.blocks.size / 4).saturating_pow(below);
     for (index, entry) in block.chunks_exact(4).enumerate() {
@@ -189,7 +213,11 @@ fn list(
             list(ext, number.into(), below, at, end, runs)?;
         }
     }
-    Ok(())
+    runs.empty_lists += u32::from(runs.blocks == before);
+    match runs.empty_lists {
+        ..=EMPTY_LISTS_MAX => Ok(()),
+        _ => Err(Error::Corrupt("lists of blocks that lead to none")),
+    }
 }
 
 /// Bytes of a file, directory or link; fewer only at its end.
@@ -231,11 +259,7 @@ fn extents_with_blocks(
     let size = u64::from(ext.blocks.size);
     let (first, last) = (offset / size, end.div_ceil(size));
     let limit = usize::try_from(last - first).unwrap_or(READ_EXTENTS);
-    let mut runs = Runs {
-        from: first,
-        limit: limit.clamp(1, READ_EXTENTS),
-        found: Vec::new(),
-    };
+    let mut runs = Runs::new(first, limit.clamp(1, READ_EXTENTS));
     match inode.has_extents() {
         true => tree(ext, inode.root()?, None, &mut runs)?,
         false => lists(ext, inode, &mut runs)?,

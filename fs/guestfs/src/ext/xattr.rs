@@ -13,8 +13,8 @@ const ENTRY: usize = 16;
 const BLOCK_HEADER: usize = 32;
 /// The largest value that Linux knows.
 const VALUE_MAX: usize = 64 << 10;
-/// Attributes of one file: a block of 64 KiB holds fewer.
-const ATTRIBUTES_MAX: usize = 4096;
+/// Bytes of all extended attributes of a file, as Linux limits each.
+const XATTRS_MAX: usize = 1 << 20;
 /// The names of ACLs, which the disk writes in a shorter way.
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
@@ -40,8 +40,14 @@ pub(super) fn inline_data(ext: &Ext, inode: &Inode) -> Result<Vec<u8>, Error> {
     Ok(data.map(|(_, value)| value).unwrap_or_default())
 }
 
+#[derive(Default)]
+struct Found {
+    all: Vec<Xattr>,
+    bytes: usize,
+}
+
 fn gather(ext: &Ext, inode: &Inode) -> Result<Vec<Xattr>, Error> {
-    let mut found = Vec::new();
+    let mut found = Found::default();
     let room = inode.xattr_room()?;
     if room.len() > 4 && le32(room, 0)? == MAGIC {
         let entries = &room[4..];
@@ -54,16 +60,13 @@ fn gather(ext: &Ext, inode: &Inode) -> Result<Vec<Xattr>, Error> {
         }
         add(ext, &block[BLOCK_HEADER..], &block, &mut found)?;
     }
-    Ok(found)
+    Ok(found.all)
 }
 
 /// Adds the entries of a list. Their values are counted from the beginning of `values`.
-fn add(ext: &Ext, entries: &[u8], values: &[u8], found: &mut Vec<Xattr>) -> Result<(), Error> {
+fn add(ext: &Ext, entries: &[u8], values: &[u8], found: &mut Found) -> Result<(), Error> {
     let mut at = 0;
     while at + 4 <= entries.len() && le32(entries, at)? != 0 {
-        if found.len() >= ATTRIBUTES_MAX {
-            return Err(Error::Corrupt("a file has too many extended attributes"));
-        }
         let length = usize::from(u8(entries, at)?);
         let suffix = slice(entries, at + ENTRY, length)?;
         let offset = usize::from(le16(entries, at + 2)?);
@@ -71,12 +74,16 @@ fn add(ext: &Ext, entries: &[u8], values: &[u8], found: &mut Vec<Xattr>) -> Resu
         if size > VALUE_MAX {
             return Err(Error::Corrupt("an extended attribute is too long"));
         }
+        found.bytes += ENTRY + length + size;
+        if found.bytes > XATTRS_MAX {
+            return Err(Error::Corrupt("a file has too many extended attributes"));
+        }
         let value = match owner {
             0 => slice(values, offset, size)?.to_vec(),
             owner => content::read(ext, &ext.inode(owner.into())?, 0, size)?,
         };
         if let Some(prefix) = prefix(u8(entries, at + 1)?) {
-            found.push(([prefix, suffix].concat(), value));
+            found.all.push(([prefix, suffix].concat(), value));
         }
         at += (ENTRY + length).next_multiple_of(4);
     }
