@@ -27,6 +27,8 @@ const RECORDS_MAX: usize = 8 << 10;
 const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// Attributes of one file.
 const ATTRIBUTES_MAX: usize = 16 << 10;
+/// Runs of one file, which take sixteen times the memory that they take on the disk: no file has more.
+const RUNS_MAX: usize = 2 << 20;
 /// What tells a record from how often it was used.
 pub(super) const NUMBER: u64 = 0xffff_ffff_ffff;
 
@@ -37,6 +39,16 @@ pub(super) struct Attribute {
     pub(super) name: Vec<u8>,
     pub(super) flags: u16,
     pub(super) body: Body,
+}
+
+impl Attribute {
+    /// How many runs its bytes are in.
+    fn runs(&self) -> usize {
+        match &self.body {
+            Body::Here(_) => 0,
+            Body::Elsewhere(it) => it.runs.len(),
+        }
+    }
 }
 
 pub(super) enum Body {
@@ -119,15 +131,18 @@ pub(super) fn file(ntfs: &Ntfs, number: u64) -> Result<File, Error> {
                 runs::read(ntfs, &it.runs, 0, size as usize)?
             }
         };
-        let mut gathered = 0usize;
+        let (mut gathered, mut runs) = (0usize, 0usize);
         for other in others(&list, number)? {
             // A record that was given to another file meanwhile says so.
             let bytes = ntfs.record(other)?;
             gathered = gathered.saturating_add(bytes.len());
             if le64(&bytes, 32)? & NUMBER == number && le16(&bytes, 22)? & IN_USE != 0 {
-                attributes.extend(self::attributes(&bytes)?);
+                let more = self::attributes(&bytes)?;
+                runs = runs.saturating_add(more.iter().map(Attribute::runs).sum());
+                attributes.extend(more);
             }
-            if attributes.len() > ATTRIBUTES_MAX || gathered > RECORDS_BYTES_MAX {
+            if attributes.len() > ATTRIBUTES_MAX || gathered > RECORDS_BYTES_MAX || runs > RUNS_MAX
+            {
                 return Err(Error::Corrupt("a file has too many attributes"));
             }
         }
