@@ -230,3 +230,41 @@ pub(super) fn inline(space: &Space, root: Root, inode: u64, size: u64) -> Result
         _ => Err(Error::Corrupt("the target of a link is too long")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{EXTENT_DATA, SECTOR, extents, read};
+    use crate::btrfs::tree::tests::{key, tree};
+
+    const FILE: u64 = 257;
+
+    /// An extent that is a hole.
+    fn hole(length: u64) -> Vec<u8> {
+        let mut item = vec![0; 53];
+        item[20] = 1;
+        item[45..].copy_from_slice(&length.to_le_bytes());
+        item
+    }
+
+    #[test]
+    fn stretches_are_of_whole_sectors_and_do_not_overlap() {
+        let file = |stretches: &[(u64, u64)]| {
+            let items = stretches.iter();
+            let items = items.map(|(at, length)| (key(FILE, EXTENT_DATA, *at), hole(*length)));
+            let (space, root) = tree(&items.collect::<Vec<_>>());
+            let of = (FILE, 8 * SECTOR);
+            let bytes = read(&space, root, of, 4 * SECTOR, 1);
+            (extents(&space, root, of, 0, 9).is_ok(), bytes.is_ok())
+        };
+        const S: u64 = SECTOR;
+        assert_eq!(file(&[(0, S), (S, 2 * S), (4 * S, S)]), (true, true));
+        for bad in [
+            &[(0, S), (S - 1, S)][..],
+            &[(512, S)],
+            &[(0, S + 1)],
+            &[(0, 2 * S), (S, S)],
+        ] {
+            assert_eq!(file(bad), (false, false), "{bad:?}");
+        }
+    }
+}

@@ -299,3 +299,96 @@ fn search(count: usize, is_before: impl Fn(usize) -> Result<bool, Error>) -> Res
     }
     Ok(low)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{Chunk, HEADER, ITEM, Key, LEVELS, Root, Space};
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    const NODE: usize = 4096;
+
+    pub(in crate::btrfs) fn key(object: u64, kind: u8, offset: u64) -> Key {
+        Key {
+            object,
+            kind,
+            offset,
+        }
+    }
+
+    /// A node of a level with these keys, and what each leads to: an address, or an item.
+    fn node(address: usize, level: u8, keys: &[Key], below: &[Vec<u8>]) -> Vec<u8> {
+        let mut node = vec![0; NODE];
+        node[48..56].copy_from_slice(&(address as u64).to_le_bytes());
+        node[96..100].copy_from_slice(&(keys.len() as u32).to_le_bytes());
+        node[100] = level;
+        let (mut at, mut end) = (HEADER, NODE);
+        for (key, below) in keys.iter().zip(below) {
+            let mut head = key.object.to_le_bytes().to_vec();
+            head.push(key.kind);
+            head.extend(key.offset.to_le_bytes());
+            if level == 0 {
+                end -= below.len();
+                head.extend(((end - HEADER) as u32).to_le_bytes());
+                head.extend((below.len() as u32).to_le_bytes());
+                node[end..end + below.len()].copy_from_slice(below);
+            } else {
+                head.extend(below);
+                head.extend([0; 8]);
+            }
+            node[at..at + head.len()].copy_from_slice(&head);
+            at += head.len();
+        }
+        node
+    }
+
+    fn space(disk: Vec<u8>) -> Space {
+        let length = disk.len() as u64;
+        let mut space = Space::new(Arc::new(disk), NODE as u32, false);
+        let chunk = Chunk { length, disk: 0 };
+        space.add(0, chunk).expect("a chunk");
+        space
+    }
+
+    /// A tree of one node with these items.
+    pub(in crate::btrfs) fn tree(items: &[(Key, Vec<u8>)]) -> (Space, Root) {
+        let (keys, items): (Vec<Key>, Vec<Vec<u8>>) = items.iter().cloned().unzip();
+        assert!(items.len() * ITEM < NODE / 2, "they fit");
+        let root = Root {
+            address: 0,
+            level: 0,
+        };
+        (space(node(0, 0, &keys, &items)), root)
+    }
+
+    /// Each is what its parent says of it, and the ways through them are 26,000,000,000.
+    #[test]
+    fn nodes_that_lead_to_the_same_ones_are_refused() {
+        const WIDTH: usize = 100;
+        let address = |level: u8, index: usize| (usize::from(level) * WIDTH + index) * NODE;
+        let mut disk = Vec::new();
+        for level in 0..LEVELS {
+            for first in 0..WIDTH {
+                let last = if level == 0 { first + 1 } else { WIDTH };
+                let keys: Vec<Key> = (first..last).map(|it| key(it as u64, 1, 0)).collect();
+                let below = (first..last).map(|it| match level.checked_sub(1) {
+                    Some(level) => (address(level, it) as u64).to_le_bytes().to_vec(),
+                    None => vec![1],
+                });
+                let below: Vec<Vec<u8>> = below.collect();
+                disk.extend(node(address(level, first), level, &keys, &below));
+            }
+        }
+        let root = Root {
+            address: address(LEVELS - 1, 0) as u64,
+            level: LEVELS - 1,
+        };
+        let mut seen = 0;
+        let all = (key(0, 0, 0), key(u64::MAX, u8::MAX, u64::MAX));
+        let walked = space(disk).each(root, all, &mut |_, _| {
+            seen += 1;
+            Ok(ControlFlow::Continue(()))
+        });
+        assert!(walked.is_err() && seen <= WIDTH, "{seen}");
+    }
+}
