@@ -130,15 +130,14 @@ pub fn check_lvm(bytes: &[u8]) {
 
 fn check(kind: Kind, disk: Vec<u8>) {
     let began = Instant::now();
-    let bytes = disk.clone();
-    let disk: Arc<dyn ReadAt> = Arc::new(disk);
-    let Ok(filesystem) = open(kind, disk) else {
+    let disk = Arc::new(disk);
+    let Ok(filesystem) = open(kind, Arc::<Vec<u8>>::clone(&disk)) else {
         return;
     };
     let root = filesystem.root();
     let mut walk = Walk {
         filesystem: &*filesystem,
-        disk: &bytes,
+        disk: &disk,
         seen: 0,
     };
     let mut queue = vec![root];
