@@ -68,9 +68,9 @@ const XFS: [(&[u8], usize, usize); 19] = [
     (b"\x3b\xee", 12, 0),
 ];
 
-/// Sets right the checksums of an XFS of blocks of 4096 bytes.
-pub fn xfs(disk: &mut [u8]) {
-    for at in (0..disk.len()).step_by(512) {
+/// Sets right the checksums of an XFS of blocks of 4096 bytes, in these sectors.
+pub fn xfs(disk: &mut [u8], sectors: impl Iterator<Item = usize>) {
+    for at in sectors {
         for (magic, sum, length) in XFS {
             let length = if length == 0 { 4096 } else { length };
             let here = match magic {
@@ -125,10 +125,11 @@ pub fn btrfs(disk: &mut [u8]) {
     }
 }
 
-/// Sets right the last bytes of the sectors of records of an NTFS, which say that they were written whole.
-pub fn ntfs(disk: &mut [u8]) {
+/// Sets right the last bytes of the sectors of records of an NTFS, which say that they were written whole;
+/// of those that begin in these sectors.
+pub fn ntfs(disk: &mut [u8], sectors: impl Iterator<Item = usize>) {
     const SECTOR: usize = 512;
-    for at in (0..disk.len()).step_by(SECTOR) {
+    for at in sectors {
         if !matches!(disk.get(at..at + 4), Some(b"FILE" | b"INDX")) {
             continue;
         }
@@ -148,10 +149,10 @@ pub fn ntfs(disk: &mut [u8]) {
     }
 }
 
-/// Sets right the checksums of the entries of an exFAT's files.
-pub fn exfat(disk: &mut [u8]) {
+/// Sets right the checksums of an exFAT's files, which begin with these entries.
+pub fn exfat(disk: &mut [u8], entries: impl Iterator<Item = usize>) {
     const ENTRY: usize = 32;
-    for at in (0..disk.len()).step_by(ENTRY) {
+    for at in entries {
         let is_file = matches!(disk.get(at..at + 33), Some([0x85, .., 0xc0]));
         let count = disk
             .get(at + 1)

@@ -62,7 +62,7 @@ pub fn check_ext(bytes: &[u8]) {
 /// An XFS.
 pub fn check_xfs(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
-    sums::xfs(&mut disk);
+    sums::xfs(&mut disk, sparse::places(bytes, 512));
     check(Kind::Xfs, disk);
 }
 
@@ -76,7 +76,7 @@ pub fn check_btrfs(bytes: &[u8]) {
 /// An NTFS.
 pub fn check_ntfs(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
-    sums::ntfs(&mut disk);
+    sums::ntfs(&mut disk, sparse::places(bytes, 512));
     check(Kind::Ntfs, disk);
 }
 
@@ -88,7 +88,7 @@ pub fn check_fat(bytes: &[u8]) {
 /// An exFAT.
 pub fn check_exfat(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
-    sums::exfat(&mut disk);
+    sums::exfat(&mut disk, sparse::places(bytes, 32));
     check(Kind::ExFat, disk);
 }
 

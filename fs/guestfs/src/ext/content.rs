@@ -19,7 +19,7 @@ const DIRECT: u64 = 12;
 const READ_EXTENTS: usize = 1 << 16;
 
 /// Lists that lead to no block, and are gone through for one question: a list is freed with its last block.
-const EMPTY_LISTS_MAX: u32 = 4096;
+const EMPTY_LISTS_MAX: u32 = 256;
 
 /// A run of blocks of a file.
 struct Run {
