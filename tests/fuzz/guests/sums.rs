@@ -97,8 +97,9 @@ fn number(disk: &[u8], at: usize, length: usize) -> Option<usize> {
     usize::try_from(value.fold(0u64, |all, byte| all << 8 | u64::from(*byte))).ok()
 }
 
-/// Sets right the checksums of a Btrfs: of its superblock, and of each block that says to be a node of it.
-pub fn btrfs(disk: &mut [u8]) {
+/// Sets right the checksums of a Btrfs: of its superblock, and of each block that says to be a node of it;
+/// of those that begin in these places.
+pub fn btrfs(disk: &mut [u8], places: impl Iterator<Item = usize>) {
     const SUPERBLOCK: usize = 64 << 10;
     let (Some(nodes), Some(superblock)) = (
         number(disk, SUPERBLOCK + 148, 4),
@@ -110,7 +111,7 @@ pub fn btrfs(disk: &mut [u8]) {
     let names = [superblock[32..48].to_vec(), superblock[571..587].to_vec()];
     let nodes = nodes.clamp(4096, 64 << 10);
     let superblocks = [SUPERBLOCK, 64 << 20];
-    for at in (0..disk.len()).step_by(4096) {
+    for at in places.filter(|at| at.is_multiple_of(4096)) {
         let length = match superblocks.contains(&at) {
             true => 4096,
             false => nodes,

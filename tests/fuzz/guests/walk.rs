@@ -69,7 +69,7 @@ pub fn check_xfs(bytes: &[u8]) {
 /// A Btrfs.
 pub fn check_btrfs(bytes: &[u8]) {
     let mut disk = sparse::unpack(bytes);
-    sums::btrfs(&mut disk);
+    sums::btrfs(&mut disk, sparse::places(bytes, sparse::BLOCK));
     check(Kind::Btrfs, disk);
 }
 
@@ -246,7 +246,7 @@ impl Walk<'_> {
                 return;
             }
             let hole = bytes.get(at..start.min(bytes.len())).unwrap_or_default();
-            assert!(hole.iter().all(|byte| *byte == 0), "data in a hole at {at}");
+            assert!(is_empty(hole), "data in a hole at {at}");
             if start >= bytes.len() {
                 return;
             }
@@ -260,10 +260,7 @@ impl Walk<'_> {
                 );
             }
         }
-        assert!(
-            bytes[at..].iter().all(|byte| *byte == 0),
-            "data in the last hole"
-        );
+        assert!(is_empty(&bytes[at..]), "data in the last hole");
     }
 
     fn timed<T>(&self, ask: impl FnOnce(&dyn Filesystem) -> Result<T, Error>) -> Result<T, Error> {
@@ -272,4 +269,10 @@ impl Walk<'_> {
         assert!(began.elapsed() < LONGEST, "a question takes too long");
         answer
     }
+}
+
+/// Whether there are no bytes but zeros, of those that are read at once; in one comparison, as the fuzzer counts each.
+fn is_empty(bytes: &[u8]) -> bool {
+    static ZEROS: [u8; READ] = [0; READ];
+    *bytes == ZEROS[..bytes.len()]
 }
