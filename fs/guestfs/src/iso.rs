@@ -24,8 +24,10 @@ const ROOT: u64 = 156;
 const RECORD: usize = 33;
 /// The most bytes that a directory can have.
 const DIRECTORY_MAX: u64 = 64 << 20;
-/// Sectors of a directory that one listing goes through.
+/// Sectors of a directory that one listing goes through, and those that it can be longer by when it would end within a
+/// file.
 const PIECE: u64 = 8;
+const PIECE_MORE: u64 = 256;
 /// Records of one file: so many have a terabyte.
 const PIECES_MAX: usize = 1024;
 
@@ -266,7 +268,7 @@ impl Filesystem for Iso {
         let mut sector = cookie;
         let mut is_continued = false;
         while sector.saturating_mul(SECTOR) < size
-            && (sector < cookie.saturating_add(PIECE) || is_continued)
+            && (sector - cookie < PIECE || is_continued && sector - cookie < PIECE + PIECE_MORE)
         {
             let start = own.start.saturating_add(sector * SECTOR);
             let length = (size - sector * SECTOR).min(SECTOR) as usize;

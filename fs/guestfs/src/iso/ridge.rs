@@ -7,8 +7,8 @@ use crate::{Error, ReadAt};
 
 /// Places where the fields of one record go on.
 const AREAS_MAX: usize = 32;
-/// The longest of them.
-const AREA_MAX: u32 = 64 << 10;
+/// The longest of them, which is in one sector.
+const AREA_MAX: u32 = 2048;
 /// The longest name and target, as in Linux.
 const NAME_MAX: usize = 255;
 const TARGET_MAX: usize = 4096;
