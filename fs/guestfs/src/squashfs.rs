@@ -204,8 +204,8 @@ impl Filesystem for Squashfs {
                 stream
             }
         };
-        let (mut at, mut entries) = (cookie, Vec::new());
-        while at < size && entries.len() < NAMES {
+        let (mut at, mut seen, mut entries) = (cookie, 0, Vec::new());
+        while at < size && seen < NAMES {
             let head = stream.take(12)?;
             let (last, block) = (le32(&head, 0)?, le32(&head, 4)?);
             at += 12;
@@ -217,6 +217,7 @@ impl Filesystem for Squashfs {
                 let length = usize::from(le16(&head, 6)?) + 1;
                 let name = stream.take(length)?;
                 at += 8 + length as u64;
+                seen += 1;
                 if at > size {
                     return Err(Error::Corrupt("a directory is longer than its size"));
                 }

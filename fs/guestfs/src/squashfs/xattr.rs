@@ -61,11 +61,12 @@ impl Table {
             let (kind, length) = (le16(&head, 0)?, usize::from(le16(&head, 2)?));
             let name = stream_of_names.take(length)?;
             let mut value = value(&mut stream_of_names)?;
+            total += 8 + name.len() + value.len();
             if kind & ELSEWHERE != 0 {
                 let mut there = stream(le64(&value, 0)?)?;
                 value = self::value(&mut there)?;
+                total += value.len();
             }
-            total += 8 + name.len() + value.len();
             if total > XATTRS_MAX {
                 break;
             }
