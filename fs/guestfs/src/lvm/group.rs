@@ -4,12 +4,15 @@
 use super::layout::{Area, Layout, Segment};
 use super::text::{self, Value};
 use crate::Error;
+use std::collections::HashMap;
 
 const SECTOR: u64 = 512;
 /// Logical volumes of one group that are listed.
 const VOLUMES_MAX: usize = 1024;
 /// Segments of one volume.
 const SEGMENTS_MAX: usize = 1 << 16;
+/// What tells physical volumes apart has 32 letters.
+const UUID_MAX: usize = 64;
 /// Stripes of one segment, as many as LVM makes.
 const STRIPES_MAX: usize = 128;
 
@@ -48,6 +51,9 @@ pub struct Logical {
     pub layout: Result<Layout, String>,
 }
 
+/// By the names that a group has for its physical volumes: where the extents of each begin, and their bytes.
+type Physical<'a> = HashMap<&'a str, (Area, u64)>;
+
 impl Group {
     /// Reads the text of the metadata.
     pub fn parse(text: &[u8]) -> Result<Group, Error> {
@@ -61,19 +67,23 @@ impl Group {
         }
         let physical = group.get("physical_volumes").ok_or(DAMAGE)?.section();
         let mut members = Vec::new();
-        let physical: Result<Vec<_>, Error> = physical
+        let physical: Result<Physical<'_>, Error> = physical
             .iter()
             .map(|(name, volume)| {
                 let start = bytes(volume.number("pe_start")?)?;
                 let extents = volume.number("pe_count")?;
                 let length = extents.checked_mul(extent).ok_or(DAMAGE)?;
                 let uuid = volume.text("id")?.replace('-', "");
+                // Each stretch of a volume has a copy.
+                if uuid.len() > UUID_MAX {
+                    return Err(DAMAGE);
+                }
                 let device = volume.text("device").unwrap_or_default().to_owned();
                 members.push(Member {
                     uuid: uuid.clone(),
                     device,
                 });
-                Ok((name.as_str(), Area { uuid, start }, length))
+                Ok((name.as_str(), (Area { uuid, start }, length)))
             })
             .collect();
         let physical = physical?;
@@ -114,7 +124,7 @@ fn bytes(sectors: u64) -> Result<u64, Error> {
 fn layout(
     volume: &Value,
     extent: u64,
-    physical: &[(&str, Area, u64)],
+    physical: &Physical<'_>,
 ) -> Result<Result<Layout, String>, Error> {
     let entries = volume.section().iter();
     let named = entries.filter(|(name, _)| name.starts_with("segment") && name != "segment_count");
@@ -132,7 +142,7 @@ fn layout(
     Layout::new(segments).map(Ok)
 }
 
-fn striped(segment: &Value, extent: u64, physical: &[(&str, Area, u64)]) -> Result<Segment, Error> {
+fn striped(segment: &Value, extent: u64, physical: &Physical<'_>) -> Result<Segment, Error> {
     let stripes = segment.list("stripes");
     let (pairs, rest) = stripes.as_chunks::<2>();
     let count = pairs.len() as u64;
@@ -157,10 +167,7 @@ fn striped(segment: &Value, extent: u64, physical: &[(&str, Area, u64)]) -> Resu
             let [Value::Text(name), Value::Number(first)] = pair else {
                 return Err(DAMAGE);
             };
-            let (_, of, size) = physical
-                .iter()
-                .find(|(its, ..)| its == name)
-                .ok_or(DAMAGE)?;
+            let (of, size) = physical.get(name.as_str()).ok_or(DAMAGE)?;
             let within = first.checked_mul(extent).ok_or(DAMAGE)?;
             let end = within.checked_add(on_each).ok_or(DAMAGE)?;
             let start = of.start.checked_add(within).ok_or(DAMAGE)?;
