@@ -1,5 +1,6 @@
 //! XFS, by the crate `rust-fs-xfs`: its log is recovered in memory when it is opened.
-//! Here is what it leaves open: where extents are in bytes, devices, ACLs as the kernel gives them.
+//! Here is what it leaves open: where extents are in bytes, devices, ACLs as the kernel gives them, and limits: it
+//! goes through as much as an inode says that it has.
 
 use crate::bytes::{be16, be32};
 use crate::filesystem::{
@@ -12,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names of one listing.
 const NAMES: usize = 1024;
+/// Extents of one file, which are in memory all at once.
+const EXTENTS_MAX: u64 = 2 << 20;
+/// The most bytes that a directory can have, whose names are in memory all at once: two millions of them.
+const DIRECTORY_MAX: u64 = 64 << 20;
 /// ACLs, as the disk names them and as the kernel does.
 const ACLS: [(&[u8], &[u8]); 2] = [
     (b"trusted.SGI_ACL_FILE", b"system.posix_acl_access"),
@@ -74,7 +79,36 @@ impl Xfs {
     }
 
     fn inode(&self, node: u64) -> Result<(Inode, Vec<u8>), Error> {
-        self.filesystem.read_inode_raw(node).map_err(failed)
+        let (inode, raw) = self.filesystem.read_inode_raw(node).map_err(failed)?;
+        let extents = inode.nextents.saturating_add(inode.anextents.into());
+        // As the kernel has it.
+        if extents > inode.nblocks {
+            return Err(Error::Corrupt("a file has more extents than blocks"));
+        }
+        if extents > EXTENTS_MAX {
+            return Err(Error::Unsupported("a file in so many pieces"));
+        }
+        Ok((inode, raw))
+    }
+
+    /// Whether a directory's extents are as long as it is, and no longer.
+    fn check_directory(&self, inode: &Inode, raw: &[u8]) -> Result<(), Error> {
+        /// Behind this byte of a directory there are no names.
+        const NAMES_END: u64 = 32 << 30;
+        if inode.size > DIRECTORY_MAX {
+            return Err(Error::Unsupported("a directory of so many names"));
+        }
+        if inode.format == Format::Local {
+            return Ok(());
+        }
+        let size = u64::from(self.filesystem.superblock().blocksize);
+        let found = self.filesystem.data_extents(inode, raw).map_err(failed)?;
+        let of_names = found.iter().take_while(|it| it.startoff < NAMES_END / size);
+        let blocks = of_names.fold(0u64, |all, it| all.saturating_add(it.blockcount));
+        match blocks.saturating_mul(size) > inode.size {
+            true => Err(Error::Corrupt("a directory is longer than its size")),
+            false => Ok(()),
+        }
     }
 
     fn mapped(&self, node: u64) -> Result<Arc<Mapped>, Error> {
@@ -114,6 +148,7 @@ impl Xfs {
         if !inode.is_dir() {
             return Err(Error::WrongKind);
         }
+        self.check_directory(&inode, &raw)?;
         let found = self.filesystem.read_dir(&inode, &raw).map_err(failed)?;
         let named = found.into_iter().filter(|entry| is_name(&entry.name));
         Ok(named
