@@ -134,6 +134,7 @@ fn check(kind: Kind, disk: Vec<u8>) {
     let Ok(filesystem) = open(kind, Arc::<Vec<u8>>::clone(&disk)) else {
         return;
     };
+    let _log = filesystem.journal();
     let root = filesystem.root();
     let mut walk = Walk {
         filesystem: &*filesystem,
