@@ -182,9 +182,14 @@ impl Verb<Bench> for Backup {
             base.delete_when_closed();
         }
         if let Some(below) = self.below() {
-            // complete, it stays, whatever became of the other
             let copy = bench.disk().backup("full", &below);
-            if copy.exists() {
+            assert_eq!(
+                copy.exists(),
+                there,
+                "both are named, or none: {}",
+                round.at
+            );
+            if there {
                 oracle::assert_same(&copy.disk_raw(), bench.bytes_of(&below));
                 copy.delete_when_closed();
             }
