@@ -54,7 +54,12 @@ pub(super) fn a_name_that_fails_at_first(name: &str, attachment: Attachment) {
 
 /// The same of a backup of the top layer, and of what is made for it to stand on.
 pub(super) fn one_of_two_names_fails_at_first(name: &str, attachment: Attachment) {
-    for words in ["ftruncate web1/vda/.n", "ftruncate web1/vda/.below"] {
+    // its length, and the manifest beside what has its name already
+    for words in [
+        "ftruncate web1/vda/.n",
+        "ftruncate web1/vda/.below",
+        "fsync web1/vda/.below",
+    ] {
         name_fails(name, attachment, "top", words);
     }
 }
