@@ -116,6 +116,13 @@ impl Leases {
         holders
     }
 
+    /// Whether any of these processes holds anything.
+    pub fn any_by(&self, is_one: impl Fn(u32) -> bool) -> bool {
+        let book = self.book();
+        let mut pids = book.held.values().map(|(_, pid)| *pid);
+        pids.any(|pid| pid != MEASURING && is_one(pid))
+    }
+
     /// Whether anybody holds anything of the file.
     pub fn any_in(&self, file: FileId) -> bool {
         self.book().held.values().any(|(key, _)| key.file == file)

@@ -51,6 +51,29 @@ over_attachments! {
     }
 }
 
+/// The kernel tells of a close after close(2) has returned: on a busy machine the rmdir was there first.
+#[test]
+fn who_has_closed_a_point_can_remove_it_at_once() {
+    let bench = Bench::new("internal-closed", Attachment::StorageDaemon);
+    for round in 0..12 {
+        let point = bench.disk().internal("closed");
+        point.make().expect("mkdir");
+        match round % 2 {
+            0 => {
+                let open = || File::open(point.disk_raw()).expect("a reader");
+                let readers: Vec<File> = std::iter::repeat_with(open).take(60).collect();
+                drop(readers);
+            }
+            // by another process, which has ended
+            _ => drop(sh!("cat {} | wc -c", point.disk_raw().display())),
+        }
+        point
+            .delete()
+            .unwrap_or_else(|e| panic!("round {round}: {e}\n{}", bench.mount.text("log")));
+    }
+    bench.finish();
+}
+
 #[test]
 fn internal_and_external_points_live_side_by_side() {
     let mut bench = Bench::new("internal-external", Attachment::Blockdev);

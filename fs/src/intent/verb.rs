@@ -178,6 +178,23 @@ pub enum Intent {
 }
 
 impl Intent {
+    /// Whether a point that somebody may have open is to go.
+    pub fn takes_a_point_away(&self) -> bool {
+        matches!(
+            self,
+            Intent::DeleteGroup { .. }
+                | Intent::DeleteCheckpoint { .. }
+                | Intent::DeleteExternal { .. }
+                | Intent::DeleteBranch { .. }
+                | Intent::ReleaseLayer { .. }
+                | Intent::DeleteInternal { .. }
+                | Intent::DeleteLives { .. }
+                | Intent::DeleteLive { .. }
+                | Intent::DeleteBackups { .. }
+                | Intent::DeleteBackup { .. }
+        )
+    }
+
     /// The verb and the path it was asked of, for the log.
     pub fn describe(&self) -> (&'static str, String) {
         match self {

@@ -13,6 +13,7 @@ use crate::intent::{self, Intent};
 use crate::model::Model;
 use crate::view::LayerCache;
 use qmpbridge::Bridge;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -24,6 +25,10 @@ const FRESH: Duration = Duration::from_millis(50);
 const REFRESH_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the reader of a job's files waits for QEMU.
 const PROGRESS_DEADLINE: Duration = Duration::from_millis(300);
+/// How long the end of a close is waited for; it is a matter of milliseconds, but on a busy machine.
+const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
+/// How often is looked whether it has come.
+const CLOSE_LOOK: Duration = Duration::from_millis(5);
 /// How long a waiting read stays in the kernel before a signal can be seen.
 const WAIT_SLICE: Duration = Duration::from_millis(500);
 
@@ -160,6 +165,9 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
     if let Err(failure) = engine.qemu_is_free() {
         return logged(Err(failure));
     }
+    if intent.takes_a_point_away() {
+        wait_for_closers(&engine, pid).await;
+    }
     match intent {
         Intent::TakeCheckpoint { name } => checkpoint::take(engine, &name, logged).await,
         Intent::LoadCheckpoint { name } => checkpoint::load(engine, &name, logged).await,
@@ -235,6 +243,17 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         Intent::ControlJob { disk, id, command } => {
             logged(control::job(&engine, &disk, &id, command).await);
         }
+    }
+}
+
+/// The kernel tells of a close(2) after that has returned: who has just closed a point, or has ended, may hold it still when
+/// `rmdir` of it comes.
+async fn wait_for_closers(engine: &Engine, pid: u32) {
+    let deadline = Instant::now() + CLOSE_DEADLINE;
+    let may_have_closed =
+        |holder: u32| holder == pid || !Path::new(&format!("/proc/{holder}")).exists();
+    while engine.leases.any_by(may_have_closed) && Instant::now() < deadline {
+        tokio::time::sleep(CLOSE_LOOK).await;
     }
 }
 
