@@ -321,6 +321,22 @@ impl Bench {
         self.forget(name);
     }
 
+    /// The same with its job held up: met at work however fast it is, as its limit is set while `rmdir` still waits for its answer.
+    #[track_caller]
+    pub fn begin_removal_at(&mut self, name: &str, bytes_per_second: u64) {
+        self.writer().progress(5);
+        self.writer().step(&format!("rmdir {name}"));
+        let point = self.point(name);
+        let removal = std::thread::spawn(move || point.delete());
+        while self.machine.limit_jobs(bytes_per_second) == 0 {
+            assert!(!removal.is_finished(), "the merge is met at work");
+        }
+        let removed = removal.join().expect("no panic");
+        removed.unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
+        assert!(!self.point(name).exists(), "the name goes at once");
+        self.forget(name);
+    }
+
     /// Takes up a point that was made behind the bench's back: it holds the bytes in the file `bytes`.
     #[track_caller]
     pub fn hold(&mut self, name: &str, bytes: &Path) {

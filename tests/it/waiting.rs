@@ -88,8 +88,7 @@ fn a_cancelled_and_a_failed_removal_end_with_1() {
     wait::until_true("the point is back", || bench.point("one").exists());
 
     // one that fails: its turn comes when another image stands on it
-    bench.begin_removal("two");
-    bench.machine.limit_jobs(4 << 10);
+    bench.begin_removal_at("two", 4 << 10);
     bench.point("one").delete().expect("rmdir");
     let clone = bench.dir().join("clone.img");
     sh!(
@@ -178,8 +177,7 @@ over_attachments! {
         bench.write_bulk();
         bench.seal("one");
         bench.write_bulk();
-        bench.begin_removal("one");
-        assert!(bench.machine.limit_jobs(1 << 20) > 0, "the merge is met at work");
+        bench.begin_removal_at("one", 1 << 20);
         let job = bench.disk().only_job();
         assert_eq!(json(&job.join("progress"))["verb"], "commit");
         let ctl = job.join("ctl");
