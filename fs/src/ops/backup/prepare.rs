@@ -97,7 +97,11 @@ pub(super) async fn prepare(
     })
     .await?;
     let bitmaps_below = bitmaps_below(bridge, &disk).await?;
-    let beneath = below::beneath(&disk).await?;
+    let beneath = match kind {
+        BackupKind::Top => below::beneath(&disk).await?,
+        // they stand on no layer, and its headers need not be read
+        BackupKind::Full | BackupKind::Incremental | BackupKind::Mirror => Beneath::Nothing,
+    };
     let now = Now {
         bitmaps: &disk.bitmaps,
         below: &bitmaps_below,
