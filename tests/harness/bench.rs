@@ -3,6 +3,10 @@
 //! is the chain on the disk right, is there no file too many.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
 
 use crate::faults::names;
 use crate::machine::{Attachment, Disk, Machine};
@@ -10,6 +14,7 @@ use crate::model::{BLOCK, Dice, Model, STEP, fill};
 use crate::mounted::Mounted;
 use crate::nbd::Nbd;
 use crate::openmetrics::Page;
+use crate::rewrite::rewriting;
 use crate::scratch::Scratch;
 use crate::tree::{DiskDir, Point};
 use crate::writer::Writer;
@@ -55,6 +60,8 @@ pub struct Bench {
     resets: Option<u64>,
     /// QEMU has died here once: clusters that leaked then stay so.
     has_fallen: bool,
+    /// What merges are limited to as they begin, once the mount is on a monitor that does so.
+    limit: Option<Arc<AtomicU64>>,
     below: Vec<PathBuf>,
     dir: PathBuf,
     scratch: Scratch,
@@ -151,6 +158,7 @@ impl Bench {
             top: None,
             resets: None,
             has_fallen: false,
+            limit: None,
             below,
             dir,
             scratch,
@@ -321,20 +329,34 @@ impl Bench {
         self.forget(name);
     }
 
-    /// The same with its job held up: met at work however fast it is, as its limit is set while `rmdir` still waits for its answer.
+    /// The same, and its job is met at work however fast the machine is.
     #[track_caller]
     pub fn begin_removal_at(&mut self, name: &str, bytes_per_second: u64) {
-        self.writer().progress(5);
-        self.writer().step(&format!("rmdir {name}"));
-        let point = self.point(name);
-        let removal = std::thread::spawn(move || point.delete());
-        while self.machine.limit_jobs(bytes_per_second) == 0 {
-            assert!(!removal.is_finished(), "the merge is met at work");
+        self.limit_what_begins(bytes_per_second);
+        self.begin_removal(name);
+        self.limit_what_begins(0);
+    }
+
+    /// From now on a merge begins with this limit (0: none). Jobs that run already: [`Machine::limit_jobs`].
+    #[track_caller]
+    pub fn limit_what_begins(&mut self, bytes_per_second: u64) {
+        if self.limit.is_none() {
+            let limit = Arc::new(AtomicU64::new(0));
+            let of_monitor = Arc::clone(&limit);
+            let upstream = self.machine.qmpfs_socket();
+            let monitor = rewriting(&self.scratch, upstream, move |message| {
+                let merges = ["block-commit", "block-stream"].map(Value::from);
+                let bytes = of_monitor.load(Ordering::Relaxed);
+                if bytes > 0 && merges.contains(&message["execute"]) {
+                    message["arguments"]["speed"] = bytes.into();
+                }
+            });
+            self.mount.mount_through(&monitor);
+            self.limit = Some(limit);
         }
-        let removed = removal.join().expect("no panic");
-        removed.unwrap_or_else(|e| panic!("rmdir {name}: {e}\n{}", self.mount.text("log")));
-        assert!(!self.point(name).exists(), "the name goes at once");
-        self.forget(name);
+        if let Some(limit) = &self.limit {
+            limit.store(bytes_per_second, Ordering::Relaxed);
+        }
     }
 
     /// Takes up a point that was made behind the bench's back: it holds the bytes in the file `bytes`.

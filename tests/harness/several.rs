@@ -24,7 +24,7 @@ pub const SEALED: [(&str, u64); 2] = [("vda", 24 << 20), ("vdb", 17 << 20)];
 /// The one that cannot.
 pub const RAW: &str = "vdc";
 /// The blocks that the ordered writer fills in turn, from the start of each disk.
-const RING: u64 = 48;
+pub const RING: u64 = 48;
 
 /// Writes n to the first disk, flushes, then to the second, flushes, without a pause. At every instant the first is as far
 /// as the second or one further.

@@ -34,8 +34,7 @@ fn in_qemu(bench: &mut qmpfs_tests::bench::Bench) -> (bool, u64) {
 
 #[test]
 fn a_merge_is_paused_slowed_and_resumed() {
-    let (mut bench, held) = held_up_merge("control-words");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("control-words");
     let job = bench.disk().only_job();
     let ctl = job.join("ctl");
     assert!(text(&ctl).starts_with("pause resume speed"));
@@ -71,8 +70,7 @@ fn a_merge_is_paused_slowed_and_resumed() {
 
 #[test]
 fn what_is_no_word_is_refused_and_changes_nothing() {
-    let (mut bench, held) = held_up_merge("control-garbage");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("control-garbage");
     let job = bench.disk().only_job();
     let ctl = job.join("ctl");
     let before = in_qemu(&mut bench);

@@ -171,42 +171,36 @@ fn no_delete_makes_points_and_deletes_none() {
     bench.finish();
 }
 
-/// Two points with large layers, and the merge of the first begun and held up: false if it was faster than we.
-pub(crate) fn held_up_merge(name: &str) -> (Bench, bool) {
+/// Two points with large layers, and the merge of the first begun and held up.
+pub(crate) fn held_up_merge(name: &str) -> Bench {
     let mut bench = Bench::with_bulk(name, Attachment::StorageDaemon, 256 << 20);
     for point in ["one", "two"] {
         bench.write_bulk();
         bench.seal(point);
         bench.write(300); // more in the upper layer than in the lower: a stream, which can be taken back
     }
-    bench.begin_removal("one");
-    let held = bench.machine.limit_jobs(1 << 20) > 0;
-    if !held {
-        eprintln!("{name}: the merge was faster than the test");
-    }
-    (bench, held)
+    bench.begin_removal_at("one", 1 << 20);
+    bench
 }
 
 #[test]
 fn a_cancelled_merge_gives_the_point_back() {
-    let (mut bench, held) = held_up_merge("merge-cancel");
-    if held {
-        let jobs = bench.disk().list("jobs");
-        assert_eq!(jobs.len(), 1, "{jobs:?}");
-        let job = bench.disk().0.join("jobs").join(&jobs[0]);
-        let state = qmpfs_tests::tree::text(&job.join("state"));
-        assert!(
-            !state.trim().is_empty()
-                && !qmpfs_tests::tree::text(&job.join("progress"))
-                    .trim()
-                    .is_empty()
-        );
-        std::fs::remove_dir(&job).expect("rmdir cancels a stream");
-        bench.disk().wait().expect("nothing is at work any more");
-        wait::until_true("the name comes back", || bench.point("one").exists());
-        assert_eq!(oracle::chain(&bench.active()).len(), 3);
-        bench.point("one").delete().expect("rmdir, again");
-    }
+    let mut bench = held_up_merge("merge-cancel");
+    let jobs = bench.disk().list("jobs");
+    assert_eq!(jobs.len(), 1, "{jobs:?}");
+    let job = bench.disk().0.join("jobs").join(&jobs[0]);
+    let state = qmpfs_tests::tree::text(&job.join("state"));
+    assert!(
+        !state.trim().is_empty()
+            && !qmpfs_tests::tree::text(&job.join("progress"))
+                .trim()
+                .is_empty()
+    );
+    std::fs::remove_dir(&job).expect("rmdir cancels a stream");
+    bench.disk().wait().expect("nothing is at work any more");
+    wait::until_true("the name comes back", || bench.point("one").exists());
+    assert_eq!(oracle::chain(&bench.active()).len(), 3);
+    bench.point("one").delete().expect("rmdir, again");
     bench.disk().wait().expect("the merge");
     bench.verify();
     bench.finish();
@@ -214,29 +208,27 @@ fn a_cancelled_merge_gives_the_point_back() {
 
 #[test]
 fn a_signal_ends_the_wait_and_ls_never_freezes() {
-    let (mut bench, held) = held_up_merge("merge-wait");
-    if held {
-        let mut cat = Command::new("cat");
-        cat.arg(bench.disk().0.join("wait"));
-        let mut cat = Process::spawn(cat, &bench.scratch().file("cat.log"), libc::SIGKILL);
-        wait::until_true("cat waits in read()", || {
-            let path = format!("/proc/{}/syscall", cat.pid());
-            std::fs::read_to_string(path).is_ok_and(|line| line.starts_with("0 "))
-        });
-        let asked = Instant::now();
-        assert_eq!(bench.disk().list("snapshots"), ["two"]);
-        assert!(
-            asked.elapsed() < Duration::from_secs(2),
-            "ls does not wait for the merge"
-        );
-        assert!(cat.ended().is_none(), "the merge still runs");
-        assert_errno(bench.point("three").make(), &[EBUSY]);
-        assert!(
-            cat.terminate(Duration::from_secs(5)),
-            "a signal ends the wait"
-        );
-        bench.machine.limit_jobs(0);
-    }
+    let mut bench = held_up_merge("merge-wait");
+    let mut cat = Command::new("cat");
+    cat.arg(bench.disk().0.join("wait"));
+    let mut cat = Process::spawn(cat, &bench.scratch().file("cat.log"), libc::SIGKILL);
+    wait::until_true("cat waits in read()", || {
+        let path = format!("/proc/{}/syscall", cat.pid());
+        std::fs::read_to_string(path).is_ok_and(|line| line.starts_with("0 "))
+    });
+    let asked = Instant::now();
+    assert_eq!(bench.disk().list("snapshots"), ["two"]);
+    assert!(
+        asked.elapsed() < Duration::from_secs(2),
+        "ls does not wait for the merge"
+    );
+    assert!(cat.ended().is_none(), "the merge still runs");
+    assert_errno(bench.point("three").make(), &[EBUSY]);
+    assert!(
+        cat.terminate(Duration::from_secs(5)),
+        "a signal ends the wait"
+    );
+    bench.machine.limit_jobs(0);
     bench.disk().wait().expect("the merge");
     bench.verify();
     bench.finish();

@@ -9,7 +9,7 @@ use qmpfs_tests::model::fill;
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::sample::{self, Share};
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::several::{SEALED, Several};
+use qmpfs_tests::several::{RING, SEALED, Several};
 use qmpfs_tests::steps::{COMMANDS, Deed, FILES, Steps};
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, wait};
@@ -76,7 +76,11 @@ fn a_full_directory_of_one_disk_undoes_all() {
         &mut several,
         &[ENOSPC],
         "disk 'vdb': ",
-        |_| small.fill_but(1 << 20),
+        |several| {
+            // what the guest writes from here on is in clusters that are allocated
+            several.writer().progress(RING);
+            small.fill_but(1 << 20);
+        },
         |_, ()| small.make_room(),
     );
     several.finish();

@@ -26,8 +26,7 @@ fn waiting(bench: &Bench, path: &Path) -> Process {
 
 #[test]
 fn a_removal_is_followed_to_its_end() {
-    let (mut bench, held) = held_up_merge("wait-removal");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("wait-removal");
     let job = bench.disk().only_job();
     let point = bench.point("one").0;
     assert!(!point.exists());
@@ -76,8 +75,7 @@ fn a_removal_is_followed_to_its_end() {
 
 #[test]
 fn a_cancelled_and_a_failed_removal_end_with_1() {
-    let (mut bench, held) = held_up_merge("wait-failed");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("wait-failed");
     let job = bench.disk().only_job();
     let mut waiter = waiting(&bench, &bench.point("one").0);
     wait::until_true("it has begun to wait", || !waiter.log().is_empty());
@@ -120,8 +118,7 @@ fn a_cancelled_and_a_failed_removal_end_with_1() {
 
 #[test]
 fn ctrl_c_ends_the_waiting_alone_and_a_pipe_that_closes_as_well() {
-    let (mut bench, held) = held_up_merge("wait-interrupted");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("wait-interrupted");
     let mut waiter = waiting(&bench, &bench.disk().0);
     wait::until_true("it has begun to wait", || !waiter.log().is_empty());
     sh!("kill -INT {}", waiter.pid());
@@ -146,8 +143,7 @@ fn ctrl_c_ends_the_waiting_alone_and_a_pipe_that_closes_as_well() {
 
 #[test]
 fn a_path_that_is_in_no_mount_and_a_mount_that_goes() {
-    let (mut bench, held) = held_up_merge("wait-nowhere");
-    assert!(held, "the merge is long enough to be met at work");
+    let mut bench = held_up_merge("wait-nowhere");
     let nowhere = wait_for(bench.dir(), &[]);
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(sh::said(&nowhere).contains("is in no mount of qmpfs"));
