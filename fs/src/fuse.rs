@@ -12,6 +12,7 @@ mod guest_extents;
 mod guest_list;
 mod handles;
 mod inside;
+mod kept;
 mod message;
 mod names;
 mod negotiate;

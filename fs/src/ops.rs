@@ -25,6 +25,7 @@ mod nodes;
 mod observe;
 mod open;
 mod overlay;
+mod published;
 mod quiesce;
 mod recover;
 mod rollback;
@@ -45,10 +46,11 @@ use crate::report::Log;
 use crate::tree::PointKey;
 use crate::view::{LayerCache, View};
 pub use examine::{Examined, examine};
+use published::Published;
 use qmpbridge::Address;
 use qmpfs_qcow2::CacheBytes;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// Requests waiting for the engine: more callers than that at once are told EBUSY.
@@ -118,7 +120,7 @@ pub enum WaitScope {
 #[derive(Clone)]
 pub struct EngineHandle {
     requests: mpsc::Sender<Request>,
-    model: Arc<RwLock<Arc<Model>>>,
+    published: Arc<Published>,
     cache: Arc<LayerCache>,
     log: Arc<Log>,
 }
@@ -126,7 +128,12 @@ pub struct EngineHandle {
 impl EngineHandle {
     /// What exists, as last seen.
     pub fn model(&self) -> Arc<Model> {
-        Arc::clone(&self.model.read().unwrap_or_else(PoisonError::into_inner))
+        self.published.current()
+    }
+
+    /// Calls `listener` whenever another model was published, on the engine's thread: it must not wait.
+    pub fn on_publish(&self, listener: impl Fn() + Send + Sync + 'static) {
+        self.published.listen(listener);
     }
 
     /// The log of this mount.
@@ -295,12 +302,12 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
         .vm_name
         .clone()
         .unwrap_or_else(|| config.source.name());
-    let model = Arc::new(RwLock::new(Arc::new(first)));
+    let published = Arc::new(Published::new(first));
     let (requests, queue) = mpsc::channel(REQUESTS);
     let cache = Arc::new(LayerCache::default());
     let handle = EngineHandle {
         requests,
-        model: Arc::clone(&model),
+        published: Arc::clone(&published),
         cache: Arc::clone(&cache),
         log: Arc::clone(&config.log),
     };
@@ -322,7 +329,7 @@ pub fn start(config: EngineConfig) -> Result<(EngineHandle, EngineThread), Failu
             let tasks = tokio::task::LocalSet::new();
             tasks.block_on(
                 &runtime,
-                serve::serve(config, (model, cache), queue, stopped, ready),
+                serve::serve(config, (published, cache), queue, stopped, ready),
             );
         })
         .map_err(|error| Failure::io("start a thread", &error))?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
-use libc::{EBUSY, EEXIST, ENOENT, EOPNOTSUPP, EPERM, EROFS};
+use libc::{EBUSY, EEXIST, ENOENT, EOPNOTSUPP, EPERM, EROFS, ESTALE};
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
@@ -174,6 +174,37 @@ over_attachments! {
         several.restart();
         several.finish();
     }
+}
+
+/// The kernel remembers directories: what goes by another name than the one it knows is gone from its memory as well.
+#[test]
+fn a_member_is_gone_with_its_group_for_who_has_just_been_there() {
+    let mut several = Several::new("several-gone", Attachment::Blockdev);
+    for _ in 0..5 {
+        several.seal("x");
+        let member = several.point(0, "x");
+        let json = member.0.join("point.json");
+        json.metadata().expect("it is there");
+        let inside = fs::File::open(&member.0).expect("a directory");
+        several.group("x").delete().expect("rmdir");
+        let gone = [
+            member.0.metadata(),
+            json.metadata(),
+            member.disk_raw().metadata(),
+        ];
+        for looked in gone {
+            assert_errno(looked.map(drop), &[ENOENT]);
+        }
+        assert_errno(fs::read_dir(&member.0).map(drop), &[ENOENT]);
+        assert_errno(inside.metadata().map(drop), &[ESTALE]);
+        several.mount.wait_idle();
+        member.make().expect("the name is free at once");
+        member.delete().expect("rmdir");
+        several.mount.wait_idle();
+        several.forget("x");
+    }
+    several.verify();
+    several.finish();
 }
 
 #[test]

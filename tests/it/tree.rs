@@ -270,6 +270,31 @@ fn a_hanging_qemu_holds_a_verb_up_once() {
     bench.finish();
 }
 
+/// Who names everything by its whole path, as most programs do, is not asked for each directory on the way again.
+#[test]
+fn directories_on_the_way_cost_no_request_each() {
+    let mut bench = Bench::new("tree-paths", Attachment::StorageDaemon);
+    bench.seal("before");
+    let file = bench.point("before").0.join("point.json");
+    let pid = bench.mount.pid();
+    // each request is read from the device
+    let requests = || {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("its counters");
+        let line = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+        line.expect("reads").parse::<u64>().expect("a number")
+    };
+    let times = 300;
+    let before = requests();
+    for _ in 0..times {
+        file.metadata().expect("the point is there");
+    }
+    let asked = requests() - before;
+    assert!(asked >= times, "{asked}: what may change is asked for");
+    // its name, and its length
+    assert!(asked < times * 3, "{asked} requests for {times} looks");
+    bench.finish();
+}
+
 #[test]
 fn umount_from_inside_the_mount_ends() {
     let mut bench = Bench::new("tree-inside", Attachment::StorageDaemon);

@@ -2,6 +2,7 @@
 //! Whatever may take a moment gets the reply along and answers from another thread.
 
 use super::handles::Handle;
+use super::kept::KEPT;
 use super::shared::Shared;
 use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, together, utf8, verbs};
 use crate::errno::Failure;
@@ -9,8 +10,8 @@ use crate::model::{Contents, Model};
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, Section};
 use fuser::{
-    FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyXattr, RequestId,
+    FileHandle, FileType, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, RequestId,
 };
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -22,14 +23,20 @@ const NAME_MAX: u32 = 255;
 /// On the root: the daemon's process id, by which `qmpfs umount` knows when it is gone.
 pub(crate) const PID_XATTR: &str = "user.qmpfs.pid";
 
-/// Answers with the entry `key`, which the kernel may use once, and its attributes.
+/// Answers with the entry `key` and its attributes. The name of a directory may be used again, as whoever does asks for its
+/// attributes then; of these the answer to a lookup is no lasting one, as an inode that the kernel does not have
+/// yet cannot be taken back from it.
 pub(super) fn reply_entry(shared: &Arc<Shared>, model: &Model, key: NodeKey, reply: ReplyEntry) {
     let in_answer = Arc::clone(shared);
     let of = key.clone();
     shared.attributes(model, &of, move |attributes| match attributes {
         Some((attr, ttl)) => {
             in_answer.ids.hold(attr.ino.0, key);
-            reply.entry_with_ttls(&ttl, &NO_TTL, &attr, GENERATION);
+            let (ttl, name_ttl) = match attr.kind {
+                FileType::Directory => (NO_TTL, KEPT),
+                _ => (ttl, NO_TTL),
+            };
+            reply.entry_with_ttls(&ttl, &name_ttl, &attr, GENERATION);
         }
         None => reply.error(fuser::Errno::ENOENT),
     });

@@ -103,6 +103,7 @@ pub fn mount(
         mountpoint: settings.mountpoint,
         mounted_at: SystemTime::now(),
         ids: Ids::new(),
+        kept: Arc::default(),
         handles: Handles::default(),
         sweeps: Sweeps::default(),
         pages: Pages::new(settings.kernel_cache),
@@ -118,6 +119,9 @@ pub fn mount(
     let device = session.as_fd().try_clone_to_owned();
     let device = device.map_err(|error| failed(&error))?;
     shared.device.get_or_init(|| File::from(device));
+    let (kept, kernel) = (Arc::clone(&shared.kept), session.notifier());
+    let engine = shared.engine.clone();
+    engine.on_publish(move || kept.ask_again(&kernel));
     let session = session.spawn().map_err(|error| failed(&error))?;
     Ok(Mounted { session })
 }

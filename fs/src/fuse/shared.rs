@@ -3,6 +3,7 @@
 
 use super::attr::Owner;
 use super::handles::{Entry, Handles};
+use super::kept::{KEPT, Kept};
 use super::pages::Pages;
 use super::passthrough::Passthrough;
 use super::sizes::SizeCache;
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     pub(super) mountpoint: PathBuf,
     pub(super) mounted_at: SystemTime,
     pub(super) ids: Ids,
+    pub(super) kept: Arc<Kept>,
     pub(super) handles: Handles,
     pub(super) guests: Guests,
     pub(super) sizes: SizeCache,
@@ -134,7 +136,9 @@ impl Shared {
             return inside::partition(self, point, *number, done);
         }
         let NodeKey::PointFile(point, PointFile::DiskRaw) = key else {
-            return done(self.plain_attributes(model, key).map(|attr| (attr, NO_TTL)));
+            let attr = self.plain_attributes(model, key);
+            let ttl = attr.map_or(NO_TTL, |attr| self.keeps(model, key, attr.ino.0));
+            return done(attr.map(|attr| (attr, ttl)));
         };
         let Some(found) = find_point(model, point) else {
             return done(None);
@@ -143,6 +147,17 @@ impl Shared {
         let (ino, owner) = (self.ids.number(key), self.owner);
         let answer = Box::new(move |sizes| done(Some((owner.view(ino, sizes, time), VIEW_TTL))));
         self.sizes.ask(point, estimated_sizes(&found), answer);
+    }
+
+    /// How long the kernel may keep the attributes that `key` has in `model`.
+    fn keeps(&self, model: &Model, key: &NodeKey, ino: u64) -> Duration {
+        if !key.is_dir() {
+            return NO_TTL;
+        }
+        self.kept.tell(ino);
+        // a model that was published in between has made the kernel ask again already, but not for this one
+        let is_current = std::ptr::eq(Arc::as_ptr(&self.engine.model()), model);
+        if is_current { KEPT } else { NO_TTL }
     }
 
     /// When what is shown under a key came to be, as well as it is known.

@@ -24,6 +24,7 @@ use super::digest::Digests;
 use super::live;
 use super::nodes::Carried;
 use super::observe;
+use super::published::Published;
 use super::quiesce::Agent;
 use super::served;
 use super::shelf;
@@ -42,7 +43,7 @@ use qmpbridge::{Bridge, Connection, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, watch};
 
@@ -58,7 +59,7 @@ pub struct Engine {
     /// Layers that others read for us.
     pub(super) served: served::Book,
     pub(super) digests: Digests,
-    model: Arc<RwLock<Arc<Model>>>,
+    published: Arc<Published>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     /// What lies in the backup directory, by disk.
     listings: RefCell<HashMap<String, Listing>>,
@@ -120,7 +121,7 @@ impl Engine {
     pub(super) fn new(
         bridge: Option<Bridge>,
         config: EngineConfig,
-        model: Arc<RwLock<Arc<Model>>>,
+        published: Arc<Published>,
         cache: Arc<LayerCache>,
     ) -> Self {
         Engine {
@@ -136,7 +137,7 @@ impl Engine {
             lives: live::Book::default(),
             served: served::Book::default(),
             digests: Digests::default(),
-            model,
+            published,
             disks: RefCell::default(),
             listings: RefCell::default(),
             looked: Cell::new(None),
@@ -378,12 +379,12 @@ impl Engine {
     }
 
     pub(super) fn current(&self) -> Arc<Model> {
-        Arc::clone(&self.model.read().unwrap_or_else(PoisonError::into_inner))
+        self.published.current()
     }
 
     pub(super) fn publish(&self, model: Model) {
         self.log.published(&self.current(), &model);
-        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
+        self.published.replace(model);
         self.work
             .send_modify(|count| *count = count.wrapping_add(1));
     }

@@ -3,6 +3,7 @@
 
 use super::embedded::StorageDaemon;
 use super::engine::{self, DiskGuard, Engine, Work};
+use super::published::Published;
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
     backup, branch, checkpoint, control, digest, group, internal, live, merge, open, rollback,
@@ -10,12 +11,11 @@ use super::{
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
-use crate::model::Model;
 use crate::view::LayerCache;
 use qmpbridge::Bridge;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,7 +35,7 @@ const WAIT_SLICE: Duration = Duration::from_millis(500);
 /// Begins, says so or why not, and serves until it is stopped.
 pub(super) async fn serve(
     mut config: EngineConfig,
-    shared: (Arc<RwLock<Arc<Model>>>, Arc<LayerCache>),
+    shared: (Arc<Published>, Arc<LayerCache>),
     mut queue: mpsc::Receiver<Request>,
     mut stopped: oneshot::Receiver<()>,
     ready: std::sync::mpsc::SyncSender<Result<(), Failure>>,
@@ -80,16 +80,15 @@ pub(super) async fn serve(
 
 async fn begin(
     config: &mut EngineConfig,
-    (model, cache): (Arc<RwLock<Arc<Model>>>, Arc<LayerCache>),
+    (published, cache): (Arc<Published>, Arc<LayerCache>),
 ) -> Result<(Rc<Engine>, Option<StorageDaemon>), Failure> {
     let mut daemon = None;
     let bridge = match &config.source {
         Source::Qmp(address) => Some(Bridge::connect(address.clone()).await?),
         Source::Images { paths, format } if config.verbs.read_only => {
             let mut offline = crate::offline::model(paths, format.clone(), &config.source_text)?;
-            let mut model = model.write().unwrap_or_else(PoisonError::into_inner);
-            offline.vm.name = model.vm.name.clone();
-            *model = Arc::new(offline);
+            offline.vm.name.clone_from(&published.current().vm.name);
+            published.replace(offline);
             None
         }
         Source::Backups(_) => None,
@@ -108,7 +107,7 @@ async fn begin(
             }
         }
     }
-    let engine = Rc::new(Engine::new(bridge, config.clone(), model, cache));
+    let engine = Rc::new(Engine::new(bridge, config.clone(), published, cache));
     if engine.bridge().is_ok() {
         watch::recover_all(&engine).await;
         // a QEMU that cannot be looked at is told here, on the terminal

@@ -23,9 +23,8 @@ pub(super) struct Entry {
 /// A usable mount point, as an absolute path.
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
     let shown = path.display().to_string();
-    let found = std::fs::metadata(path);
     // A killed daemon leaves a mount that answers nothing; canonicalize would fail on it too.
-    if found.as_ref().is_err_and(is_of_the_dead) {
+    if is_dead(path) {
         let path = resolved_without_looking(path)?;
         match topmost(&path)? {
             Some(entry) if entry.fs_type == FS_TYPE => {
@@ -46,7 +45,7 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Failure> {
             None => {}
         }
     }
-    let metadata = found.map_err(|error| {
+    let metadata = std::fs::metadata(path).map_err(|error| {
         Failure::io(format_args!("use {shown}"), &error)
             .next(format!("make the directory: mkdir -p {shown}"))
     })?;
@@ -91,13 +90,15 @@ pub(super) fn resolved_without_looking(path: &Path) -> Result<PathBuf, Failure> 
     }
 }
 
-/// Whether a mount says so whose daemon is gone. The second is what is said to who asked in the moment in
-/// which it died.
-fn is_of_the_dead(error: &std::io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOTCONN | libc::ECONNABORTED)
-    )
+/// Whether a mount whose daemon is gone is at `path`. The kernel may remember attributes for a while, but asks for room
+/// on a filesystem each time. The second error is that of who asks in the moment in which a daemon dies.
+fn is_dead(path: &Path) -> bool {
+    sys::free_bytes(path).is_err_and(|error| {
+        matches!(
+            error.raw_os_error(),
+            Some(libc::ENOTCONN | libc::ECONNABORTED)
+        )
+    })
 }
 
 /// Where mounts of ours are whose daemon is gone.
@@ -105,10 +106,7 @@ pub(crate) fn dead() -> Result<Vec<PathBuf>, Failure> {
     let table = table()?;
     let ours = entries(&table).filter(|entry| entry.fs_type == FS_TYPE);
     let paths = ours.map(|entry| entry.path);
-    let looked = |path: &PathBuf| std::fs::symlink_metadata(path);
-    Ok(paths
-        .filter(|path| looked(path).is_err_and(|error| is_of_the_dead(&error)))
-        .collect())
+    Ok(paths.filter(|path| is_dead(path)).collect())
 }
 
 fn table() -> Result<Vec<u8>, Failure> {
