@@ -44,6 +44,8 @@ Options for -o, comma-separated:
   backup_dir=DIR      the same as --backup-dir
   compress, speed=BYTES, max-workers=N
                       how backups are made, as of QEMU's blockdev-backup
+  fleecing            full and incremental backups by way of a file in the scratch directory: the
+                      guest waits for that one alone, however slow the backup directory is
   name=NAME           what the VM is called
   log=FILE            append the daemon's own log to FILE (QMPFS_LOG sets the level)
   allow_other, allow_root, uid=N, gid=N, umask=OCTAL, fsname=NAME, auto_unmount

@@ -29,6 +29,7 @@ mod published;
 mod quiesce;
 mod recover;
 mod rollback;
+mod scratch;
 mod serve;
 mod served;
 mod settle;
@@ -235,6 +236,8 @@ pub struct BackupConfig {
     pub speed: Option<u64>,
     /// `max-workers=`: copies under way at the same time.
     pub max_workers: Option<u64>,
+    /// `fleecing`: what the guest writes over waits in a scratch file, and the guest for no backup directory.
+    pub fleecing: bool,
 }
 
 /// What the engine is started with.

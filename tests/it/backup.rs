@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 mod all;
 mod doubt;
+mod fleecing;
 mod following;
 mod long_chain;
 mod mirror;

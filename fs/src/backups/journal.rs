@@ -76,6 +76,9 @@ pub struct Journal {
     /// What is copied with it, for it to stand on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<Manifest>,
+    /// Where QEMU saves what the guest writes over meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
     /// With `Stage::Merging`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<Merge>,
@@ -90,6 +93,7 @@ impl Journal {
             job: job.to_owned(),
             manifest,
             below: None,
+            scratch: None,
             merge: None,
         }
     }
@@ -129,6 +133,11 @@ impl Journal {
         [Some(self.own(place)), self.file_below(place)]
             .into_iter()
             .flatten()
+    }
+
+    /// Whether QEMU lets its jobs end alone, and not together with those of other disks at the same instant.
+    pub fn ends_alone(&self) -> bool {
+        self.below.is_some() || self.scratch.is_some()
     }
 
     /// Forgets it.

@@ -39,7 +39,7 @@ pub struct Options {
     pub format: Option<Format>,
     /// `name=`
     pub vm_name: Option<String>,
-    /// `backup_dir=`, or `--backup-dir`; `compress`, `speed=`, `max-workers=`
+    /// `backup_dir=`, or `--backup-dir`; `compress`, `speed=`, `max-workers=`, `fleecing`
     pub backup: BackupConfig,
     /// `log=`
     pub log_file: Option<PathBuf>,
@@ -249,6 +249,7 @@ impl Options {
             }
             ("backup_dir", Some(value)) if !value.is_empty() => self.set_backup_dir(value)?,
             ("compress", None) => self.backup.compress = true,
+            ("fleecing", None) => self.backup.fleecing = true,
             ("speed", Some(value)) => {
                 let speed = bytes::parse(value).ok().filter(|speed| *speed > 0);
                 self.backup.speed =

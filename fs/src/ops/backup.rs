@@ -7,6 +7,7 @@ pub(super) mod all;
 mod below;
 pub(super) mod bitmaps;
 mod end_mark;
+mod fleece;
 mod follow;
 mod instant;
 mod merge;
@@ -20,6 +21,7 @@ mod target;
 mod together;
 
 pub(super) use end_mark::is_node as is_end_mark_node;
+pub(super) use fleece::is_node as is_fleece_node;
 pub(super) use mirror::{ALL_NEED as MIRRORS_NEED, NEEDS as MIRROR_NEEDS, end as end_mirror};
 pub(super) use plan::with_end_marks;
 pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};
@@ -193,6 +195,7 @@ async fn undo(engine: &Engine, bridge: &Bridge, making: &Making) {
 }
 
 async fn try_undo(engine: &Engine, bridge: &Bridge, making: &Making) -> Result<(), Failure> {
+    fleece::end(bridge, &making.journal).await?;
     for Unfinished { id, path } in making.journal.unfinished(&making.place) {
         target::release(engine, bridge, &path, &id).await?;
     }

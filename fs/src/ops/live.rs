@@ -7,7 +7,6 @@ pub(super) mod all;
 mod book;
 mod dismantle;
 mod names;
-mod scratch;
 mod server;
 mod sweep;
 
@@ -23,6 +22,7 @@ use super::blocking::blocking;
 use super::check;
 use super::engine::{DiskGuard, Engine};
 use super::quiesce::{Quiesced, Quiescing};
+use super::scratch::{self, Scratch};
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file::{self, Claim};
@@ -31,9 +31,8 @@ use crate::nbd;
 use crate::render;
 use book::Held;
 use names::Names;
-use qmpbridge::command::{BlockExportAdd, BlockdevBackup, ExportKind, Sync};
-use qmpbridge::{Bridge, NodeName, TransactionAction};
-use scratch::Scratch;
+use qmpbridge::command::{Backing, BlockExportAdd, ExportKind};
+use qmpbridge::{Bridge, NodeName};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -152,23 +151,20 @@ async fn steps(
 ) -> Result<(PathBuf, String, Quiesced), Failure> {
     let mut quiescing = Quiescing::begin(engine).await?;
     for part in parts.iter_mut() {
-        let scratch = scratch::create(engine, &part.disk, &part.names).await?;
+        let called = part.names.called();
+        let scratch = scratch::create(engine, &part.disk, &called).await?;
         let scratch = part.scratch.insert(scratch);
-        let of = (&part.disk, &part.root);
-        scratch.open(engine, bridge, of, &part.names).await?;
+        let of = (&called, part.disk.active.virtual_size);
+        let below = Backing::Node(part.root.clone());
+        scratch.open(engine, bridge, of, below).await?;
     }
     // only now: with a node of the instant in the graph a server of ours is known for one
     let socket = server::socket(engine).await?;
     let files = parts.iter().map(|part| part.disk.active.path.clone());
     quiescing.freeze(files.collect()).await?;
-    let backups = parts.iter().map(|part| {
-        TransactionAction::BlockdevBackup(BlockdevBackup::new(
-            part.names.job(),
-            part.root.clone(),
-            part.names.node(),
-            Sync::None,
-        ))
-    });
+    let backups = parts
+        .iter()
+        .map(|part| part.names.called().save(part.root.clone()));
     let taken = bridge.transaction(backups.collect()).await;
     let time = render::now();
     let what = match (group, &*parts) {

@@ -74,7 +74,8 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
     let exports = &root.export_ids;
     let is_view =
         matches!(root.kind, RootKind::Export) && exports.iter().all(|id| served::is_view(id));
-    if live::is_scratch(&root.node) || backup::is_end_mark_node(&root.node) || is_view {
+    let is_of_backups = backup::is_end_mark_node(&root.node) || backup::is_fleece_node(&root.node);
+    if live::is_scratch(&root.node) || is_of_backups || is_view {
         return None;
     }
     let chain = graph.chain(&root.node);

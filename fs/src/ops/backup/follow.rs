@@ -2,7 +2,7 @@
 //! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
 
 use super::room::State;
-use super::{Making, below, end_mark, mirror, remove, target, together, undo};
+use super::{Making, below, end_mark, fleece, mirror, remove, target, together, undo};
 use crate::backups::{Stage, Unfinished};
 use crate::errno::{Errno, Failure};
 use crate::model::BackupKind;
@@ -232,6 +232,10 @@ pub(super) async fn write_copied(
     making.room = None;
     let Unfinished { id, path } = making.journal.own(&making.place);
     target::put_away(engine, bridge, &path, &id).await?;
+    if let Err(failure) = fleece::end(bridge, &making.journal).await {
+        // it costs the guest a little until the file has its name
+        tracing::debug!(%failure, "what the guest writes over is still saved");
+    }
     if making.journal.manifest.kind == BackupKind::Mirror {
         // its instant is its end
         making.journal.manifest.time = mirror::instant(engine, making).await?;
@@ -248,6 +252,7 @@ pub(super) async fn finish(
     making: &mut Making,
 ) -> Result<(), Failure> {
     bridge.dismiss_job(&making.job).await?;
+    fleece::end(bridge, &making.journal).await?;
     for Unfinished { id, path } in making.journal.unfinished(&making.place) {
         target::release(engine, bridge, &path, &id).await?;
     }

@@ -1,6 +1,7 @@
 //! The instant of backups, of one disk or of several: bitmaps and jobs begin where the guest's
 //! filesystems are frozen if they can be. It knows no file.
 
+use super::fleece::Fleece;
 use super::prepare::{Persistence, Prepared};
 use super::room::Room;
 use super::{Asked, Making, end_mark, mirror, plan};
@@ -15,6 +16,10 @@ use qmpbridge::command::{
 };
 use qmpbridge::{Bridge, JobId, NodeName};
 
+/// Copies under way at the same time where the guest is not to wait for them: where those that hang take threads of QEMU's pool,
+/// its 64 are for the guest's requests as well.
+const FLEECING_WORKERS: u64 = 16;
+
 /// Lets the instant pass. Gives all of them back, whatever came of it.
 pub(super) async fn pass(
     engine: &Engine,
@@ -27,8 +32,13 @@ pub(super) async fn pass(
         let begun = mirror::begin_all(engine, bridge, &prepared).await;
         return (prepared.into_iter().map(|one| one.making).collect(), begun);
     }
-    let jobs: Vec<_> = prepared.iter().map(|one| one.job(engine)).collect();
-    let bitmaps: Vec<_> = prepared.iter().flat_map(Prepared::bitmaps).collect();
+    let jobs: Vec<_> = prepared.iter().flat_map(|one| one.jobs(engine)).collect();
+    // what only saves never ends by itself
+    let together = prepared.len() > 1 && prepared.iter().all(|one| one.fleece.is_none());
+    let bitmaps: Vec<_> = prepared
+        .iter()
+        .flat_map(|one| [one.marked(), one.bitmaps()].concat())
+        .collect();
     let active = prepared.iter().map(|one| one.disk.active.path.clone());
     let files = active.collect();
     let mut makings: Vec<Making> = prepared.into_iter().map(|one| one.making).collect();
@@ -36,7 +46,12 @@ pub(super) async fn pass(
         (None, Some(making)) => making.path(),
         (Some(_), _) | (None, None) => format!("/backups/{}/{}", asked.kind.name(), asked.name),
     };
-    let begun = begin(engine, bridge, (jobs, bitmaps), quiescing, (files, &what)).await;
+    let actions = Actions {
+        bitmaps,
+        jobs,
+        together,
+    };
+    let begun = begin(engine, bridge, actions, quiescing, (files, &what)).await;
     let (time, quiesced) = match begun {
         Ok(begun) => begun,
         Err(failure) => return (makings, Err(failure)),
@@ -62,23 +77,34 @@ pub(super) async fn pass(
     (makings, Ok(()))
 }
 
+/// What happens at the instant.
+struct Actions {
+    bitmaps: Vec<TransactionAction>,
+    jobs: Vec<TransactionAction>,
+    /// One job that fails ends all.
+    together: bool,
+}
+
 /// When it was, and how quiet.
 async fn begin(
     engine: &Engine,
     bridge: &Bridge,
-    (jobs, bitmaps): (Vec<TransactionAction>, Vec<TransactionAction>),
+    Actions {
+        bitmaps,
+        jobs,
+        together,
+    }: Actions,
     mut quiescing: Quiescing,
     (files, what): (Vec<std::path::PathBuf>, &str),
 ) -> Result<(String, Quiesced), Failure> {
-    let several = jobs.len() > 1;
-    if several && !bitmaps.is_empty() {
+    if together && !bitmaps.is_empty() {
         // QEMU takes no bitmap into a transaction whose jobs end together; begun a little
         // earlier it marks a little more
         bridge.transaction(bitmaps.clone()).await?;
     }
     quiescing.freeze(files).await?;
     let time = crate::render::now();
-    let begun = match several {
+    let begun = match together {
         true => bridge.grouped_transaction(jobs).await,
         false => {
             bridge
@@ -101,6 +127,9 @@ pub(super) fn backup(
 ) -> BlockdevBackup {
     let config = &engine.config.backup;
     let limit = room.and_then(Room::speed_limit);
+    let workers = config
+        .max_workers
+        .or(config.fleecing.then_some(FLEECING_WORKERS));
     BlockdevBackup {
         compress: config.compress.then_some(true),
         speed: match (config.speed, limit) {
@@ -110,29 +139,45 @@ pub(super) fn backup(
         on_source_error: Some(OnError::Report),
         // a job that stops lets the guest's writes fail as long as it stands (docs/decisions/0014)
         on_target_error: Some(OnError::Report),
-        perf: config
-            .max_workers
-            .map(|max_workers| BackupPerf { max_workers }),
+        perf: workers.map(|max_workers| BackupPerf { max_workers }),
         ..BlockdevBackup::new(job.clone(), from, to, sync)
     }
 }
 
 impl Prepared {
-    /// The job.
-    fn job(&self, engine: &Engine) -> TransactionAction {
+    /// The jobs: its own is the last.
+    fn jobs(&self, engine: &Engine) -> Vec<TransactionAction> {
         let sync = match self.plan.copied {
             Copied::Full => Sync::Full,
             Copied::Changes => Sync::Bitmap,
             Copied::Top => Sync::Top,
         };
         let Making { job, room, .. } = &self.making;
-        let nodes = (self.root.clone(), self.target.clone());
-        TransactionAction::BlockdevBackup(BlockdevBackup {
-            bitmap: self.plan.bitmap.clone(),
+        let source = self.fleece.as_ref().map_or(&self.root, |it| &it.access);
+        let bitmap = self.plan.bitmap.as_ref();
+        let bitmap = bitmap.map(|bitmap| match &self.fleece {
+            Some(_) => Fleece::bitmap(),
+            None => bitmap.clone(),
+        });
+        let nodes = (source.clone(), self.target.clone());
+        let own = TransactionAction::BlockdevBackup(BlockdevBackup {
+            bitmap,
             // what it marks is what the bitmap's name says, whatever becomes of this job
             bitmap_mode: self.plan.bitmap.as_ref().map(|_| BitmapMode::Never),
             ..backup(engine, job, room.as_ref(), nodes, sync)
-        })
+        });
+        let save = self.fleece.as_ref().map(|it| it.save(&self.root));
+        save.into_iter().chain([own]).collect()
+    }
+
+    /// What its job copies, if it is less than all and the disk's own bitmap does not say it.
+    fn marked(&self) -> Vec<TransactionAction> {
+        let (Some(fleece), Some(tag)) = (&self.fleece, &self.plan.bitmap) else {
+            return Vec::new();
+        };
+        let bitmap = self.disk.bitmaps.iter().find(|bitmap| bitmap.tag == *tag);
+        let granularity = bitmap.map(|bitmap| bitmap.granularity);
+        fleece.mark(&self.root, tag, granularity).into()
     }
 
     /// The bitmap that begins with it, and its end mark.

@@ -1,8 +1,10 @@
 //! What a backup needs before its instant: its plan, its journal, its file and nodes, and room. One
 //! disk; a failure leaves nothing behind.
 
+use super::fleece::{self, Fleece};
 use super::plan::{self, Beneath, Now, Plan};
 use super::room::Room;
+use super::target::Requests;
 use super::{Asked, Making, NEEDS, below, end_mark, mirror, target, undo};
 use crate::backups::Unfinished;
 use crate::backups::{self, Journal};
@@ -20,6 +22,7 @@ pub(super) struct Prepared {
     pub(super) root: NodeName,
     pub(super) target: NodeName,
     pub(super) plan: Plan,
+    pub(super) fleece: Option<Fleece>,
     /// Whether the bitmap can be stored in the image; None where there is none.
     pub(super) bitmap: Option<Persistence>,
     /// The node whose bitmap marks the disk's end.
@@ -136,6 +139,7 @@ pub(super) async fn prepare(
         id,
     };
     let mut journal = Journal::new(job.as_str(), manifest);
+    journal.scratch = fleece::scratch(engine, kind, &disk, &journal.manifest.id)?;
     if let (Copied::Top, None, Beneath::Layers(layers)) = (plan.copied, &plan.previous, beneath) {
         let below = below::manifest(&journal.manifest, &place, &disk, layers).await?;
         journal.manifest.previous = Some(Previous::of(&below));
@@ -150,18 +154,14 @@ pub(super) async fn prepare(
         below_room: None,
         _claim: claim,
     };
-    let made = match make_target(bridge, &mut making, &disk, &plan).await {
-        Ok(target) => mark_end(engine, bridge, &mut making)
-            .await
-            .map(|end_mark| (target, end_mark)),
-        Err(failure) => Err(failure),
-    };
+    let made = make(engine, bridge, &mut making, (&disk, &root), &plan).await;
     match made {
-        Ok((target, end_mark)) => Ok(Prepared {
+        Ok((target, end_mark, fleece)) => Ok(Prepared {
             disk,
             root,
             target,
             plan,
+            fleece,
             bitmap,
             end_mark,
             making,
@@ -175,6 +175,20 @@ pub(super) async fn prepare(
             Err(failure)
         }
     }
+}
+
+/// All files, nodes and room.
+async fn make(
+    engine: &Engine,
+    bridge: &Bridge,
+    making: &mut Making,
+    (disk, root): (&Disk, &NodeName),
+    plan: &Plan,
+) -> Result<(NodeName, Option<NodeName>, Option<Fleece>), Failure> {
+    let target = make_target(bridge, making, disk, plan).await?;
+    let end_mark = mark_end(engine, bridge, making).await?;
+    let fleece = fleece::prepare(engine, bridge, (disk, root), &making.journal).await?;
+    Ok((target, end_mark, fleece))
 }
 
 /// The data that layers may hold together.
@@ -260,7 +274,11 @@ async fn make_target(
     .await?;
     let size = disk.active.virtual_size;
     let previous = making.journal.manifest.previous.as_ref();
-    let target = target::open(bridge, &path, &id, size, previous).await?;
+    let requests = match making.journal.scratch {
+        Some(_) => Requests::Apart,
+        None => Requests::Pooled,
+    };
+    let target = target::open(bridge, &path, &id, size, previous, requests).await?;
     let expected = match plan.copied {
         Copied::Changes => plan.marked,
         Copied::Top => disk.active.allocated_size,

@@ -190,7 +190,7 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
         Some(job)
             if job.status == JobStatus::Concluded
                 && job.error.is_none()
-                && making.journal.below.is_none()
+                && !making.journal.ends_alone()
                 && !is_mirror_of_several(making)
                 && together::others(engine, bridge, making).await? != Others::TakenBack =>
         {
@@ -269,7 +269,7 @@ async fn goes_on(
     ended: &JobInfo,
 ) -> Result<bool, Failure> {
     let copying = matches!(making.journal.stage, Stage::Running | Stage::Below);
-    let more = copying && making.journal.below.is_some() && ended.error.is_none();
+    let more = copying && making.journal.ends_alone() && ended.error.is_none();
     Ok(more && together::others(engine, bridge, making).await? != Others::TakenBack)
 }
 

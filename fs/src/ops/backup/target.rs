@@ -12,6 +12,15 @@ use qmpbridge::command::{BlockdevCreateOptions, BlockdevDel};
 use qmpbridge::{Bridge, JobStatus, NodeName};
 use std::path::Path;
 
+/// By what QEMU makes the requests of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Requests {
+    /// By its pool of threads, as the guest's own: those of a target that hangs keep the guest's waiting.
+    Pooled,
+    /// By others if it can (io_uring).
+    Apart,
+}
+
 /// Formats the empty file `path` and opens it.
 pub(super) async fn open(
     bridge: &Bridge,
@@ -19,9 +28,20 @@ pub(super) async fn open(
     id: &str,
     virtual_size: u64,
     previous: Option<&Previous>,
+    requests: Requests,
 ) -> Result<NodeName, Failure> {
-    let carried = Carried::default();
-    let protocol = nodes::add_protocol(bridge, path, &carried).await?;
+    let mut carried = Carried::default();
+    if requests == Requests::Apart {
+        carried.aio = Some("io_uring".into());
+    }
+    let protocol = match nodes::add_protocol(bridge, path, &carried).await {
+        // a host, or a QEMU, without it: then they share the threads
+        Err(failure) if failure.outcome_known() && carried.aio.take().is_some() => {
+            tracing::debug!(%failure, "a target's requests are made by QEMU's threads");
+            nodes::add_protocol(bridge, path, &carried).await?
+        }
+        added => added?,
+    };
     let size = virtual_size;
     let options = match previous {
         None => BlockdevCreateOptions::qcow2(protocol.clone(), size),

@@ -25,7 +25,7 @@ pub(super) enum Others {
     Copied,
     /// Their jobs run, or have ended well.
     OnTheirWay,
-    /// What one of them stands on is copied, or will be: that may take as long as the backup did.
+    /// The same, and it may take as long as a backup does: QEMU does not end them together.
     Copying,
     /// The same, but nobody follows it: it is about to be taken up, or never is.
     Begun,
@@ -131,7 +131,7 @@ pub(super) async fn others(
                 if !goes_on {
                     return Ok(Others::TakenBack);
                 }
-                let how = match (journal.below.is_some(), followed) {
+                let how = match (journal.ends_alone(), followed) {
                     (false, _) => Others::OnTheirWay,
                     (true, true) => Others::Copying,
                     (true, false) => Others::Begun,

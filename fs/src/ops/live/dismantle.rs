@@ -3,20 +3,16 @@
 
 use super::names::{Names, Server};
 use super::server;
-use crate::errno::{Errno, Failure};
+use crate::errno::Failure;
 use crate::model::FileId;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
+use crate::ops::scratch::patience;
 use crate::ops::settle;
-use qmpbridge::command::{BlockExportDel, BlockdevDel, ExportRemoval, QueryBlockExports};
-use qmpbridge::{Bridge, Cancel, Error, JobStatus};
+use qmpbridge::command::{BlockExportDel, ExportRemoval, QueryBlockExports};
+use qmpbridge::{Bridge, Error};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
-
-/// How long an export or a job may take to go: it waits for requests that are on their way.
-const GO_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+use std::time::Instant;
 
 /// See the module. Called by who has the turn; doing it twice changes nothing.
 pub(super) async fn dismantle(
@@ -26,11 +22,10 @@ pub(super) async fn dismantle(
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     export(bridge, names).await?;
-    job(bridge, names).await?;
+    names.called().let_go(bridge).await?;
     if names.server == Server::Ours {
         server::stop_if_idle(engine, bridge).await?;
     }
-    nodes(bridge, names).await?;
     match scratch {
         Some((path, file)) => blocking(move || settle::remove_file(&path, file)).await,
         None => Ok(()),
@@ -59,46 +54,4 @@ async fn export(bridge: &Bridge, names: &Names) -> Result<(), Failure> {
         }
         patience(began, "its export does not end").await?;
     }
-}
-
-async fn job(bridge: &Bridge, names: &Names) -> Result<(), Failure> {
-    let began = Instant::now();
-    let mut asked = false;
-    loop {
-        let jobs = bridge.jobs().await?;
-        let Some(job) = jobs.into_iter().find(|job| job.id == names.job()) else {
-            return Ok(());
-        };
-        if job.status == JobStatus::Concluded {
-            bridge.dismiss_job(&job.id).await?;
-            return Ok(());
-        }
-        if !asked {
-            match bridge.cancel_job(&job.id, Cancel::Force).await {
-                // it may be one that cannot be cancelled and ends by itself
-                Ok(()) | Err(Error::Refused { .. }) => asked = true,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        patience(began, "its job does not end").await?;
-    }
-}
-
-async fn nodes(bridge: &Bridge, names: &Names) -> Result<(), Failure> {
-    let graph = bridge.graph().await?;
-    for node_name in [names.node(), names.file_node()] {
-        if graph.node(&node_name).is_some() {
-            bridge.run(BlockdevDel { node_name }).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn patience(began: Instant, what: &str) -> Result<(), Failure> {
-    if began.elapsed() > GO_DEADLINE {
-        return Err(Failure::new(Errno::ETIMEDOUT, what)
-            .next("look whether QEMU hangs, and remove it again"));
-    }
-    tokio::time::sleep(LOOK_EVERY).await;
-    Ok(())
 }

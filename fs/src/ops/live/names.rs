@@ -1,6 +1,7 @@
 //! What everything that belongs to one instant is called, in QEMU and on the host's disk: so that
 //! whoever comes after a killed daemon knows what to take down. Pure.
 
+use crate::ops::scratch::Called;
 use qmpbridge::{JobId, NodeName};
 use std::fmt;
 
@@ -81,6 +82,16 @@ impl Names {
     /// The scratch file.
     pub(super) fn scratch(&self) -> String {
         format!("{}{}{}", SCRATCH.0, self.digits, SCRATCH.1)
+    }
+
+    /// It, and what belongs to it.
+    pub(super) fn called(&self) -> Called {
+        Called {
+            file: self.scratch(),
+            node: self.node(),
+            file_node: self.file_node(),
+            job: self.job(),
+        }
     }
 }
 

@@ -3,12 +3,12 @@
 
 use super::dismantle::dismantle;
 use super::names::Names;
-use super::{scratch, server};
+use super::server;
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{FileId, Live};
 use crate::ops::engine::Engine;
-use crate::ops::{blocking::blocking, served, settle};
+use crate::ops::{blocking::blocking, scratch, served, settle};
 use crate::sys;
 use crate::view::written_by_someone;
 use qmpbridge::Bridge;

@@ -1,9 +1,8 @@
-//! The scratch file of an instant: an empty image on the active layer, into which QEMU saves each old
-//! cluster before the guest's write to it is done. A save that fails is an error of the guest's own
-//! write (measured: docs/decisions), so the file has all the room it can ever need from the beginning.
-//! It knows files, room and nodes; when the instant is it does not know.
+//! The scratch file of an instant: an empty image into which a job of QEMU saves each old cluster before the
+//! guest's write to it is done. A save that fails is an error of the guest's own write (measured:
+//! docs/decisions), so the file has all the room it can ever need from the beginning.
+//! It knows files, room, nodes and the job's end; when the instant is, and who reads it, it does not know.
 
-use super::names::Names;
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId};
@@ -12,16 +11,36 @@ use crate::ops::engine::Engine;
 use crate::ops::nodes;
 use crate::render::human;
 use crate::sys;
-use qmpbridge::command::{Backing, BlockdevAdd, BlockdevCreateOptions, BlockdevOptions};
-use qmpbridge::{Bridge, NodeName};
+use qmpbridge::command::{
+    Backing, BlockdevAdd, BlockdevBackup, BlockdevCreateOptions, BlockdevDel, BlockdevOptions,
+    Sync, TransactionAction,
+};
+use qmpbridge::{Bridge, Cancel, Error, JobId, JobStatus, NodeName};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The part of the clusters that tables take beside them: 8 bytes of L2 table and 2 of refcounts to
 /// 64 KiB, twice that to be sure.
 const TABLES: u64 = (64 << 10) / 20;
 /// Header, L1 table, refcount table, and the tables that are begun.
 const FIXED: u64 = 4 << 20;
+
+/// How long a job may take to go: it waits for requests that are on their way.
+const GO_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What belongs to a scratch file: on the host's disk, and in QEMU.
+pub(super) struct Called {
+    pub(super) file: String,
+    /// What opens it.
+    pub(super) node: NodeName,
+    /// What opens its bytes.
+    pub(super) file_node: NodeName,
+    /// Formats it, and then saves into it.
+    pub(super) job: JobId,
+}
 
 /// A scratch file that is there.
 pub(super) struct Scratch {
@@ -58,7 +77,7 @@ pub(super) fn directory(engine: &Engine, disk: &Disk) -> Result<PathBuf, Failure
 pub(super) async fn create(
     engine: &Engine,
     disk: &Disk,
-    names: &Names,
+    called: &Called,
 ) -> Result<Scratch, Failure> {
     let directory = directory(engine, disk)?;
     let room = room_for(disk.active.virtual_size);
@@ -81,7 +100,7 @@ pub(super) async fn create(
         return Err(no_room(disk, room, &has)
             .next("make room there, or name a directory that has it: --scratch-dir DIR"));
     }
-    let (path, like) = (directory.join(names.scratch()), disk.active.path.clone());
+    let (path, like) = (directory.join(&called.file), disk.active.path.clone());
     let made = path.clone();
     let opened = blocking(move || layer_file::create_like(&made, &like)).await?;
     let file = sys::file_id_of(&opened)
@@ -101,13 +120,13 @@ fn no_room(disk: &Disk, room: u64, but: &str) -> Failure {
 }
 
 impl Scratch {
-    /// Formats it, takes all its room, and opens it in QEMU above the active layer.
+    /// Formats it, takes all its room, and opens it in QEMU, on `backing`.
     pub(super) async fn open(
         &self,
         engine: &Engine,
         bridge: &Bridge,
-        (disk, root): (&Disk, &NodeName),
-        names: &Names,
+        (called, virtual_size): (&Called, u64),
+        backing: Backing,
     ) -> Result<(), Failure> {
         if engine.sight(bridge).resolve(&self.path).is_none() {
             return Err(Failure::new(
@@ -116,21 +135,17 @@ impl Scratch {
             )
             .next("name a directory that QEMU sees, too: --scratch-dir DIR"));
         }
-        let file = names.file_node();
+        let file = called.file_node.clone();
         let options = BlockdevOptions::file(file.clone(), &self.path);
         bridge.run(BlockdevAdd(options)).await?;
-        self.format(bridge, disk, names).await?;
-        self.reserve(room_for(disk.active.virtual_size)).await?;
-        let mut options = BlockdevOptions::over("qcow2", names.node(), file);
-        options.backing = Backing::Node(root.clone());
+        // without a backing name: nobody but this QEMU is to read it, and it is told what lies below
+        let options = BlockdevCreateOptions::qcow2(file.clone(), virtual_size);
+        nodes::create(bridge, called.job.clone(), options).await?;
+        self.reserve(room_for(virtual_size)).await?;
+        let mut options = BlockdevOptions::over("qcow2", called.node.clone(), file);
+        options.backing = backing;
         bridge.run(BlockdevAdd(options)).await?;
         Ok(())
-    }
-
-    async fn format(&self, bridge: &Bridge, disk: &Disk, names: &Names) -> Result<(), Failure> {
-        // without a backing name: nobody but this QEMU is to read it, and it is told what lies below
-        let options = BlockdevCreateOptions::qcow2(names.file_node(), disk.active.virtual_size);
-        nodes::create(bridge, names.job(), options).await
     }
 
     async fn reserve(&self, room: u64) -> Result<(), Failure> {
@@ -144,6 +159,68 @@ impl Scratch {
         })
         .await
     }
+}
+
+impl Called {
+    /// From the instant on, what is written over is saved.
+    pub(super) fn save(&self, root: NodeName) -> TransactionAction {
+        let (job, node) = (self.job.clone(), self.node.clone());
+        TransactionAction::BlockdevBackup(BlockdevBackup::new(job, root, node, Sync::None))
+    }
+
+    /// Nothing is saved any more, and QEMU lets go of the file. Who reads the instant has ended. Doing it twice changes nothing.
+    pub(super) async fn let_go(&self, bridge: &Bridge) -> Result<(), Failure> {
+        end_job(bridge, &self.job).await?;
+        close(bridge, [&self.node, &self.file_node]).await
+    }
+}
+
+async fn end_job(bridge: &Bridge, id: &JobId) -> Result<(), Failure> {
+    let began = Instant::now();
+    let mut asked = false;
+    loop {
+        let jobs = bridge.jobs().await?;
+        let Some(job) = jobs.into_iter().find(|job| job.id == *id) else {
+            return Ok(());
+        };
+        if job.status == JobStatus::Concluded {
+            bridge.dismiss_job(&job.id).await?;
+            return Ok(());
+        }
+        if !asked {
+            match bridge.cancel_job(&job.id, Cancel::Force).await {
+                // it may be one that cannot be cancelled and ends by itself
+                Ok(()) | Err(Error::Refused { .. }) => asked = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        patience(began, "its job does not end").await?;
+    }
+}
+
+/// Closes those nodes that are there, in this order.
+pub(super) async fn close(
+    bridge: &Bridge,
+    nodes: impl IntoIterator<Item = &NodeName>,
+) -> Result<(), Failure> {
+    let graph = bridge.graph().await?;
+    for node_name in nodes {
+        if graph.node(node_name).is_some() {
+            let node_name = node_name.clone();
+            bridge.run(BlockdevDel { node_name }).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A moment until the next look, unless too many have passed since `began`.
+pub(super) async fn patience(began: Instant, what: &str) -> Result<(), Failure> {
+    if began.elapsed() > GO_DEADLINE {
+        return Err(Failure::new(Errno::ETIMEDOUT, what)
+            .next("look whether QEMU hangs, and remove it again"));
+    }
+    tokio::time::sleep(LOOK_EVERY).await;
+    Ok(())
 }
 
 #[cfg(test)]
