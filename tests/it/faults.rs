@@ -63,6 +63,7 @@ over_attachments!(of_the_end_of_an_internal_snapshot => |name, attachment| every
 over_attachments!(of_a_full_backup => |name, attachment| backup::every_step_of(name, attachment, "full"));
 over_attachments!(of_an_incremental_backup => |name, attachment| backup::every_step_of(name, attachment, "incremental"));
 over_attachments!(of_a_backup_of_the_top_layer => |name, attachment| backup::every_step_of(name, attachment, "top"));
+over_attachments!(of_a_fleeced_backup => backup::every_step_of_fleecing);
 over_attachments!(of_a_mirror => |name, attachment| backup::every_step_of(name, attachment, "mirror"));
 over_attachments!(qemu_dies_at_the_end_of_a_backup => backup::qemu_dies_at_its_end);
 over_attachments!(a_backup_whose_name_fails_at_first => backup::a_name_that_fails_at_first);

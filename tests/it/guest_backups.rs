@@ -1,6 +1,6 @@
 //! Backups and instants of a real guest at work: each holds, byte for byte, what the disk held. The oracle is an internal
-//! snapshot in the very transaction of the instant, which qmpfs does not know of. Of a live instant, whose node stands on the
-//! disk's (QEMU then takes no internal snapshot), it is a full backup there; a mirror ends while the guest stands still.
+//! snapshot in the very transaction of the instant, which qmpfs does not know of. Where another node stands on the disk's (a live
+//! instant, fleecing) QEMU takes no internal snapshot, and it is a full backup there; a mirror ends while the guest stands still.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +21,8 @@ struct Rig {
     scratch: Scratch,
 }
 
-/// The node and the job of the oracle of a live instant.
-const LIVE: &str = "oracle-live";
+/// The node and the job of an oracle that is a full backup.
+const FULL: &str = "oracle-full";
 /// The guest's disk.
 const SIZE: u64 = 2 << 30;
 
@@ -42,7 +42,7 @@ fn with_snapshot(message: &mut Value, number: &AtomicUsize) {
     };
     let device = job["data"]["device"].clone();
     if job["data"]["sync"] == "none" {
-        let data = json!({"job-id": LIVE, "device": device, "target": LIVE, "sync": "full"});
+        let data = json!({"job-id": FULL, "device": device, "target": FULL, "sync": "full"});
         actions.push(json!({"type": "blockdev-backup", "data": data}));
         return;
     }
@@ -55,7 +55,7 @@ fn with_snapshot(message: &mut Value, number: &AtomicUsize) {
 }
 
 impl Rig {
-    fn new(name: &str, attachment: Attachment) -> Self {
+    fn new(name: &str, attachment: Attachment, more: &[&str]) -> Self {
         let scratch = Scratch::new(name);
         let dir = scratch.dir("images");
         let guest = Guest::boot(&scratch, &dir, attachment);
@@ -71,7 +71,7 @@ impl Rig {
         let mount = Mounted::new(
             &scratch,
             &[&monitor],
-            &[&options[..], &["-o", &server]].concat(),
+            &[&options[..], &["-o", &server], more].concat(),
         );
         let rig = Self {
             guest,
@@ -107,19 +107,27 @@ impl Rig {
         self.guest.check();
     }
 
-    /// Has a file ready for the oracle of a live instant.
-    fn prepare_oracle(&mut self) -> PathBuf {
-        let path = self.scratch.file("oracle-live.raw");
+    /// Has a file ready for an oracle that is a full backup.
+    fn prepare_full_oracle(&mut self) -> PathBuf {
+        let path = self.scratch.file("oracle-full.raw");
         sh!("qemu-img create -q -f raw {} {SIZE}", path.display());
         let file = json!({"driver": "file", "filename": path});
-        let node = json!({"driver": "raw", "node-name": LIVE, "file": file});
+        let node = json!({"driver": "raw", "node-name": FULL, "file": file});
         self.guest.machine.qmp.run("blockdev-add", node);
         path
+    }
+
+    #[track_caller]
+    fn wait_for_full_oracle(&mut self) {
+        wait::until_true("the oracle is complete", || {
+            let jobs = self.guest.machine.qmp.run("query-jobs", json!({}));
+            !jobs.to_string().contains(FULL)
+        });
     }
 }
 
 fn every_kind_holds_what_the_disk_held(name: &str, attachment: Attachment) {
-    let mut rig = Rig::new(name, attachment);
+    let mut rig = Rig::new(name, attachment, &[]);
     rig.guest.rounds(2);
 
     let full = rig.disk().backup("full", "full");
@@ -146,14 +154,11 @@ fn every_kind_holds_what_the_disk_held(name: &str, attachment: Attachment) {
     let copy = rig.disk().backup("full", "below");
     oracle::assert_same(&copy.disk_raw(), &rig.disk().snapshot("below").disk_raw());
 
-    let expected = rig.prepare_oracle();
+    let expected = rig.prepare_full_oracle();
     let live = rig.disk().live("live");
     rig.make(&live);
     rig.guest.rounds(1);
-    wait::until_true("the oracle is complete", || {
-        let jobs = rig.guest.machine.qmp.run("query-jobs", json!({}));
-        !jobs.to_string().contains(LIVE)
-    });
+    rig.wait_for_full_oracle();
     oracle::assert_same(&live.disk_raw(), &expected);
     live.delete_when_closed();
 
@@ -196,4 +201,27 @@ fn every_kind_holds_what_the_disk_of_a_working_guest_held() {
 #[test]
 fn every_kind_holds_what_the_legacy_drive_of_a_working_guest_held() {
     every_kind_holds_what_the_disk_held("guest-backups-drive", Attachment::Drive);
+}
+
+#[test]
+fn by_way_of_a_scratch_file_each_holds_what_the_disk_of_a_working_guest_held() {
+    let name = "guest-backups-fleecing";
+    let mut rig = Rig::new(name, Attachment::Blockdev, &["-o", "fleecing"]);
+    rig.guest.rounds(2);
+    let expected = rig.prepare_full_oracle();
+    for kind in ["full", "incremental"] {
+        let backup = rig.disk().backup(kind, kind);
+        rig.make(&backup);
+        rig.guest.rounds(2);
+        rig.wait();
+        rig.wait_for_full_oracle();
+        oracle::assert_same(&backup.disk_raw(), &expected);
+        rig.guest.check();
+    }
+    let changes = rig.disk().backup("incremental", "incremental").json();
+    assert_eq!(changes["previous"], "full", "{changes}");
+    rig.mount.unmount();
+    rig.guest.shut_down();
+    oracle::check(rig.guest.disk());
+    fsck_clean(&rig.scratch, rig.guest.disk());
 }

@@ -169,97 +169,127 @@ impl Rig {
         })
     }
 
+    #[track_caller]
+    fn assert_no_scratch_file(&self) {
+        let files = self.several.files().concat();
+        let mut left = files.iter().filter(|name| name.starts_with(".qmpfs-"));
+        assert_eq!(left.next(), None);
+    }
+
     fn bitmaps(&self) -> usize {
         let count = |disk: &&str| self.several.mount.disk(disk).list("bitmaps").len();
         DISKS.iter().map(count).sum()
     }
 }
 
-over_attachments! {
-    one_instant_of_all_disks => |name, attachment| {
-        let mut rig = Rig::new(name, attachment, &[]);
-        rig.keep("full", "a");
-        rig.keep("incremental", "b");
-        for disk in &DISKS {
-            let point = rig.several.mount.disk(disk).backup("incremental", "b").json();
-            assert_eq!(point["previous"], "a", "{point}");
-            assert_eq!(point["same_instant"], json!(DISKS));
-        }
-        assert_eq!(rig.bitmaps(), DISKS.len(), "older ones go");
-        assert_errno(rig.of_all("full", "b").make(), &[EEXIST]);
-        rig.several.restart();
-        rig.keep("incremental", "c");
-        // nothing of it goes while one is read
-        let reader = fs::File::open(rig.of_all("incremental", "c").0.join("vdb/disk.raw"));
-        assert_errno(rig.of_all("incremental", "c").delete(), &[EBUSY]);
-        assert_eq!(rig.of_all("incremental", "c").json()["complete"], true);
-        drop(reader);
-        // first the one that others stand on
-        for (kind, name) in [("incremental", "b"), ("incremental", "c"), ("full", "a")] {
-            rig.of_all(kind, name).delete_when_closed();
-            assert_eq!(rig.several.mount.wait_idle(), "done\n");
-            assert!(!rig.all_or_none(kind, name));
-        }
-        assert_eq!(rig.files(), Vec::<String>::new());
-        assert_eq!(rig.bitmaps(), 0);
-        // what stands on no other layer is copied whole
-        rig.several.seal("below");
-        rig.keep("top", "d");
-        for (disk, previous) in [(DISKS[0], json!("below")), (DISKS[1], json!("below")), (RAW, json!(null))] {
-            let point = rig.several.mount.disk(disk).backup("top", "d").json();
-            assert_eq!(point["previous"], previous, "{point}");
-        }
-        rig.of_all("top", "d").delete_when_closed();
-        rig.remove_copies_of("below");
-        assert_eq!(rig.files(), Vec::<String>::new());
-        rig.several.finish();
+fn one_instant(name: &str, attachment: Attachment, options: &[&str]) {
+    let mut rig = Rig::new(name, attachment, options);
+    rig.keep("full", "a");
+    rig.keep("incremental", "b");
+    for disk in &DISKS {
+        let point = rig
+            .several
+            .mount
+            .disk(disk)
+            .backup("incremental", "b")
+            .json();
+        assert_eq!(point["previous"], "a", "{point}");
+        assert_eq!(point["same_instant"], json!(DISKS));
     }
+    assert_eq!(rig.bitmaps(), DISKS.len(), "older ones go");
+    assert_errno(rig.of_all("full", "b").make(), &[EEXIST]);
+    rig.several.restart();
+    rig.keep("incremental", "c");
+    // nothing of it goes while one is read
+    let reader = fs::File::open(rig.of_all("incremental", "c").0.join("vdb/disk.raw"));
+    assert_errno(rig.of_all("incremental", "c").delete(), &[EBUSY]);
+    assert_eq!(rig.of_all("incremental", "c").json()["complete"], true);
+    drop(reader);
+    // first the one that others stand on
+    for (kind, name) in [("incremental", "b"), ("incremental", "c"), ("full", "a")] {
+        rig.of_all(kind, name).delete_when_closed();
+        assert_eq!(rig.several.mount.wait_idle(), "done\n");
+        assert!(!rig.all_or_none(kind, name));
+    }
+    assert_eq!(rig.files(), Vec::<String>::new());
+    assert_eq!(rig.bitmaps(), 0);
+    // what stands on no other layer is copied whole
+    rig.several.seal("below");
+    rig.keep("top", "d");
+    for (disk, previous) in [
+        (DISKS[0], json!("below")),
+        (DISKS[1], json!("below")),
+        (RAW, json!(null)),
+    ] {
+        let point = rig.several.mount.disk(disk).backup("top", "d").json();
+        assert_eq!(point["previous"], previous, "{point}");
+    }
+    rig.of_all("top", "d").delete_when_closed();
+    rig.remove_copies_of("below");
+    assert_eq!(rig.files(), Vec::<String>::new());
+    rig.several.finish();
 }
 
+over_attachments!(one_instant_of_all_disks => |name, attachment| one_instant(name, attachment, &[]));
+over_attachments!(one_instant_by_way_of_scratch_files => |name, attachment| one_instant(name, attachment, FLEECING));
+
+/// By way of scratch files: then QEMU does not end their jobs together.
+const FLEECING: &[&str] = &["-o", "fleecing"];
 /// Holds jobs up.
 const SLOW: &[&str] = &["-o", "speed=64k"];
 
-over_attachments! {
-    /// It ends with any of its jobs, whoever ends that; and with rmdir.
-    one_that_does_not_become_complete_leaves_nothing => |name, attachment| {
-        let mut rig = Rig::new(name, attachment, SLOW);
-        rig.several.writer().progress(40);
-        for how in ["rmdir", "rmdir of one", "another monitor"] {
-            rig.of_all("full", "a").make().expect("mkdir");
-            assert!(rig.of_all("full", "a").exists());
-            assert_errno(rig.of_all("full", "b").make(), &[EBUSY]);
-            assert_errno(rig.several.mount.disk("vdb").backup("full", "b").make(), &[EBUSY]);
-            let job = rig.several.mount.disk("vdb").only_job();
-            match how {
-                "rmdir" => {
-                    rig.of_all("full", "a").delete().expect("rmdir");
-                    assert!(!rig.of_all("full", "a").exists(), "the name goes at once");
-                    assert_eq!(rig.several.mount.wait_idle(), "done\n");
-                }
-                "rmdir of one" => fs::remove_dir(job).expect("rmdir"),
-                _ => {
-                    let id = job.file_name().expect("a name").to_string_lossy().into_owned();
-                    rig.several.machine.qmp.run("job-cancel", json!({"id": id}));
-                }
+/// It ends with any of its jobs, whoever ends that; and with rmdir.
+fn nothing_is_left(name: &str, attachment: Attachment, options: &[&str]) {
+    let mut rig = Rig::new(name, attachment, &[SLOW, options].concat());
+    rig.several.writer().progress(40);
+    for how in ["rmdir", "rmdir of one", "another monitor"] {
+        rig.of_all("full", "a").make().expect("mkdir");
+        assert!(rig.of_all("full", "a").exists());
+        assert_errno(rig.of_all("full", "b").make(), &[EBUSY]);
+        assert_errno(
+            rig.several.mount.disk("vdb").backup("full", "b").make(),
+            &[EBUSY],
+        );
+        let job = rig.several.mount.disk("vdb").only_job();
+        match how {
+            "rmdir" => {
+                rig.of_all("full", "a").delete().expect("rmdir");
+                assert!(!rig.of_all("full", "a").exists(), "the name goes at once");
+                assert_eq!(rig.several.mount.wait_idle(), "done\n");
             }
-            wait::until_true("nothing is left", || rig.files().is_empty() && rig.bitmaps() == 0);
-            for disk in &DISKS {
-                let jobs = rig.several.mount.disk(disk).0.join("jobs");
-                for failed in names(&jobs) {
-                    wait::until_true("it has ended", || {
-                        let _ = fs::remove_dir(jobs.join(&failed));
-                        !jobs.join(&failed).exists()
-                    });
-                }
+            "rmdir of one" => fs::remove_dir(job).expect("rmdir"),
+            _ => {
+                let id = job
+                    .file_name()
+                    .expect("a name")
+                    .to_string_lossy()
+                    .into_owned();
+                rig.several.machine.qmp.run("job-cancel", json!({"id": id}));
             }
         }
-        rig.of_all("full", "a").make().expect("mkdir");
-        rig.several.machine.limit_jobs(0);
-        assert_eq!(rig.several.mount.wait_idle(), "done\n");
-        rig.verify("full", "a");
-        rig.several.finish();
+        wait::until_true("nothing is left", || {
+            rig.files().is_empty() && rig.bitmaps() == 0
+        });
+        for disk in &DISKS {
+            let jobs = rig.several.mount.disk(disk).0.join("jobs");
+            for failed in names(&jobs) {
+                wait::until_true("it has ended", || {
+                    let _ = fs::remove_dir(jobs.join(&failed));
+                    !jobs.join(&failed).exists()
+                });
+            }
+        }
     }
+    rig.of_all("full", "a").make().expect("mkdir");
+    rig.several.machine.limit_jobs(0);
+    assert_eq!(rig.several.mount.wait_idle(), "done\n");
+    rig.verify("full", "a");
+    rig.assert_no_scratch_file();
+    rig.several.finish();
 }
+
+over_attachments!(one_that_does_not_become_complete_leaves_nothing => |name, attachment| nothing_is_left(name, attachment, &[]));
+over_attachments!(one_that_ends_early_leaves_no_scratch_file => |name, attachment| nothing_is_left(name, attachment, FLEECING));
 
 /// While one disk's waits for what another one's stands on, it goes with all of them or not at all.
 #[test]
@@ -320,16 +350,22 @@ fn refused_for_one_disk_it_is_begun_on_none() {
 /// run takes the operations on files as well.
 #[test]
 fn qmpfs_killed_at_steps() {
-    killed_at_steps_of("full");
+    killed_at_steps_of("full", &[]);
+}
+
+/// The same by way of scratch files.
+#[test]
+fn qmpfs_killed_at_steps_of_fleecing() {
+    killed_at_steps_of("full", FLEECING);
 }
 
 /// The same where what two of them stand on is copied as well.
 #[test]
 fn qmpfs_killed_at_steps_of_the_top_layers() {
-    killed_at_steps_of("top");
+    killed_at_steps_of("top", &[]);
 }
 
-fn killed_at_steps_of(kind: &str) {
+fn killed_at_steps_of(kind: &str, options: &[&str]) {
     let attachments = [
         (Attachment::StorageDaemon, "qsd"),
         (Attachment::Blockdev, "blockdev"),
@@ -340,8 +376,8 @@ fn killed_at_steps_of(kind: &str) {
         Share::Rounds(_) | Share::Kills | Share::Full => (attachments.len(), COMMANDS | FILES),
     };
     for (attachment, name) in attachments.into_iter().take(count) {
-        let name = format!("backup-all-killed-{kind}-{name}");
-        let mut rig = Rig::new(&name, attachment, &[]);
+        let name = format!("backup-all-killed-{kind}{}-{name}", options.concat());
+        let mut rig = Rig::new(&name, attachment, options);
         let steps = Steps::new(rig.several.scratch());
         let environment = steps.environment(&rig.root());
         rig.several.mount.set_environment(environment);
@@ -383,6 +419,7 @@ fn killed_at_steps_of(kind: &str) {
                 }
             }
         }
+        rig.assert_no_scratch_file();
         rig.several.finish();
     }
 }

@@ -183,6 +183,8 @@ fn who_ends_the_saving_ends_the_backup() {
     shelf.bench.machine.limit_jobs(0);
     let told = shelf.bench.disk().wait();
     assert!(told.is_err(), "{told:?}");
+    let log = shelf.bench.mount.text("log");
+    assert!(log.contains("has ended: somebody cancelled it"), "{log}");
     shelf.bench.write(50);
     let failed = shelf.backup("full", "one");
     assert!(!shelf.file("one").exists());
@@ -190,6 +192,9 @@ fn who_ends_the_saving_ends_the_backup() {
     assert_nothing_left(&shelf);
     assert_gone(&mut shelf);
     shelf.bench.verify();
-    assert!(why_full(&shelf.keep("incremental", "two")).contains("no backup before it"));
+    let next = shelf.keep_while("incremental", "two", |shelf| {
+        shelf.bench.machine.limit_jobs(0);
+    });
+    assert!(why_full(&next).contains("no backup before it"), "{next}");
     shelf.bench.finish();
 }

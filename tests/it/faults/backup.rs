@@ -24,8 +24,13 @@ struct Backup {
     place: PathBuf,
 }
 
-fn bench_of(name: &str, attachment: Attachment, kind: &'static str) -> (Bench, Backup) {
-    let shelf = Shelf::new(name, attachment);
+fn bench_of(
+    name: &str,
+    attachment: Attachment,
+    kind: &'static str,
+    options: &[&str],
+) -> (Bench, Backup) {
+    let shelf = Shelf::with_options(name, attachment, options);
     let verb = Backup {
         kind,
         round: 0,
@@ -37,13 +42,19 @@ fn bench_of(name: &str, attachment: Attachment, kind: &'static str) -> (Bench, B
 
 /// Every step of a backup.
 pub(super) fn every_step_of(name: &str, attachment: Attachment, kind: &'static str) {
-    let (bench, verb) = bench_of(name, attachment, kind);
+    let (bench, verb) = bench_of(name, attachment, kind, &[]);
+    every_step(bench, verb);
+}
+
+/// The same by way of a scratch file.
+pub(super) fn every_step_of_fleecing(name: &str, attachment: Attachment) {
+    let (bench, verb) = bench_of(name, attachment, "incremental", &["-o", "fleecing"]);
     every_step(bench, verb);
 }
 
 /// QEMU dies when the job has ended and that is written down: nothing of the copy is in its memory alone any more.
 pub(super) fn qemu_dies_at_its_end(name: &str, attachment: Attachment) {
-    let (bench, verb) = bench_of(name, attachment, "incremental");
+    let (bench, verb) = bench_of(name, attachment, "incremental", &[]);
     at_last_step(bench, verb, Whom::Qemu, Deed::KillBefore, "job-dismiss");
 }
 
@@ -65,7 +76,7 @@ pub(super) fn one_of_two_names_fails_at_first(name: &str, attachment: Attachment
 }
 
 fn name_fails(name: &str, attachment: Attachment, kind: &'static str, words: &str) {
-    let (bench, verb) = bench_of(name, attachment, kind);
+    let (bench, verb) = bench_of(name, attachment, kind, &[]);
     let fails = Deed::Fail(libc::EIO.unsigned_abs());
     at_last_step(bench, verb, Whom::Nobody, fails, words);
 }

@@ -5,7 +5,7 @@
 //! A backup of the top layer is not made so: that node has no layers.
 
 use crate::backups::Journal;
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::model::{BackupKind, Disk};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
@@ -16,7 +16,7 @@ use qmpbridge::command::{
     Backing, BitmapSource, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockdevAdd,
     BlockdevOptions, TransactionAction,
 };
-use qmpbridge::{Bridge, JobId, NodeName};
+use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
 use std::path::PathBuf;
 
 /// What its nodes and its job are called, before the backup's id.
@@ -123,6 +123,23 @@ impl Fleece {
     /// The name of what [`Fleece::mark`] makes.
     pub(super) fn bitmap() -> String {
         TAG.to_owned()
+    }
+}
+
+/// Why a backup's job has failed: without what saves there is no instant to be read.
+pub(super) async fn why(bridge: &Bridge, journal: &Journal, failure: Failure) -> Failure {
+    if journal.scratch.is_none() || !failure.outcome_known() {
+        return failure;
+    }
+    let saving = called(&journal.manifest.id).map(|called| called.job);
+    let saves = |job: &JobInfo, id: &JobId| job.id == *id && job.status != JobStatus::Concluded;
+    match (saving, bridge.jobs().await) {
+        (Ok(saving), Ok(jobs)) if !jobs.iter().any(|job| saves(job, &saving)) => Failure::new(
+            Errno::EIO,
+            "the job that saves what the guest writes over has ended: somebody cancelled it",
+        )
+        .next("see who else uses this QEMU, then make the backup again"),
+        _ => failure,
     }
 }
 

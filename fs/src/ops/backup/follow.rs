@@ -59,6 +59,10 @@ async fn work(
         Some(job) => copy(engine, bridge, making, job).await,
         None => Ok(()),
     };
+    let copied = match copied {
+        Err(failure) => Err(fleece::why(bridge, &making.journal, failure).await),
+        Ok(()) => Ok(()),
+    };
     let complete = match copied {
         Ok(()) => together::all_copied(engine, bridge, making).await,
         Err(failure) => Err(match making.journal.manifest.group {
