@@ -14,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The layout. A newer one is left alone, because it may mean what we do not know.
 const VERSION: u32 = 1;
+/// That of one that names a scratch file: who knows no such files must not settle it.
+const WITH_SCRATCH: u32 = 2;
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +67,7 @@ pub struct Unfinished {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
-    /// The layout; always 1.
+    /// The layout; 2 where `scratch` is there, else 1.
     pub version: u32,
     /// How far it is.
     pub stage: Stage,
@@ -98,6 +100,12 @@ impl Journal {
         }
     }
 
+    /// What the guest writes over is saved there.
+    pub fn set_scratch(&mut self, scratch: PathBuf) {
+        self.version = WITH_SCRATCH;
+        self.scratch = Some(scratch);
+    }
+
     /// Of one that is about to be merged.
     pub fn of_merge(job: &str, manifest: Manifest, merge: Merge) -> Self {
         Journal {
@@ -115,7 +123,8 @@ impl Journal {
     /// The one of that name, if there is one that can be understood.
     pub fn read(place: &Place, name: &str) -> Option<Journal> {
         let journal: Journal = read_json(&place.journal(name)).ok()?;
-        (journal.version == VERSION && journal.manifest.name == name).then_some(journal)
+        let known = [VERSION, WITH_SCRATCH].contains(&journal.version);
+        (known && journal.manifest.name == name).then_some(journal)
     }
 
     /// The file that is written.

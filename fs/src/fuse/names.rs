@@ -8,7 +8,7 @@ use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, toget
 use crate::errno::Failure;
 use crate::model::{Contents, Model};
 use crate::ops::Request;
-use crate::tree::{self, NodeKey, Section};
+use crate::tree::{self, NodeKey, PointKind, Section};
 use fuser::{
     FileHandle, FileType, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, RequestId,
@@ -24,22 +24,35 @@ const NAME_MAX: u32 = 255;
 pub(crate) const PID_XATTR: &str = "user.qmpfs.pid";
 
 /// Answers with the entry `key` and its attributes. The name of a directory may be used again, as whoever does asks for its
-/// attributes then; of these the answer to a lookup is no lasting one, as an inode that the kernel does not have
-/// yet cannot be taken back from it.
+/// attributes then. These last only where the kernel has the inode: they cannot be taken back from it before.
 pub(super) fn reply_entry(shared: &Arc<Shared>, model: &Model, key: NodeKey, reply: ReplyEntry) {
     let in_answer = Arc::clone(shared);
     let of = key.clone();
     shared.attributes(model, &of, move |attributes| match attributes {
         Some((attr, ttl)) => {
-            in_answer.ids.hold(attr.ino.0, key);
-            let (ttl, name_ttl) = match attr.kind {
-                FileType::Directory => (NO_TTL, KEPT),
-                _ => (ttl, NO_TTL),
+            let is_directory = attr.kind == FileType::Directory;
+            let ttl = match is_directory && !in_answer.ids.is_held(attr.ino.0) {
+                true => NO_TTL,
+                false => ttl,
             };
+            let name_ttl = match is_directory && !may_be_named_anew(&key) {
+                true => KEPT,
+                false => NO_TTL,
+            };
+            in_answer.ids.hold(attr.ino.0, key);
             reply.entry_with_ttls(&ttl, &name_ttl, &attr, GENERATION);
         }
         None => reply.error(fuser::Errno::ENOENT),
     });
+}
+
+/// Whether something else may get its name while it is there itself: layers are counted, groups told apart.
+fn may_be_named_anew(key: &NodeKey) -> bool {
+    match key {
+        NodeKey::Point(point) => point.kind == PointKind::Layer,
+        NodeKey::Group(_) => true,
+        _ => false,
+    }
 }
 
 /// Whether names come into a directory by the hands of others.

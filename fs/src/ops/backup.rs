@@ -21,7 +21,7 @@ mod target;
 mod together;
 
 pub(super) use end_mark::is_node as is_end_mark_node;
-pub(super) use fleece::is_node as is_fleece_node;
+pub(super) use fleece::{is_node as is_fleece_node, sweep};
 pub(super) use mirror::{ALL_NEED as MIRRORS_NEED, NEEDS as MIRROR_NEEDS, end as end_mirror};
 pub(super) use plan::with_end_marks;
 pub(super) use recover::{go_on_with_a_merge, settle, settle_shelf};
@@ -59,6 +59,8 @@ pub(super) struct Making {
     below_room: Option<Room>,
     /// Keeps other mounts from the backups that it stands on.
     _claim: Option<Claim>,
+    /// Keeps them from what saves for it.
+    _kept: Option<Claim>,
 }
 
 /// What is asked for, of each disk.

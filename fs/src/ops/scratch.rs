@@ -9,8 +9,10 @@ use crate::model::{Disk, FileId};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::nodes;
+use crate::ops::settle;
 use crate::render::human;
 use crate::sys;
+use crate::view::written_by_someone;
 use qmpbridge::command::{
     Backing, BlockdevAdd, BlockdevBackup, BlockdevCreateOptions, BlockdevDel, BlockdevOptions,
     Sync, TransactionAction,
@@ -195,6 +197,19 @@ async fn end_job(bridge: &Bridge, id: &JobId) -> Result<(), Failure> {
             }
         }
         patience(began, "its job does not end").await?;
+    }
+}
+
+/// Removes one whose QEMU is done with it. One that cannot be removed is told in the log.
+pub(super) fn remove_unused(path: &Path) {
+    let Ok(file) = sys::file_id(path) else { return };
+    // another QEMU may have it: the mount of that one takes it down
+    if !matches!(written_by_someone(path), Ok(false)) {
+        return;
+    }
+    match settle::remove_file(path, file) {
+        Ok(()) => tracing::debug!(path = %path.display(), "a scratch file goes"),
+        Err(failure) => tracing::warn!(%failure, "a scratch file stays behind"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Events and reconnects: when something may have changed, look again. Events are hints and may
 //! be lost; the graph is the truth. A burst of them costs one look.
 
+use super::backup;
 use super::engine::Engine;
 use super::live;
 use super::quiesce;
@@ -159,6 +160,11 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
             }
         }
         Err(failure) => tracing::debug!(%failure, "no look at the disks"),
+    }
+    if let Err(failure) = backup::sweep(engine).await {
+        engine.report_once(&format!(
+            "what was saved for backups is not settled yet: {failure}"
+        ));
     }
     engine.settled();
     look(engine).await;

@@ -106,6 +106,12 @@ impl Ids {
         known.held = known.held.saturating_add(1);
     }
 
+    /// Whether the kernel holds `number`.
+    pub fn is_held(&self, number: u64) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.keys.get(&number).is_some_and(|known| known.held > 0)
+    }
+
     /// The kernel lets go of `number` so many times. What is still there keeps it.
     pub fn forget(&self, number: u64, times: u64, is_there: impl Fn(&NodeKey) -> bool) {
         let mut table = self.write();

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use crate::names::NodeName;
 
 /// Drivers that pass data through. QEMU does not tell; these are the `is_filter` drivers of its source,
-/// the names older versions had for them, and `snapshot-access`, which shows what the disk below was at an instant.
-const FILTERS: [&str; 12] = [
+/// and the names older versions had for them.
+const FILTERS: [&str; 11] = [
     "backup-top",
     "blkdebug",
     "blklogwrites",
@@ -22,7 +22,6 @@ const FILTERS: [&str; 12] = [
     "copy-on-read",
     "mirror_top",
     "preallocate",
-    "snapshot-access",
     "throttle",
 ];
 

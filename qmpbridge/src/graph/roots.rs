@@ -75,20 +75,28 @@ pub(super) fn find(
         .cloned()
         .collect();
     for node in graph.nodes() {
-        if !used.contains(&node.name) && !is_used(graph.parents(&node.name)) {
+        if !used.contains(&node.name) && !is_used(graph, &node.name) {
             roots.extend(root_at(graph, RootKind::Unused, &node.name));
         }
     }
     Ok(roots)
 }
 
+/// Shows what the node below held at an instant, and is no user of what that is now.
+const SNAPSHOT_ACCESS: &str = "snapshot-access";
+
 /// Whether anybody but a job at work on the node has it.
-fn is_used(parents: &[Parent]) -> bool {
+fn is_used(graph: &BlockGraph, name: &NodeName) -> bool {
+    let parents = graph.parents(name);
+    let shows_an_instant = |user| {
+        let user = graph.node(user);
+        user.is_some_and(|user| user.driver == SNAPSHOT_ACCESS)
+    };
     let main_node =
         |parent: &Parent| matches!(parent.user, User::Job(_)) && parent.edge == "main node";
     let under_job = parents.iter().any(main_node);
     parents.iter().any(|parent| match &parent.user {
-        User::Node(_) => true,
+        User::Node(user) => !shows_an_instant(user),
         // A job has a backend without a name beside its edge; without a job that is somebody else's.
         User::Backend(name) => !name.is_empty() || !under_job,
         User::Job(_) => parent.edge == "target",

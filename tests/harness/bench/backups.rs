@@ -191,9 +191,12 @@ impl Shelf {
     /// The files in the disk's directory, but for what is kept of the newest digest.
     #[track_caller]
     pub fn names(&self) -> Vec<String> {
-        let mut found = names(&self.place());
-        let kept = found.iter().filter(|name| name.ends_with(".blake3"));
-        assert!(kept.count() <= 1, "only the newest is kept");
+        // the newest is there before the one before it goes
+        let mut found = wait::until("only the newest is kept", || {
+            let found = names(&self.place());
+            let kept = found.iter().filter(|name| name.ends_with(".blake3"));
+            (kept.count() <= 1).then_some(found)
+        });
         found.retain(|name| !(name.starts_with('.') && name.contains(".blake3")));
         found
     }

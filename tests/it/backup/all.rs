@@ -233,6 +233,19 @@ fn one_instant(name: &str, attachment: Attachment, options: &[&str]) {
 over_attachments!(one_instant_of_all_disks => |name, attachment| one_instant(name, attachment, &[]));
 over_attachments!(one_instant_by_way_of_scratch_files => |name, attachment| one_instant(name, attachment, FLEECING));
 
+/// What is changed is taken over at the instant itself, on each disk, however many write meanwhile.
+#[test]
+fn many_in_a_row_by_way_of_scratch_files() {
+    let rig = Rig::new("backup-all-fleecing-row", Attachment::Blockdev, FLEECING);
+    for number in 0..15 {
+        rig.keep("incremental", &format!("b{number}"));
+    }
+    for number in 0..15 {
+        rig.verify("incremental", &format!("b{number}"));
+    }
+    rig.several.finish();
+}
+
 /// By way of scratch files: then QEMU does not end their jobs together.
 const FLEECING: &[&str] = &["-o", "fleecing"];
 /// Holds jobs up.

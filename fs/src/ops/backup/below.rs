@@ -5,7 +5,7 @@
 use super::plan::Beneath;
 use super::prepare::data_in;
 use super::room::Room;
-use super::target::Requests;
+use super::target::Source;
 use super::{Making, instant, target};
 use crate::backups::{self, Journal, Place, Stage, Unfinished};
 use crate::errno::{Errno, Failure};
@@ -118,7 +118,7 @@ pub(super) async fn prepare(
     let (place, made, like) = (making.place.clone(), path.clone(), disk.active_path.clone());
     blocking(move || place.create(&made, &like).map(drop)).await?;
     let size = below_of(disk)?.virtual_size;
-    target::open(bridge, &path, &id, size, None, Requests::Pooled).await?;
+    target::open(bridge, &path, &id, size, None, Source::Disk).await?;
     let data = data_in(disk.layers.iter());
     blocking(move || Room::take(&path, data, size))
         .await

@@ -4,20 +4,22 @@
 //! Invariants: the scratch has room for all before the instant; the backup's job ends first, then the node, then what saves.
 //! A backup of the top layer is not made so: that node has no layers.
 
+use super::prepare::job_id;
 use crate::backups::Journal;
 use crate::errno::{Errno, Failure};
+use crate::layer_file;
 use crate::model::{BackupKind, Disk};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
+use crate::ops::live;
 use crate::ops::scratch::{self, Called};
-use crate::ops::settle;
-use crate::sys;
 use qmpbridge::command::{
     Backing, BitmapSource, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockdevAdd,
     BlockdevOptions, TransactionAction,
 };
 use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// What its nodes and its job are called, before the backup's id.
 const OURS: &str = "qmpfs-fleece-";
@@ -126,21 +128,29 @@ impl Fleece {
     }
 }
 
-/// Why a backup's job has failed: without what saves there is no instant to be read.
-pub(super) async fn why(bridge: &Bridge, journal: &Journal, failure: Failure) -> Failure {
-    if journal.scratch.is_none() || !failure.outcome_known() {
-        return failure;
+/// What has come of the backup's job: without what saves for it, it has copied no instant, however it ended.
+pub(super) async fn confirm(
+    bridge: &Bridge,
+    journal: &Journal,
+    ended: Result<(), Failure>,
+) -> Result<(), Failure> {
+    let is_known = ended.as_ref().err().is_none_or(Failure::outcome_known);
+    if journal.scratch.is_none() || !is_known {
+        return ended;
     }
-    let saving = called(&journal.manifest.id).map(|called| called.job);
-    let saves = |job: &JobInfo, id: &JobId| job.id == *id && job.status != JobStatus::Concluded;
-    match (saving, bridge.jobs().await) {
-        (Ok(saving), Ok(jobs)) if !jobs.iter().any(|job| saves(job, &saving)) => Failure::new(
-            Errno::EIO,
-            "the job that saves what the guest writes over has ended: somebody cancelled it",
-        )
-        .next("see who else uses this QEMU, then make the backup again"),
-        _ => failure,
+    let id = &journal.manifest.id;
+    let saving = called(id)?.job;
+    let saves = |job: &JobInfo| job.id == saving && job.status != JobStatus::Concluded;
+    let is_shown = bridge.graph().await?.node(&access(id)?).is_some();
+    // where nothing shows the instant any more a daemon before us has seen the end, and ended what saved
+    if !is_shown || bridge.jobs().await?.iter().any(saves) {
+        return ended;
     }
+    Err(Failure::new(
+        Errno::EIO,
+        "the job that saves what the guest writes over has ended: somebody cancelled it",
+    )
+    .next("see who else uses this QEMU, then make the backup again"))
 }
 
 /// The backup's job has ended: what is there of it goes. Doing it twice changes nothing.
@@ -148,13 +158,82 @@ pub(super) async fn end(bridge: &Bridge, journal: &Journal) -> Result<(), Failur
     let Some(path) = journal.scratch.clone() else {
         return Ok(());
     };
-    let id = &journal.manifest.id;
+    let called = take_down(bridge, &journal.manifest.id).await?;
+    // whatever else a journal names is not ours
+    if path.file_name() == Some(called.file.as_ref()) {
+        blocking(move || {
+            scratch::remove_unused(&path);
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn take_down(bridge: &Bridge, id: &str) -> Result<Called, Failure> {
     scratch::close(bridge, [&access(id)?]).await?;
-    called(id)?.let_go(bridge).await?;
-    blocking(move || match sys::file_id(&path) {
-        Ok(file) => settle::remove_file(&path, file),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::io(format!("look at {}", path.display()), &error)),
+    let called = called(id)?;
+    called.let_go(bridge).await?;
+    Ok(called)
+}
+
+/// Takes down what a killed mount left and no journal here leads to: the backup's own job has ended, and nobody claims it.
+/// It would save what the guest writes over for as long as QEMU runs.
+pub(in crate::ops) async fn sweep(engine: &Engine) -> Result<(), Failure> {
+    let Ok(bridge) = engine.bridge() else {
+        return Ok(());
+    };
+    if engine.config.verbs.read_only {
+        return Ok(());
+    }
+    let (graph, jobs) = (bridge.graph().await?, bridge.jobs().await?);
+    let nodes = graph.nodes().map(|node| node.name.as_str());
+    let named = nodes.chain(jobs.iter().map(|job| job.id.as_str()));
+    let ids: BTreeSet<&str> = named.filter_map(id_of).collect();
+    for id in ids {
+        let Ok(_kept) = layer_file::claim_kept(id) else {
+            continue;
+        };
+        let own = [BackupKind::Full, BackupKind::Incremental].map(|kind| job_id(kind, id));
+        let at_work = |job: &JobInfo| {
+            let is_own = own.iter().flatten().any(|own| *own == job.id);
+            is_own && job.status != JobStatus::Concluded
+        };
+        if jobs.iter().any(at_work) {
+            continue;
+        }
+        take_down(bridge, id).await?;
+        engine.log.note(&format!(
+            "{OURS}{id}: what a killed mount had saved for a backup is taken down"
+        ));
+    }
+    let disks = engine.observe().await?;
+    let directories = disks.iter().map(|disk| scratch::directory(engine, disk));
+    let directories: BTreeSet<PathBuf> = directories.flatten().collect();
+    blocking(move || {
+        directories.iter().for_each(|it| sweep_files(it));
+        Ok(())
     })
     .await
+}
+
+/// The backup that the name of a node or job is of.
+fn id_of(name: &str) -> Option<&str> {
+    let id = name.strip_prefix(OURS)?;
+    let id = id.split_once('-').map_or(id, |(id, _)| id);
+    live::is_digits(id).then_some(id)
+}
+
+/// Removes scratch files that no QEMU has open and no mount claims.
+fn sweep_files(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| name.strip_prefix('.'));
+        let id = name.and_then(|name| id_of(name.strip_suffix(".qcow2")?));
+        if let Some(id) = id
+            && let Ok(_kept) = layer_file::claim_kept(id)
+        {
+            scratch::remove_unused(&entry.path());
+        }
+    }
 }

@@ -59,10 +59,6 @@ async fn work(
         Some(job) => copy(engine, bridge, making, job).await,
         None => Ok(()),
     };
-    let copied = match copied {
-        Err(failure) => Err(fleece::why(bridge, &making.journal, failure).await),
-        Ok(()) => Ok(()),
-    };
     let complete = match copied {
         Ok(()) => together::all_copied(engine, bridge, making).await,
         Err(failure) => Err(match making.journal.manifest.group {
@@ -108,7 +104,8 @@ async fn copy(
     job: JobHandle,
 ) -> Result<(), Failure> {
     let own = making.journal.stage == Stage::Running;
-    copied(engine, bridge, making, job).await?;
+    let ended = copied(engine, bridge, making, job).await;
+    fleece::confirm(bridge, &making.journal, ended).await?;
     if own && let Some(job) = below::begin(engine, bridge, making).await? {
         copied(engine, bridge, making, job).await?;
     }
@@ -256,7 +253,10 @@ pub(super) async fn finish(
     making: &mut Making,
 ) -> Result<(), Failure> {
     bridge.dismiss_job(&making.job).await?;
-    fleece::end(bridge, &making.journal).await?;
+    if let Err(failure) = fleece::end(bridge, &making.journal).await {
+        // the next mount takes it down
+        tracing::warn!(%failure, "what the guest writes over is still saved");
+    }
     for Unfinished { id, path } in making.journal.unfinished(&making.place) {
         target::release(engine, bridge, &path, &id).await?;
     }

@@ -32,24 +32,13 @@ pub(super) async fn pass(
         let begun = mirror::begin_all(engine, bridge, &prepared).await;
         return (prepared.into_iter().map(|one| one.making).collect(), begun);
     }
-    let jobs: Vec<_> = prepared.iter().flat_map(|one| one.jobs(engine)).collect();
-    // what only saves never ends by itself
-    let together = prepared.len() > 1 && prepared.iter().all(|one| one.fleece.is_none());
-    let bitmaps: Vec<_> = prepared
-        .iter()
-        .flat_map(|one| [one.marked(), one.bitmaps()].concat())
-        .collect();
+    let actions = Actions::of(engine, &prepared);
     let active = prepared.iter().map(|one| one.disk.active.path.clone());
     let files = active.collect();
     let mut makings: Vec<Making> = prepared.into_iter().map(|one| one.making).collect();
     let what = match (&asked.group, makings.first()) {
         (None, Some(making)) => making.path(),
         (Some(_), _) | (None, None) => format!("/backups/{}/{}", asked.kind.name(), asked.name),
-    };
-    let actions = Actions {
-        bitmaps,
-        jobs,
-        together,
     };
     let begun = begin(engine, bridge, actions, quiescing, (files, &what)).await;
     let (time, quiesced) = match begun {
@@ -83,6 +72,23 @@ struct Actions {
     jobs: Vec<TransactionAction>,
     /// One job that fails ends all.
     together: bool,
+}
+
+impl Actions {
+    fn of(engine: &Engine, prepared: &[Prepared]) -> Self {
+        let each = || prepared.iter();
+        // From the first job on a disk nobody writes it until the transaction is over. What is marked then is the instant's;
+        // bitmaps that begin before it mark a little more.
+        let saves = each().filter_map(|one| Some(one.fleece.as_ref()?.save(&one.root)));
+        let marks = each().flat_map(Prepared::marked);
+        let own = each().map(|one| one.job(engine));
+        Self {
+            bitmaps: each().flat_map(Prepared::bitmaps).collect(),
+            jobs: saves.chain(marks).chain(own).collect(),
+            // what only saves never ends by itself
+            together: prepared.len() > 1 && each().all(|one| one.fleece.is_none()),
+        }
+    }
 }
 
 /// When it was, and how quiet.
@@ -127,9 +133,6 @@ pub(super) fn backup(
 ) -> BlockdevBackup {
     let config = &engine.config.backup;
     let limit = room.and_then(Room::speed_limit);
-    let workers = config
-        .max_workers
-        .or(config.fleecing.then_some(FLEECING_WORKERS));
     BlockdevBackup {
         compress: config.compress.then_some(true),
         speed: match (config.speed, limit) {
@@ -139,14 +142,16 @@ pub(super) fn backup(
         on_source_error: Some(OnError::Report),
         // a job that stops lets the guest's writes fail as long as it stands (docs/decisions/0014)
         on_target_error: Some(OnError::Report),
-        perf: workers.map(|max_workers| BackupPerf { max_workers }),
+        perf: config
+            .max_workers
+            .map(|max_workers| BackupPerf { max_workers }),
         ..BlockdevBackup::new(job.clone(), from, to, sync)
     }
 }
 
 impl Prepared {
-    /// The jobs: its own is the last.
-    fn jobs(&self, engine: &Engine) -> Vec<TransactionAction> {
+    /// Its own job.
+    fn job(&self, engine: &Engine) -> TransactionAction {
         let sync = match self.plan.copied {
             Copied::Full => Sync::Full,
             Copied::Changes => Sync::Bitmap,
@@ -160,14 +165,17 @@ impl Prepared {
             None => bitmap.clone(),
         });
         let nodes = (source.clone(), self.target.clone());
-        let own = TransactionAction::BlockdevBackup(BlockdevBackup {
+        let job = backup(engine, job, room.as_ref(), nodes, sync);
+        let few = self.fleece.as_ref().map(|_| BackupPerf {
+            max_workers: FLEECING_WORKERS,
+        });
+        TransactionAction::BlockdevBackup(BlockdevBackup {
             bitmap,
             // what it marks is what the bitmap's name says, whatever becomes of this job
             bitmap_mode: self.plan.bitmap.as_ref().map(|_| BitmapMode::Never),
-            ..backup(engine, job, room.as_ref(), nodes, sync)
-        });
-        let save = self.fleece.as_ref().map(|it| it.save(&self.root));
-        save.into_iter().chain([own]).collect()
+            perf: job.perf.or(few),
+            ..job
+        })
     }
 
     /// What its job copies, if it is less than all and the disk's own bitmap does not say it.

@@ -4,11 +4,12 @@
 use super::fleece::{self, Fleece};
 use super::plan::{self, Beneath, Now, Plan};
 use super::room::Room;
-use super::target::Requests;
+use super::target::Source;
 use super::{Asked, Making, NEEDS, below, end_mark, mirror, target, undo};
 use crate::backups::Unfinished;
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
+use crate::layer_file;
 use crate::model::{BackupKind, Copied, Disk, Format, Layer, Manifest, Previous};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
@@ -139,7 +140,13 @@ pub(super) async fn prepare(
         id,
     };
     let mut journal = Journal::new(job.as_str(), manifest);
-    journal.scratch = fleece::scratch(engine, kind, &disk, &journal.manifest.id)?;
+    let kept = match fleece::scratch(engine, kind, &disk, &journal.manifest.id)? {
+        Some(scratch) => {
+            journal.set_scratch(scratch);
+            Some(layer_file::claim_kept(&journal.manifest.id)?)
+        }
+        None => None,
+    };
     if let (Copied::Top, None, Beneath::Layers(layers)) = (plan.copied, &plan.previous, beneath) {
         let below = below::manifest(&journal.manifest, &place, &disk, layers).await?;
         journal.manifest.previous = Some(Previous::of(&below));
@@ -153,6 +160,7 @@ pub(super) async fn prepare(
         room: None,
         below_room: None,
         _claim: claim,
+        _kept: kept,
     };
     let made = make(engine, bridge, &mut making, (&disk, &root), &plan).await;
     match made {
@@ -274,11 +282,11 @@ async fn make_target(
     .await?;
     let size = disk.active.virtual_size;
     let previous = making.journal.manifest.previous.as_ref();
-    let requests = match making.journal.scratch {
-        Some(_) => Requests::Apart,
-        None => Requests::Pooled,
+    let source = match making.journal.scratch {
+        Some(_) => Source::Instant,
+        None => Source::Disk,
     };
-    let target = target::open(bridge, &path, &id, size, previous, requests).await?;
+    let target = target::open(bridge, &path, &id, size, previous, source).await?;
     let expected = match plan.copied {
         Copied::Changes => plan.marked,
         Copied::Top => disk.active.allocated_size,

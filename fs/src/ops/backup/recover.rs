@@ -5,6 +5,7 @@ use super::together::{self, Others};
 use super::{Making, below, follow, merge, mirror, target, try_undo};
 use crate::backups::{self, Journal, Place, Stage, Unfinished};
 use crate::errno::Failure;
+use crate::layer_file;
 use crate::model::Job;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine, Turn};
@@ -46,8 +47,12 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     let mut guard = guard;
     for journal in journals {
         let job = JobId::new(journal.job.as_str())?;
+        let kept = journal.scratch.is_some();
         let mut making = Making {
             guard,
+            _kept: kept
+                .then(|| layer_file::claim_kept(&journal.manifest.id))
+                .transpose()?,
             place: place.clone(),
             journal,
             job,

@@ -12,13 +12,15 @@ use qmpbridge::command::{BlockdevCreateOptions, BlockdevDel};
 use qmpbridge::{Bridge, JobStatus, NodeName};
 use std::path::Path;
 
-/// By what QEMU makes the requests of a target.
+/// What is copied into a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Requests {
-    /// By its pool of threads, as the guest's own: those of a target that hangs keep the guest's waiting.
-    Pooled,
-    /// By others if it can (io_uring).
-    Apart,
+pub(super) enum Source {
+    /// A disk, or a layer of it.
+    Disk,
+    /// The node that shows an instant. It does not tell holes from data where a disk has layers, so they are found in what
+    /// is written. The guest is not to wait for the target: its requests are not made by QEMU's pool of threads, as
+    /// the guest's own are, but by others if it can (io_uring).
+    Instant,
 }
 
 /// Formats the empty file `path` and opens it.
@@ -28,11 +30,12 @@ pub(super) async fn open(
     id: &str,
     virtual_size: u64,
     previous: Option<&Previous>,
-    requests: Requests,
+    source: Source,
 ) -> Result<NodeName, Failure> {
     let mut carried = Carried::default();
-    if requests == Requests::Apart {
+    if source == Source::Instant {
         carried.aio = Some("io_uring".into());
+        carried.detect_zeroes = Some("on".into());
     }
     let protocol = match nodes::add_protocol(bridge, path, &carried).await {
         // a host, or a QEMU, without it: then they share the threads

@@ -8,9 +8,8 @@ use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{FileId, Live};
 use crate::ops::engine::Engine;
-use crate::ops::{blocking::blocking, scratch, served, settle};
+use crate::ops::{blocking::blocking, scratch, served};
 use crate::sys;
-use crate::view::written_by_someone;
 use qmpbridge::Bridge;
 use qmpbridge::command::QueryBlockExports;
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,20 +127,8 @@ fn sweep_files(directory: &Path) {
             continue;
         };
         if let Ok(_claim) = layer_file::claim_kept(digits) {
-            remove_unused(&entry.path());
+            scratch::remove_unused(&entry.path());
         }
-    }
-}
-
-fn remove_unused(path: &Path) {
-    let Ok(file) = sys::file_id(path) else { return };
-    // another QEMU may have it: the mount of that one takes it down
-    if !matches!(written_by_someone(path), Ok(false)) {
-        return;
-    }
-    match settle::remove_file(path, file) {
-        Ok(()) => tracing::info!(path = %path.display(), "a scratch file of a killed mount goes"),
-        Err(failure) => tracing::warn!(%failure, "a scratch file stays behind"),
     }
 }
 
@@ -170,7 +157,7 @@ async fn end_each(engine: &Engine, all: &[(Names, String, Live)]) {
             tracing::warn!(%failure, disk, "a live instant is not taken down in QEMU");
             let scratch = live.scratch.clone();
             let removed = blocking(move || {
-                remove_unused(&scratch);
+                scratch::remove_unused(&scratch);
                 Ok(())
             });
             // what cannot be removed was told

@@ -4,6 +4,7 @@ use super::chain_files;
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
+use crate::ops::backup;
 use crate::ops::engine::Engine;
 use crate::ops::settle;
 use crate::sys;
@@ -52,6 +53,8 @@ pub(in crate::ops) async fn idle_nodes(
             .nodes()
             .filter(|node| !used(&node.name) && !node.name.is_generated())
             .filter(|node| Some(&node.name) != root)
+            // that a backup of an instant is none any more is told by it
+            .filter(|node| !backup::is_fleece_node(&node.name))
             .filter(|node| whose == Whose::Anybodys || node.name.is_ours())
             .find(|node| {
                 let path = node.path.as_deref().and_then(|path| sight.named(path));
