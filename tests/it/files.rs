@@ -557,7 +557,7 @@ fn damaged_filesystems_harm_nobody() {
     for number in 1..=6 {
         let tree = point.join(format!("files/{number}"));
         let walk = format!(
-            "find {0} -printf '%p %s\\n'; timeout 60 grep -rc . {0}",
+            "timeout 60 find {0} -printf '%p %s\\n'; [ $? = 124 ] && exit 124; timeout 60 grep -rc . {0}",
             tree.display()
         );
         let walked = qmpfs_tests::sh::attempt(&walk);
@@ -570,6 +570,34 @@ fn damaged_filesystems_harm_nobody() {
     fs::read(point.join("files/1/odd/big")).expect("the first is whole");
     oracle::assert_same(&point.join("disk.raw"), &disk);
     assert_eq!(mount.json("vm.json")["connection"], "offline");
+}
+
+/// Directories whose `..` has another name now: a walk would go up and down again by it, for ever.
+#[test]
+fn a_walk_of_directories_that_lead_up_by_another_name_ends() {
+    let scratch = Scratch::new("files-up");
+    let image = filled(&scratch, "mkfs.ext4 -q -F", 24, 50, Copied::Unmounted);
+    let mut bytes = fs::read(&image).expect("the image");
+    // of the entries: length 12, a name of 1, a directory; an inode and a length later, a name of 2, a directory
+    let first = [12, 0, 1, 2, b'.', 0, 0, 0];
+    let second = [2, 2, b'.', b'.'];
+    let (mut renamed, names) = (0, 14..18);
+    for at in (0..bytes.len() - 1024).step_by(1024) {
+        let entry = &mut bytes[at + 4..at + 32];
+        if entry.starts_with(&first) && entry[names.clone()] == second {
+            entry[16] = 0x7f;
+            renamed += 1;
+        }
+    }
+    assert!(renamed > 5, "{renamed} directories");
+    let disk = scratch.dir("images").join("disk.raw");
+    fs::write(&disk, bytes).expect("the disk");
+    let (_mount, point) = mounted(&scratch, &disk, "ro");
+    let tree = point.join("files/0");
+    let walk = format!("timeout 60 find {} -printf '%p\\n' | wc -l", tree.display());
+    let found: u32 = sh!("{walk}").parse().expect("a number");
+    assert!(found > 50 && found < 5000, "{found} names");
+    assert_eq!(sh!("find {}/many -type f | wc -l", tree.display()), "50");
 }
 
 /// `find -delete`, `rm -rf` and their kin do not get a point by way of its files.

@@ -10,6 +10,8 @@ use crate::filesystem::{DirEntry, FileKind, Listing, is_name};
 /// Bytes of a directory that one listing goes through: its names, with all targets of links as long as
 /// they can be, are a message of some megabytes.
 const PIECE: usize = 16 << 10;
+/// A directory begins with `.` and `..`. By another name, on a damaged disk, they would lead a walk around for ever.
+const ITSELF_AND_ABOVE: usize = 2;
 /// What an entry has before its name.
 const HEADER: usize = 8;
 /// A directory larger than this has more names than anybody can list.
@@ -27,8 +29,14 @@ pub(super) fn list(ext: &Ext, inode: &Inode, cookie: u64) -> Result<Listing, Err
     }
     let bytes = content::read(ext, inode, cookie, piece)?;
     let mut entries = Vec::new();
-    for block in bytes.chunks(ext.blocks.size as usize) {
-        add_block(ext, block, &mut entries)?;
+    for (number, block) in bytes.chunks(ext.blocks.size as usize).enumerate() {
+        let is_first = cookie == 0 && number == 0;
+        add_block(
+            ext,
+            block,
+            if is_first { ITSELF_AND_ABOVE } else { 0 },
+            &mut entries,
+        )?;
     }
     let end = cookie.saturating_add(bytes.len() as u64);
     Ok(Listing {
@@ -66,9 +74,14 @@ fn check(inode: &Inode) -> Result<(), Error> {
 /// in an extended attribute.
 fn inline(ext: &Ext, inode: &Inode) -> Result<Listing, Error> {
     let mut entries = Vec::new();
-    add_block(ext, slice(inode.root()?, 4, ROOT_LENGTH - 4)?, &mut entries)?;
+    add_block(
+        ext,
+        slice(inode.root()?, 4, ROOT_LENGTH - 4)?,
+        0,
+        &mut entries,
+    )?;
     if inode.size > ROOT_LENGTH as u64 {
-        add_block(ext, &xattr::inline_data(ext, inode)?, &mut entries)?;
+        add_block(ext, &xattr::inline_data(ext, inode)?, 0, &mut entries)?;
     }
     Ok(Listing {
         entries,
@@ -76,7 +89,13 @@ fn inline(ext: &Ext, inode: &Inode) -> Result<Listing, Error> {
     })
 }
 
-fn add_block(ext: &Ext, block: &[u8], entries: &mut Vec<DirEntry>) -> Result<(), Error> {
+/// Adds the entries of a block behind the first `passed` ones.
+fn add_block(
+    ext: &Ext,
+    block: &[u8],
+    mut passed: usize,
+    entries: &mut Vec<DirEntry>,
+) -> Result<(), Error> {
     let mut at = 0;
     while at + HEADER <= block.len() {
         let node = le32(block, at)?;
@@ -100,7 +119,9 @@ fn add_block(ext: &Ext, block: &[u8], entries: &mut Vec<DirEntry>) -> Result<(),
             return Err(Error::Corrupt("a name of a directory"));
         }
         let name = slice(block, at + HEADER, name_length)?;
-        if node != 0 && is_name(name) {
+        if passed > 0 {
+            passed -= 1;
+        } else if node != 0 && is_name(name) {
             entries.push(DirEntry {
                 name: name.to_vec(),
                 node: node.into(),
