@@ -18,6 +18,7 @@ use qmpbridge::command::{
     Sync, TransactionAction,
 };
 use qmpbridge::{Bridge, Cancel, Error, JobId, JobStatus, NodeName};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -198,6 +199,29 @@ async fn end_job(bridge: &Bridge, id: &JobId) -> Result<(), Failure> {
         }
         patience(began, "its job does not end").await?;
     }
+}
+
+/// Removes scratch files that no QEMU has open and no mount claims: those in whose names `digits_of` finds digits.
+pub(super) async fn sweep(
+    engine: &Engine,
+    digits_of: fn(&str) -> Option<&str>,
+) -> Result<(), Failure> {
+    let disks = engine.observe().await?;
+    let directories = disks.iter().flat_map(|disk| directory(engine, disk));
+    let directories: BTreeSet<PathBuf> = directories.collect();
+    blocking(move || {
+        let listed = directories.iter().flat_map(std::fs::read_dir);
+        for entry in listed.flatten().flatten() {
+            let name = entry.file_name();
+            if let Some(digits) = name.to_str().and_then(digits_of)
+                && let Ok(_claim) = layer_file::claim_kept(digits)
+            {
+                remove_unused(&entry.path());
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Removes one whose QEMU is done with it. One that cannot be removed is told in the log.

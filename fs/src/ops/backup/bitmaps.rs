@@ -15,9 +15,9 @@ use qmpbridge::command::{
 use qmpbridge::{BlockGraph, Bridge, NodeName};
 
 /// One that can be brought along.
-struct Mark<'a> {
-    tag: &'a str,
-    granularity: u64,
+pub(super) struct Mark<'a> {
+    pub(super) tag: &'a str,
+    pub(super) granularity: u64,
 }
 
 impl Mark<'_> {
@@ -125,7 +125,7 @@ async fn forget(bridge: &Bridge, graph: &BlockGraph, node: &NodeName) -> Result<
 }
 
 /// A bitmap of the same name that marks what `from`'s marks, and all from now on.
-fn copy(
+pub(super) fn copy(
     mark: &Mark<'_>,
     from: &NodeName,
     to: &NodeName,

@@ -7,24 +7,19 @@
 use super::prepare::job_id;
 use crate::backups::Journal;
 use crate::errno::{Errno, Failure};
-use crate::layer_file;
+use crate::layer_file::{self, Claim};
 use crate::model::{BackupKind, Disk};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::live;
 use crate::ops::scratch::{self, Called};
-use qmpbridge::command::{
-    Backing, BitmapSource, BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, BlockdevAdd,
-    BlockdevOptions, TransactionAction,
-};
+use qmpbridge::command::{Backing, BlockdevAdd, BlockdevOptions, TransactionAction};
 use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What its nodes and its job are called, before the backup's id.
 const OURS: &str = "qmpfs-fleece-";
-/// The bitmap of what is to be copied, as it was at the instant.
-const TAG: &str = "copied";
 
 /// Whether a node belongs to one, and is no disk.
 pub(in crate::ops) fn is_node(node: &NodeName) -> bool {
@@ -58,6 +53,13 @@ pub(super) fn scratch(
     }
     let directory = scratch::directory(engine, disk)?;
     Ok(Some(directory.join(called(id)?.file)))
+}
+
+/// Keeps other mounts from what saves for a backup.
+pub(super) fn claim(journal: &Journal) -> Result<Option<Claim>, Failure> {
+    let id = &journal.manifest.id;
+    let claimed = journal.scratch.as_ref().map(|_| layer_file::claim_kept(id));
+    claimed.transpose()
 }
 
 /// Makes the scratch file, and what will show the instant. A QEMU that cannot (before 7.0) refuses it here.
@@ -94,37 +96,6 @@ impl Fleece {
     /// What begins at the instant, before the backup's job.
     pub(super) fn save(&self, root: &NodeName) -> TransactionAction {
         self.called.save(root.clone())
-    }
-
-    /// Takes what a bitmap of the disk marks at the instant for what is to be copied.
-    pub(super) fn mark(
-        &self,
-        root: &NodeName,
-        bitmap: &str,
-        granularity: Option<u64>,
-    ) -> [TransactionAction; 2] {
-        [
-            TransactionAction::BlockDirtyBitmapAdd(BlockDirtyBitmapAdd {
-                node: self.access.clone(),
-                name: TAG.to_owned(),
-                granularity: granularity.and_then(|it| u32::try_from(it).ok()),
-                persistent: None,
-                disabled: Some(true),
-            }),
-            TransactionAction::BlockDirtyBitmapMerge(BlockDirtyBitmapMerge {
-                node: self.access.clone(),
-                target: TAG.to_owned(),
-                bitmaps: vec![BitmapSource::External {
-                    node: root.clone(),
-                    name: bitmap.to_owned(),
-                }],
-            }),
-        ]
-    }
-
-    /// The name of what [`Fleece::mark`] makes.
-    pub(super) fn bitmap() -> String {
-        TAG.to_owned()
     }
 }
 
@@ -207,12 +178,8 @@ pub(in crate::ops) async fn sweep(engine: &Engine) -> Result<(), Failure> {
             "{OURS}{id}: what a killed mount had saved for a backup is taken down"
         ));
     }
-    let disks = engine.observe().await?;
-    let directories = disks.iter().map(|disk| scratch::directory(engine, disk));
-    let directories: BTreeSet<PathBuf> = directories.flatten().collect();
-    blocking(move || {
-        directories.iter().for_each(|it| sweep_files(it));
-        Ok(())
+    scratch::sweep(engine, |name| {
+        id_of(name.strip_prefix('.')?.strip_suffix(".qcow2")?)
     })
     .await
 }
@@ -222,18 +189,4 @@ fn id_of(name: &str) -> Option<&str> {
     let id = name.strip_prefix(OURS)?;
     let id = id.split_once('-').map_or(id, |(id, _)| id);
     live::is_digits(id).then_some(id)
-}
-
-/// Removes scratch files that no QEMU has open and no mount claims.
-fn sweep_files(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_str().and_then(|name| name.strip_prefix('.'));
-        let id = name.and_then(|name| id_of(name.strip_suffix(".qcow2")?));
-        if let Some(id) = id
-            && let Ok(_kept) = layer_file::claim_kept(id)
-        {
-            scratch::remove_unused(&entry.path());
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! The instant of backups, of one disk or of several: bitmaps and jobs begin where the guest's
 //! filesystems are frozen if they can be. It knows no file.
 
-use super::fleece::Fleece;
+use super::bitmaps::{self, Mark};
 use super::prepare::{Persistence, Prepared};
 use super::room::Room;
 use super::{Asked, Making, end_mark, mirror, plan};
@@ -159,18 +159,13 @@ impl Prepared {
         };
         let Making { job, room, .. } = &self.making;
         let source = self.fleece.as_ref().map_or(&self.root, |it| &it.access);
-        let bitmap = self.plan.bitmap.as_ref();
-        let bitmap = bitmap.map(|bitmap| match &self.fleece {
-            Some(_) => Fleece::bitmap(),
-            None => bitmap.clone(),
-        });
         let nodes = (source.clone(), self.target.clone());
         let job = backup(engine, job, room.as_ref(), nodes, sync);
         let few = self.fleece.as_ref().map(|_| BackupPerf {
             max_workers: FLEECING_WORKERS,
         });
         TransactionAction::BlockdevBackup(BlockdevBackup {
-            bitmap,
+            bitmap: self.plan.bitmap.clone(),
             // what it marks is what the bitmap's name says, whatever becomes of this job
             bitmap_mode: self.plan.bitmap.as_ref().map(|_| BitmapMode::Never),
             perf: job.perf.or(few),
@@ -178,14 +173,18 @@ impl Prepared {
         })
     }
 
-    /// What its job copies, if it is less than all and the disk's own bitmap does not say it.
+    /// What the disk's own bitmap marks, where its job copies from another node.
     fn marked(&self) -> Vec<TransactionAction> {
         let (Some(fleece), Some(tag)) = (&self.fleece, &self.plan.bitmap) else {
             return Vec::new();
         };
-        let bitmap = self.disk.bitmaps.iter().find(|bitmap| bitmap.tag == *tag);
-        let granularity = bitmap.map(|bitmap| bitmap.granularity);
-        fleece.mark(&self.root, tag, granularity).into()
+        let known = self.disk.bitmaps.iter().filter(|bitmap| bitmap.tag == *tag);
+        let marks = known.map(|bitmap| Mark {
+            tag,
+            granularity: bitmap.granularity,
+        });
+        let copied = |mark| bitmaps::copy(&mark, &self.root, &fleece.access, Persistence::InMemory);
+        marks.flat_map(copied).collect()
     }
 
     /// The bitmap that begins with it, and its end mark.

@@ -9,7 +9,6 @@ use super::{Asked, Making, NEEDS, below, end_mark, mirror, target, undo};
 use crate::backups::Unfinished;
 use crate::backups::{self, Journal};
 use crate::errno::{Errno, Failure};
-use crate::layer_file;
 use crate::model::{BackupKind, Copied, Disk, Format, Layer, Manifest, Previous};
 use crate::ops::blocking::blocking;
 use crate::ops::check;
@@ -140,13 +139,10 @@ pub(super) async fn prepare(
         id,
     };
     let mut journal = Journal::new(job.as_str(), manifest);
-    let kept = match fleece::scratch(engine, kind, &disk, &journal.manifest.id)? {
-        Some(scratch) => {
-            journal.set_scratch(scratch);
-            Some(layer_file::claim_kept(&journal.manifest.id)?)
-        }
-        None => None,
-    };
+    if let Some(scratch) = fleece::scratch(engine, kind, &disk, &journal.manifest.id)? {
+        journal.set_scratch(scratch);
+    }
+    let kept = fleece::claim(&journal)?;
     if let (Copied::Top, None, Beneath::Layers(layers)) = (plan.copied, &plan.previous, beneath) {
         let below = below::manifest(&journal.manifest, &place, &disk, layers).await?;
         journal.manifest.previous = Some(Previous::of(&below));

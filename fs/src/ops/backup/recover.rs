@@ -2,10 +2,9 @@
 //! as their journals and QEMU's jobs say. Doing it twice changes nothing.
 
 use super::together::{self, Others};
-use super::{Making, below, follow, merge, mirror, target, try_undo};
+use super::{Making, below, fleece, follow, merge, mirror, target, try_undo};
 use crate::backups::{self, Journal, Place, Stage, Unfinished};
 use crate::errno::Failure;
-use crate::layer_file;
 use crate::model::Job;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine, Turn};
@@ -47,12 +46,9 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     let mut guard = guard;
     for journal in journals {
         let job = JobId::new(journal.job.as_str())?;
-        let kept = journal.scratch.is_some();
         let mut making = Making {
             guard,
-            _kept: kept
-                .then(|| layer_file::claim_kept(&journal.manifest.id))
-                .transpose()?,
+            _kept: fleece::claim(&journal)?,
             place: place.clone(),
             journal,
             job,

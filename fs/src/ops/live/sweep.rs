@@ -13,7 +13,7 @@ use crate::sys;
 use qmpbridge::Bridge;
 use qmpbridge::command::QueryBlockExports;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long the end of a mount waits for QEMU.
@@ -57,13 +57,7 @@ pub(in crate::ops) async fn sweep(engine: &Engine) -> Result<(), Failure> {
             ));
         }
     }
-    for directory in directories(engine).await? {
-        blocking(move || {
-            sweep_files(&directory);
-            Ok(())
-        })
-        .await?;
-    }
+    scratch::sweep(engine, Names::digits_of_scratch).await?;
     blocking(|| {
         server::sweep_directories();
         Ok(())
@@ -105,31 +99,6 @@ async fn left_in_qemu(
     }
     left.retain(|names, _| !known.contains(names));
     Ok(left)
-}
-
-/// Where scratch files may lie.
-async fn directories(engine: &Engine) -> Result<BTreeSet<PathBuf>, Failure> {
-    let disks = engine.observe().await?;
-    Ok(disks
-        .iter()
-        .filter_map(|disk| scratch::directory(engine, disk).ok())
-        .collect())
-}
-
-/// Removes scratch files that no QEMU has open and no mount claims.
-fn sweep_files(directory: &Path) {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(digits) = name.to_str().and_then(Names::digits_of_scratch) else {
-            continue;
-        };
-        if let Ok(_claim) = layer_file::claim_kept(digits) {
-            scratch::remove_unused(&entry.path());
-        }
-    }
 }
 
 /// Takes all instants down: the mount ends.
