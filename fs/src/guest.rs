@@ -9,6 +9,7 @@ mod links;
 mod logical;
 mod note;
 mod number;
+mod places;
 mod remote;
 mod serve;
 mod slots;
@@ -25,6 +26,7 @@ pub use links::{Links, depends_on_depth, shown};
 pub use logical::Partly;
 pub use note::{note, partly as note_of_partly};
 pub use number::Number;
+pub use places::Whence;
 pub use serve::serve;
 pub use survey::{Survey, Volume, Whole};
 pub use tree::{Desk, Tree};
@@ -133,6 +135,13 @@ impl Guests {
     /// The tree of a number.
     pub fn numbered(&self, number: u16) -> Option<Arc<Tree>> {
         self.trees().all.get(usize::from(number)).cloned()
+    }
+
+    /// The kernel lets go of a file so many times.
+    pub fn forget(&self, number: Number, times: u64) {
+        if let Some(tree) = self.numbered(number.tree) {
+            tree.forget(number.node, times);
+        }
     }
 
     /// Why the files of a partition cannot be shown, if that was tried.

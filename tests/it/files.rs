@@ -600,6 +600,47 @@ fn a_walk_of_directories_that_lead_up_by_another_name_ends() {
     assert_eq!(sh!("find {}/many -type f | wc -l", tree.display()), "50");
 }
 
+/// Entries that name a directory a second time, below itself or elsewhere: it has the name by which it was seen first.
+#[test]
+fn a_walk_of_directories_that_are_named_twice_ends() {
+    let scratch = Scratch::new("files-twice");
+    let disk = scratch.dir("images").join("disk.raw");
+    sh!(
+        "mkdir -p {0}/a/b/c {0}/d; echo deep > {0}/a/b/c/deep; truncate -s 16M {1}; \
+         mkfs.ext4 -q -F -d {0} {1} >&2; \
+         printf 'link a a/b/c/up\nlink a/b a/b/c/middle\nlink . a/b/c/top\nlink a/b/c d/other\nlink d d/again\n' \
+         | debugfs -w {1} >&2",
+        scratch.dir("content").display(),
+        disk.display()
+    );
+    let (_mount, point) = mounted(&scratch, &disk, "ro");
+    let tree = point.join("files/0");
+    // Once by names and once with attributes, in the order of the directories and backwards.
+    for walk in [
+        "find .",
+        "ls -fRl .",
+        "find d a",
+        "rsync -a --list-only ./",
+        "du -a .",
+    ] {
+        let command = format!(
+            "cd {}; timeout 20 {walk} 2>&1 || [ $? -ne 124 ]",
+            tree.display()
+        );
+        let told = sh!("{command}");
+        assert!(told.contains("deep"), "{walk}: {told}");
+        assert!(told.contains("Structure needs cleaning"), "{walk}: {told}");
+        assert!(told.lines().count() < 60, "{walk}: {told}");
+    }
+    let refused = fs::metadata(tree.join("a/b/c/up")).expect_err("it is a circle");
+    assert_eq!(refused.raw_os_error(), Some(libc::EUCLEAN));
+    // What the kernel has forgotten may be seen by its other name; the circle stays one.
+    sh!("echo 2 > /proc/sys/vm/drop_caches");
+    let deep = fs::read_to_string(tree.join("d/other/deep"));
+    assert_eq!(deep.expect("it can be read"), "deep\n");
+    fs::metadata(tree.join("d/other/up/b/c")).expect_err("it is a circle");
+}
+
 /// `find -delete`, `rm -rf` and their kin do not get a point by way of its files.
 #[test]
 fn a_recursive_delete_in_files_does_not_take_the_point() {

@@ -7,7 +7,9 @@ use super::handles::{GuestFile, Handle};
 use super::shared::Shared;
 use super::{GENERATION, caller, failed, replies};
 use crate::errno::{Errno, Failure};
-use crate::guest::{Answer, Links, Node, Number, Question, Tree, depends_on_depth, gone, shown};
+use crate::guest::{
+    Answer, Links, Node, Number, Question, Tree, Whence, depends_on_depth, gone, shown,
+};
 use fuser::{FileAttr, FileType, INodeNo, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyXattr};
 use qmpfs_guestfs::{FileKind, Time};
 use std::ffi::OsStr;
@@ -33,6 +35,15 @@ pub(super) fn place(shared: &Shared, ino: INodeNo) -> Option<Result<Place, fuser
         Some(tree) => Ok(Place { tree, number }),
         None => Err(failed(&gone())),
     })
+}
+
+/// The kernel lets go of an inode so many times; false for one of our own.
+pub(super) fn forget(shared: &Shared, ino: INodeNo, times: u64) -> bool {
+    let number = Number::of_inode(ino.0);
+    if let Some(number) = number {
+        shared.guests.forget(number, times);
+    }
+    number.is_some()
 }
 
 /// What is answered where something would be written; a recursive delete is held against its process.
@@ -143,12 +154,34 @@ pub(super) fn named(
     attributes(shared, tree, node, depth)
 }
 
+/// The same for an answer that makes the kernel know the node: a directory is held by it until it forgets it.
+pub(super) fn held(
+    shared: &Shared,
+    tree: &Tree,
+    node: &Node,
+    (directory, name): (Number, &[u8]),
+) -> Result<FileAttr, fuser::Errno> {
+    let attr = named(shared, tree, node, directory)?;
+    if attr.kind == FileType::Directory {
+        let directory = directory.node;
+        let held = tree.hold(node.number, Whence::Name { directory, name });
+        held.map_err(|failure| failed(&failure))?;
+    }
+    Ok(attr)
+}
+
 /// Answers with the attributes of a node.
-fn reply_named(shared: &Shared, tree: &Tree, node: &Node, directory: Number, reply: ReplyEntry) {
+fn reply_named(
+    shared: &Shared,
+    tree: &Tree,
+    node: &Node,
+    named: (Number, &[u8]),
+    reply: ReplyEntry,
+) {
     if is_hidden(shared, node) {
         return reply.error(fuser::Errno::ENOENT);
     }
-    match named(shared, tree, node, directory) {
+    match held(shared, tree, node, named) {
         Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
         Err(errno) => reply.error(errno),
     }
@@ -156,7 +189,9 @@ fn reply_named(shared: &Shared, tree: &Tree, node: &Node, directory: Number, rep
 
 /// Answers with the root of a tree.
 pub(super) fn reply_root(shared: &Shared, tree: &Tree, node: &Node, reply: ReplyEntry) {
-    match attributes(shared, tree, node, 0) {
+    let held = tree.hold(node.number, Whence::Outside);
+    let held = held.map_err(|failure| failed(&failure));
+    match held.and_then(|()| attributes(shared, tree, node, 0)) {
         Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
         Err(errno) => reply.error(errno),
     }
@@ -166,17 +201,17 @@ pub(super) fn lookup(shared: &Arc<Shared>, place: Place, name: &OsStr, reply: Re
     let Place { tree, number } = place;
     let name = name.as_bytes().to_vec();
     if let Some(node) = tree.known_name(number.node, &name) {
-        return reply_named(shared, &tree, &node, number, reply);
+        return reply_named(shared, &tree, &node, (number, &name), reply);
     }
-    let directory = number.node;
     let (in_answer, of) = (Arc::clone(shared), Arc::clone(&tree));
-    tree.ask(
-        Question::Lookup { directory, name },
-        move |answer| match node_of(answer) {
-            Ok(node) => reply_named(&in_answer, &of, &node, number, reply),
-            Err(failure) => reply.error(failed(&failure)),
-        },
-    );
+    let question = Question::Lookup {
+        directory: number.node,
+        name: name.clone(),
+    };
+    tree.ask(question, move |answer| match node_of(answer) {
+        Ok(node) => reply_named(&in_answer, &of, &node, (number, &name), reply),
+        Err(failure) => reply.error(failed(&failure)),
+    });
 }
 
 /// The node of an answer.

@@ -84,7 +84,8 @@ pub(super) fn readdir(
     });
 }
 
-/// The same with attributes. Those that are not known any more are left out: they are asked for by name.
+/// The same with attributes. Where they cannot be told (they are not known any more, or the name is one too many) the
+/// name comes without, and is asked for.
 pub(super) fn readdirplus(
     shared: &Arc<Shared>,
     request: RequestId,
@@ -107,24 +108,29 @@ pub(super) fn readdirplus(
             Rest::Asked(cookie) => cookie,
             Rest::Known => {
                 let entries = names.entries.get(first..).unwrap_or_default();
+                let node = |entry: &Entry| tree.known_name(number.node, entry.name.as_bytes());
                 let attributes = |entry: &Entry| {
-                    if entry.name == "." || entry.name == ".." {
+                    if is_own(entry) {
                         return Some(nameless(entry));
                     }
-                    let node = tree.known_name(number.node, entry.name.as_bytes())?;
-                    guest::named(shared, tree, &node, *number).ok()
+                    let named = (*number, entry.name.as_bytes());
+                    guest::held(shared, tree, &node(entry)?, named).ok()
                 };
-                let known = |entry: &Entry| attributes(entry).is_some();
-                if entries.first().is_some_and(|entry| !known(entry)) {
-                    let unknown = entries.iter().take_while(|entry| !known(entry)).count();
-                    let entries = &entries[..unknown];
-                    return plus::bare(shared, request, reply, entries, first);
-                }
-                for (next, entry) in (offset + 1..).zip(entries) {
+                for (index, entry) in entries.iter().enumerate() {
                     let Some(attr) = attributes(entry) else {
-                        break;
+                        if index > 0 {
+                            break;
+                        }
+                        let others = entries.iter().skip(1);
+                        let unknown = 1 + others.take_while(|it| node(it).is_none()).count();
+                        return plus::bare(shared, request, reply, &entries[..unknown], first);
                     };
+                    let next = (first + index) as u64 + 1;
                     if reply.add(attr.ino, next, &entry.name, &TTL, &attr, GENERATION) {
+                        // There was no room for it.
+                        if !is_own(entry) {
+                            guest::forget(shared, attr.ino, 1);
+                        }
                         break;
                     }
                 }
@@ -137,6 +143,11 @@ pub(super) fn readdirplus(
         Ok(()) => readdirplus(&in_answer, request, again, offset, reply),
         Err(failure) => reply.error(failed(&failure)),
     });
+}
+
+/// Whether an entry is `.` or `..`, of which the kernel is told nothing new.
+fn is_own(entry: &Entry) -> bool {
+    entry.name == "." || entry.name == ".."
 }
 
 /// The attributes of `.` and `..`, of which the kernel takes the number and the kind.

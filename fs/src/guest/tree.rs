@@ -6,6 +6,7 @@ use super::Volume;
 use super::cache::Cache;
 use super::disks::{Disks, Home};
 use super::gone;
+use super::places::{Places, Whence};
 use super::slots::{Slot, Slots};
 use super::wire::{Answer, Node, Question};
 use super::worker::{Fault, Worker};
@@ -48,6 +49,7 @@ pub struct Tree {
     slots: Arc<Slots>,
     state: Mutex<State>,
     cache: Cache,
+    places: Places,
 }
 
 #[derive(Default)]
@@ -96,6 +98,7 @@ impl Tree {
             slots,
             state: Mutex::default(),
             cache: Cache::default(),
+            places: Places::default(),
         }
     }
 
@@ -124,6 +127,22 @@ impl Tree {
     /// Whether a node is known to have no extended attributes.
     pub fn has_no_xattrs(&self, node: u64) -> bool {
         self.cache.has_no_xattrs(node)
+    }
+
+    /// The kernel is about to be told of a directory; an error where it knows it by another name.
+    pub fn hold(&self, node: u64, whence: Whence) -> Result<(), Failure> {
+        match self.places.hold(node, whence) {
+            true => Ok(()),
+            false => Err(Failure::new(
+                Errno::EUCLEAN,
+                "damaged: this directory has another name as well",
+            )),
+        }
+    }
+
+    /// The kernel lets go of a node so many times.
+    pub fn forget(&self, node: u64, times: u64) {
+        self.places.forget(node, times);
     }
 
     /// Whether pages that the kernel has of a file here may be kept, as it is opened from `files`.
@@ -281,6 +300,7 @@ impl Tree {
             worker: None,
             slot: Some(slot),
         };
+        self.places.are_in(desk.disks.fingerprint());
         desk.start()?;
         Ok(desk)
     }
