@@ -14,8 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Points remembered; beyond it all that are not open are forgotten, and read anew when opened.
 const KNOWN_MAX: usize = 8192;
-/// Below this a read costs more in asking than in copying.
-const SMALL: u32 = 32 << 10;
+/// Below this a read costs more in asking than in copying. `sha256sum` and its kin read 32 KiB at once.
+const SMALL: u32 = 64 << 10;
 /// Small reads of one open file until they are its habit, and not how a program looks at a header.
 const MANY: u32 = 1024;
 /// How often a point is opened for small reads after somebody made many.
