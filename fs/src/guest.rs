@@ -151,7 +151,7 @@ impl Guests {
     }
 
     /// The filesystem in a partition, if somebody has looked into it.
-    fn looked_into(&self, home: &Home, number: u32) -> Option<Arc<Tree>> {
+    pub fn looked_into(&self, home: &Home, number: u32) -> Option<Arc<Tree>> {
         let trees = self.trees();
         let index = trees.places.get(&(home.clone(), number))?;
         trees.all.get(*index).cloned()

@@ -31,12 +31,18 @@ const FIRST: u64 = 256;
 const SUBVOLUMES_MAX: usize = 1 << 16;
 /// Bits of a node's number.
 const NODE_BITS: u32 = 40;
-/// The inode of a directory that stands for a subvolume that is not there, as the kernel has it.
-const ABSENT: u64 = 2;
 
 const INODE_ITEM: u8 = 1;
 const CHUNK_ITEM: u8 = 228;
 const ROOT_ITEM: u8 = 132;
+
+/// What a node is.
+enum Place {
+    /// Of the subvolume at this index, by its tree: an inode.
+    Inode(usize, Root, u64),
+    /// The empty directory that stands for a subvolume that is not there.
+    Absent,
+}
 
 /// An open Btrfs.
 pub struct Btrfs {
@@ -126,28 +132,41 @@ impl Btrfs {
         })
     }
 
-    /// Bits of a number that are the inode's.
+    /// Bits of a number that are the inode's, or the number of a subvolume that is absent. The bit above them says which,
+    /// the others are the index of the subvolume that it is in.
     fn inode_bits(&self) -> u32 {
         let indices = self.subvolumes.len().max(2) - 1;
-        NODE_BITS - (usize::BITS - indices.leading_zeros())
+        NODE_BITS - (usize::BITS - indices.leading_zeros()) - 1
     }
 
     /// The number of an inode of a subvolume; one that nothing has for one that is too large.
     fn node(&self, index: usize, inode: u64) -> u64 {
         let bits = self.inode_bits();
         match inode >> bits {
-            0 => (index as u64) << bits | inode,
+            0 => (index as u64) << (bits + 1) | inode,
             _ => u64::MAX,
         }
     }
 
-    /// The subvolume and the inode of a number.
-    fn place(&self, node: u64) -> Result<(usize, Root, u64), Error> {
+    /// The number of what stands in a subvolume for another that is not there.
+    fn absent(&self, index: usize, subvolume: u64) -> u64 {
+        match self.node(index, subvolume) {
+            u64::MAX => u64::MAX,
+            node => node | 1 << self.inode_bits(),
+        }
+    }
+
+    /// What a number stands for.
+    fn place(&self, node: u64) -> Result<Place, Error> {
         let bits = self.inode_bits();
-        let index = usize::try_from(node >> bits).unwrap_or(usize::MAX);
+        let index = usize::try_from(node >> (bits + 1)).unwrap_or(usize::MAX);
         let found = self.subvolumes.get(index);
         let (_, root) = found.ok_or(Error::Corrupt("a number is of no file"))?;
-        Ok((index, *root, node & ((1 << bits) - 1)))
+        let inode = node & ((1 << bits) - 1);
+        Ok(match node >> bits & 1 {
+            0 => Place::Inode(index, *root, inode),
+            _ => Place::Absent,
+        })
     }
 
     fn inode(&self, root: Root, number: u64) -> Result<Inode, Error> {
@@ -196,7 +215,9 @@ impl Btrfs {
 
     /// A file or link, and its size.
     fn content(&self, node: u64, kind: FileKind) -> Result<(Root, u64, u64), Error> {
-        let (_, root, number) = self.place(node)?;
+        let Place::Inode(_, root, number) = self.place(node)? else {
+            return Err(Error::WrongKind);
+        };
         let inode = self.inode(root, number)?;
         match FileKind::of_mode(inode.mode) == Some(kind) {
             true => Ok((root, number, inode.size)),
@@ -261,21 +282,19 @@ impl Filesystem for Btrfs {
     }
 
     fn attributes(&self, node: u64) -> Result<Attributes, Error> {
-        let (_, root, number) = self.place(node)?;
-        if number == ABSENT {
-            return Ok(names::absent());
+        match self.place(node)? {
+            Place::Inode(_, root, number) => Ok(self.inode(root, number)?.attributes),
+            Place::Absent => Ok(names::absent()),
         }
-        Ok(self.inode(root, number)?.attributes)
     }
 
     fn list(&self, directory: u64, cookie: u64) -> Result<Listing, Error> {
-        let (index, root, number) = self.place(directory)?;
-        if number == ABSENT {
+        let Place::Inode(index, root, number) = self.place(directory)? else {
             return Ok(Listing {
                 entries: Vec::new(),
                 next: None,
             });
-        }
+        };
         match FileKind::of_mode(self.inode(root, number)?.mode) {
             Some(FileKind::Directory) => names::list(self, (index, root, number), cookie),
             Some(_) | None => Err(Error::WrongKind),
@@ -291,10 +310,9 @@ impl Filesystem for Btrfs {
         if !self.has_index() {
             return by_listing(self, directory, name);
         }
-        let (index, root, number) = self.place(directory)?;
-        if number == ABSENT {
+        let Place::Inode(index, root, number) = self.place(directory)? else {
             return Err(Error::NotFound);
-        }
+        };
         match FileKind::of_mode(self.inode(root, number)?.mode) {
             Some(FileKind::Directory) => names::find(self, (index, root, number), name),
             Some(_) | None => Err(Error::WrongKind),
@@ -317,7 +335,9 @@ impl Filesystem for Btrfs {
     }
 
     fn xattrs(&self, node: u64) -> Result<Vec<Xattr>, Error> {
-        let (_, root, number) = self.place(node)?;
-        names::xattrs(&self.space, root, number)
+        match self.place(node)? {
+            Place::Inode(_, root, number) => names::xattrs(&self.space, root, number),
+            Place::Absent => Ok(Vec::new()),
+        }
     }
 }

@@ -61,8 +61,13 @@ struct Entry {
 }
 
 impl Entry {
-    fn parse(bytes: &[u8]) -> Result<Entry, Error> {
-        let first = u32::from(le16(bytes, 20)?) << 16 | u32::from(le16(bytes, 26)?);
+    fn parse(bytes: &[u8], width: Width) -> Result<Entry, Error> {
+        // Where numbers are not that long something else may be there.
+        let high = match width {
+            Width::ThirtyTwo => le16(bytes, 20)?,
+            Width::Twelve | Width::Sixteen | Width::Whole => 0,
+        };
+        let first = u32::from(high) << 16 | u32::from(le16(bytes, 26)?);
         let modified = time::time(le16(bytes, 24)?, le16(bytes, 22)?);
         Ok(Entry {
             flags: u8(bytes, 11)?,
@@ -168,7 +173,7 @@ impl Fat {
         let bytes = self.clusters.source.bytes(place, ENTRY as usize)?;
         match names_nothing(&bytes)? {
             true => Err(NONE),
-            false => Entry::parse(&bytes),
+            false => Entry::parse(&bytes, self.clusters.width),
         }
     }
 

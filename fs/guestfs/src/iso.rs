@@ -60,6 +60,7 @@ struct Record {
     start: u64,
     size: u64,
     flags: u8,
+    is_interleaved: bool,
 }
 
 impl Iso {
@@ -118,10 +119,8 @@ impl Iso {
 
     fn parse(&self, bytes: Vec<u8>) -> Result<Record, Error> {
         let extent = u64::from(le32(&bytes, 2)?) + u64::from(u8(&bytes, 1)?);
-        if u8(&bytes, 26)? != 0 || u8(&bytes, 27)? != 0 {
-            return Err(Error::Unsupported("an interleaved file"));
-        }
         Ok(Record {
+            is_interleaved: u8(&bytes, 26)? != 0 || u8(&bytes, 27)? != 0,
             start: extent * self.block,
             size: le32(&bytes, 10)?.into(),
             flags: u8(&bytes, 25)?,
@@ -338,6 +337,9 @@ impl Iso {
         }
         if ridge.is_compressed {
             return Err(Error::Unsupported("the file is compressed (zisofs)"));
+        }
+        if pieces.iter().any(|piece| piece.is_interleaved) {
+            return Err(Error::Unsupported("the file is interleaved"));
         }
         let (mut found, mut at) = (Vec::new(), 0);
         for piece in &pieces {

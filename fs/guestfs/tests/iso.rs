@@ -1,6 +1,6 @@
 //! ISO 9660 as xorriso (Rock Ridge) and 7z (Joliet) extract it.
 
-use qmpfs_guestfs::{FileKind, Filesystem, Kind, Place, ReadAt, open};
+use qmpfs_guestfs::{Error, FileKind, Filesystem, Kind, Place, ReadAt, open};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -165,4 +165,38 @@ fn rock_ridge_is_what_xorriso_extracts() {
 fn joliet_is_what_7z_extracts() {
     let make = "genisoimage -quiet -J -joliet-long -D -o ../image . 2>&1";
     compared(make, "7z x -oextracted image >&2", false);
+}
+
+/// A copy of the tree must not miss it without an error.
+#[test]
+fn an_interleaved_file_is_listed_and_not_read() {
+    let directory = TempDir::new().expect("room");
+    let made = Command::new("sh")
+        .args(["-euc", "mkdir tree; echo x >tree/aaaa.txt; echo y >tree/bbbb.txt; genisoimage -quiet -o image tree 2>&1"])
+        .current_dir(&directory)
+        .status()
+        .expect("sh");
+    assert!(made.success(), "mountscripts/setup --tests");
+    let image = directory.path().join("image");
+    let mut bytes = fs::read(&image).expect("the image");
+    let name = b"AAAA.TXT;1";
+    let at = bytes.windows(name.len()).position(|it| it == name);
+    // The name is the 34th byte of the record; two others are the sizes of the pieces and of the gaps.
+    let record = at.expect("its record") - 33;
+    bytes[record + 26] = 1;
+    fs::write(&image, bytes).expect("the image");
+    let source = Arc::new(File::open(&image).expect("the image"));
+    let filesystem = open(Kind::Iso9660, source as Arc<dyn ReadAt>).expect("it is whole");
+    let entries = filesystem
+        .list(filesystem.root(), 0)
+        .expect("names")
+        .entries;
+    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
+    assert_eq!(names, [b"aaaa.txt", b"bbbb.txt"]);
+    let [interleaved, plain] = [0, 1].map(|index| filesystem.read(entries[index].node, 0, 2));
+    assert!(
+        matches!(interleaved, Err(Error::Unsupported(_))),
+        "{interleaved:?}"
+    );
+    assert_eq!(plain.expect("it can be read"), b"y\n");
 }

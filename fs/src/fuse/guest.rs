@@ -5,7 +5,7 @@
 use super::guest_extents;
 use super::handles::{GuestFile, Handle};
 use super::shared::Shared;
-use super::{GENERATION, caller, failed, replies};
+use super::{GENERATION, caller, errno, failed, replies};
 use crate::errno::{Errno, Failure};
 use crate::guest::{
     Answer, Links, Node, Number, Question, Tree, Whence, depends_on_depth, gone, shown,
@@ -67,6 +67,10 @@ fn attributes(
     depth: u8,
 ) -> Result<FileAttr, fuser::Errno> {
     let of = &node.attributes;
+    if i64::try_from(of.size).is_err() {
+        // The kernel would not take it, and would not tell either that it forgets what it did not take.
+        return Err(errno(Errno::EUCLEAN));
+    }
     let links = shared.guests.links();
     let depends = |target: &Vec<u8>| depends_on_depth(links, target);
     let depth = match of.kind {
@@ -189,9 +193,11 @@ fn reply_named(
 
 /// Answers with the root of a tree.
 pub(super) fn reply_root(shared: &Shared, tree: &Tree, node: &Node, reply: ReplyEntry) {
-    let held = tree.hold(node.number, Whence::Outside);
-    let held = held.map_err(|failure| failed(&failure));
-    match held.and_then(|()| attributes(shared, tree, node, 0)) {
+    let held = attributes(shared, tree, node, 0).and_then(|attr| {
+        let held = tree.hold(node.number, Whence::Outside);
+        held.map(|()| attr).map_err(|failure| failed(&failure))
+    });
+    match held {
         Ok(attr) => reply.entry_with_ttls(&TTL, &TTL, &attr, GENERATION),
         Err(errno) => reply.error(errno),
     }

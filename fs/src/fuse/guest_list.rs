@@ -15,8 +15,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
-/// Names of one directory that are listed: more fill the memory of who lists them.
+/// Names of one directory that are listed, and their bytes: more fill the memory of who lists them.
 const NAMES_MAX: usize = 2_000_000;
+const BYTES_MAX: usize = 128 << 20;
 /// Batches without a name that are shown; a directory of more is one that leads in a circle.
 const EMPTY_MAX: usize = 100_000;
 
@@ -31,6 +32,7 @@ pub(super) fn opendir(shared: &Arc<Shared>, place: Place, reply: ReplyOpen) {
         entries: vec![own("."), own("..")],
         next: Some(0),
         empty: 0,
+        bytes: 0,
     };
     let handle = shared.handles.insert(Handle::GuestDirectory {
         tree: place.tree,
@@ -209,8 +211,10 @@ fn listed(shared: &Shared, handle: &Handle, cookie: u64, answer: Answer) -> Resu
         return Ok(());
     }
     names.empty += usize::from(entries.is_empty());
+    names.bytes += entries.iter().map(|named| named.name.len()).sum::<usize>();
     let goes_on = next.is_none_or(|next| next > cookie);
-    if !goes_on || names.empty > EMPTY_MAX || names.entries.len() + entries.len() > NAMES_MAX {
+    let is_large = names.entries.len() + entries.len() > NAMES_MAX || names.bytes > BYTES_MAX;
+    if !goes_on || names.empty > EMPTY_MAX || is_large {
         return Err(Failure::new(
             Errno::EUCLEAN,
             "damaged: a directory does not end",

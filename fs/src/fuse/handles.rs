@@ -143,6 +143,8 @@ pub(super) struct Names {
     pub(super) next: Option<u64>,
     /// Answers that brought none.
     pub(super) empty: usize,
+    /// Letters of all of them.
+    pub(super) bytes: usize,
 }
 
 /// One name of a directory.

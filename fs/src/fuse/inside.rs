@@ -122,9 +122,9 @@ pub(super) fn opendir(
     });
 }
 
-/// The root of a guest's tree in a listing.
+/// The root of a guest's tree in a listing. One that nobody has looked into has no number yet: a guest may have very many.
 pub(super) fn root_entry(shared: &Shared, home: &Home, volume: &Volume) -> Entry {
-    let tree = shared.guests.tree(home, volume).ok();
+    let tree = shared.guests.looked_into(home, volume.partition.number);
     let of = tree.map(|tree| Number {
         tree: tree.number,
         depth: 0,

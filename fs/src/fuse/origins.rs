@@ -9,6 +9,9 @@ use crate::origin::{self, Origin, Origins};
 use fuser::ReplyIoctl;
 use std::sync::Arc;
 
+/// Bytes of a guest's file that one answer is about: on a striped volume they may be in very many pieces.
+const AT_ONCE: u64 = 64 << 20;
+
 pub(super) fn ioctl(handle: Option<Arc<Handle>>, request: u32, message: &[u8], reply: ReplyIoctl) {
     let (Some(handle), true, Some((offset, length))) =
         (handle, request == origin::REQUEST, origin::asked(message))
@@ -61,7 +64,7 @@ fn answer(origins: Result<Origins, Failure>, reply: ReplyIoctl) {
     }
 }
 
-/// As far as the window tells; whoever asks goes on from there.
+/// As far as the window tells, and not too far; whoever asks goes on from there.
 fn of_guest_file(
     file: &GuestFile,
     window: &Window,
@@ -69,7 +72,7 @@ fn of_guest_file(
     end: u64,
 ) -> Result<Origins, Failure> {
     let mut origins = Origins::default();
-    let end = end.min(window.to);
+    let end = end.min(window.to).min(offset.saturating_add(AT_ONCE));
     let size = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
     for part in guest_data::parts(&file.tree, &window.extents, offset, size)? {
         let goes_on = match part {

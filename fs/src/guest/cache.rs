@@ -7,8 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Names and nodes of one half of what is kept, of each tree: both are a large directory, in some tens of megabytes.
-const HALF_MAX: usize = 64 << 10;
+/// Bytes of one half of what is kept of a tree: both are a large directory.
+const HALF_MAX: usize = 24 << 20;
+/// About what a name and its node take up, besides their letters and those of a link's target.
+const EACH: usize = 320;
+/// Nodes without extended attributes that are remembered.
+const BARE_MAX: usize = 128 << 10;
 
 #[derive(Default)]
 pub(super) struct Cache {
@@ -28,7 +32,7 @@ struct Kept {
 #[derive(Default)]
 struct Half {
     names: HashMap<u64, HashMap<Vec<u8>, u64>>,
-    count: usize,
+    bytes: usize,
     nodes: HashMap<u64, Node>,
 }
 
@@ -104,18 +108,19 @@ impl Kept {
     }
 
     fn is_bare(&mut self, node: u64) {
-        if self.bare.len() >= 2 * HALF_MAX {
+        if self.bare.len() >= BARE_MAX {
             self.bare.clear();
         }
         self.bare.insert(node);
     }
 
     fn add(&mut self, name: Option<(u64, &[u8])>, node: &Node) {
-        if self.newer.count >= HALF_MAX {
+        if self.newer.bytes >= HALF_MAX {
             self.older = std::mem::take(&mut self.newer);
         }
         let newer = &mut self.newer;
-        newer.count += 1;
+        let letters = name.map_or(0, |(_, name)| name.len());
+        newer.bytes += EACH + letters + node.target.as_ref().map_or(0, Vec::len);
         if let Some((directory, name)) = name {
             let names = newer.names.entry(directory).or_default();
             names.insert(name.to_vec(), node.number);
@@ -126,7 +131,7 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, HALF_MAX};
+    use super::{Cache, EACH, HALF_MAX};
     use crate::guest::wire::{Answer, Node, Question};
     use qmpfs_guestfs::{Attributes, FileKind, Time};
 
@@ -157,8 +162,9 @@ mod tests {
     #[test]
     fn of_too_many_names_the_last_ones_are_known() {
         let cache = Cache::default();
-        let name = |number: u64| number.to_string().into_bytes();
-        for number in 0..5 * HALF_MAX as u64 / 2 {
+        let name = |number: u64| format!("{number:08}").into_bytes();
+        let half = HALF_MAX.div_ceil(EACH + 8) as u64;
+        for number in 0..5 * half / 2 {
             let question = Question::Lookup {
                 directory: 2,
                 name: name(number),
@@ -167,9 +173,22 @@ mod tests {
         }
         assert!(!cache.was_used());
         let known = |number| cache.name(2, &name(number)).is_some();
-        let first = HALF_MAX as u64;
-        assert!(!known(0) && !known(first - 1) && !cache.was_used());
-        assert!(known(first) && known(5 * first / 2 - 1) && cache.node(first).is_some());
+        assert!(!known(0) && !known(half - 1) && !cache.was_used());
+        assert!(known(half) && known(5 * half / 2 - 1) && cache.node(half).is_some());
         assert!(cache.was_used() && !cache.was_used());
+    }
+
+    #[test]
+    fn long_targets_are_counted() {
+        let cache = Cache::default();
+        let long = HALF_MAX / 8;
+        for number in 0..24 {
+            let node = Node {
+                target: Some(vec![b'x'; long]),
+                ..node(number)
+            };
+            cache.learn(&Question::Node(number), &Answer::Node(node));
+        }
+        assert!(cache.node(0).is_none() && cache.node(23).is_some());
     }
 }

@@ -3,9 +3,9 @@
 
 use super::Volume;
 use super::disks::Piece;
-use qmpfs_guestfs::lvm::{Group, Layout, Member, Physical};
+use qmpfs_guestfs::lvm::{Group, Layout, Physical};
 use qmpfs_guestfs::{Error, Kind, Part, Partition, ReadAt};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +13,8 @@ use std::sync::Arc;
 const FIRST: u32 = 1 << 16;
 /// Logical volumes of one disk that are shown.
 const VOLUMES_MAX: usize = 1024;
+/// Volume groups of one disk that are looked at.
+const GROUPS_MAX: usize = 16;
 /// The longest name of one that a directory can have, with what a note adds to it.
 const NAME_MAX: usize = 251;
 
@@ -104,6 +106,12 @@ impl Members {
             };
             found.places.insert(physical.uuid, (start, length));
             if let Some(group) = physical.group {
+                let is_known = found.groups.contains_key(&group.uuid);
+                if !is_known && found.groups.len() >= GROUPS_MAX {
+                    let words = "its volume group is one too many on this disk";
+                    found.notes.push(format!("partition {number}: {words}"));
+                    continue;
+                }
                 add(&mut found.groups, group);
             }
         }
@@ -166,6 +174,9 @@ pub(super) fn find(disks: &[&Members]) -> Groups {
     groups.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
     let mut names = HashSet::new();
     for group in groups {
+        let devices = group.physical.iter();
+        let devices = devices.map(|member| (&*member.uuid, member.device.as_str()));
+        let devices = devices.collect();
         for logical in group.logical {
             let name = name(&group.name, &logical.name);
             let layout = match logical.layout {
@@ -179,7 +190,7 @@ pub(super) fn find(disks: &[&Members]) -> Groups {
             let has_place = found.volumes.len() < VOLUMES_MAX
                 && found.partly.len() < VOLUMES_MAX
                 && name.len() <= NAME_MAX;
-            let placed = placed(layout, &places, &group.physical);
+            let placed = placed(layout, &places, &devices);
             let of = |placed: &Placed| match placed {
                 Placed::Here(_, count) => disks.len() == 1 || *count > 1,
                 Placed::Partly(..) | Placed::Elsewhere | Placed::Not(_) => true,
@@ -239,16 +250,12 @@ enum Placed {
 fn placed(
     layout: Layout,
     places: &HashMap<String, (usize, u64, u64)>,
-    members: &[Member],
+    devices: &HashMap<&str, &str>,
 ) -> Placed {
-    let (mut disks, mut elsewhere) = (HashSet::new(), Vec::new());
+    let (mut disks, mut elsewhere) = (HashSet::new(), BTreeSet::new());
     for (area, length) in layout.areas() {
-        let Some((disk, _, room)) = places.get(&area.uuid) else {
-            let member = members.iter().find(|member| member.uuid == area.uuid);
-            let device = member.map_or("", |member| member.device.as_str());
-            if !elsewhere.iter().any(|it| it == device) {
-                elsewhere.push(device.to_owned());
-            }
+        let Some((disk, _, room)) = places.get(&*area.uuid) else {
+            elsewhere.insert(*devices.get(&*area.uuid).unwrap_or(&""));
             continue;
         };
         let end = area.start.checked_add(length);
@@ -259,7 +266,10 @@ fn placed(
     }
     match (elsewhere.is_empty(), disks.is_empty()) {
         (false, true) => Placed::Elsewhere,
-        (false, false) => Placed::Partly(layout.length(), elsewhere),
+        (false, false) => {
+            let elsewhere = elsewhere.into_iter().map(str::to_owned).collect();
+            Placed::Partly(layout.length(), elsewhere)
+        }
         (true, _) => {
             let starts = places.iter();
             let starts = starts.map(|(uuid, (disk, start, _))| (uuid.clone(), (*disk, *start)));

@@ -217,6 +217,7 @@ impl Tree {
         });
         if let Err(failure) = served {
             self.note(&failure);
+            self.cache.forget();
             self.state().trouble = Some((Instant::now(), failure.clone()));
             self.refuse(queue, &failure);
         }

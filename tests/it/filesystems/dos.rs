@@ -80,6 +80,29 @@ fn fat32_is_what_mtools_read() {
     fat("files-fat32", "mkfs.vfat -F 32 -s 2", every_day(80, 600));
 }
 
+/// What FAT32 has for the upper half of a cluster's number OS/2 and DR-DOS use for something else.
+#[test]
+fn what_other_systems_keep_in_a_fat16_is_no_cluster() {
+    let scratch = Scratch::new("files-fat16-others");
+    let image = image(&scratch);
+    sh!(
+        "truncate -s 48M {0}; mkfs.vfat -F 16 {0} >&2; seq 9999 | mcopy -i {0} - ::NUMBERS",
+        image.display()
+    );
+    let mut bytes = fs::read(&image).expect("the image");
+    let name = b"NUMBERS    ";
+    let at = bytes.windows(name.len()).position(|it| it == name);
+    let at = at.expect("its entry");
+    bytes[at + 20..at + 22].copy_from_slice(&[0x34, 0x12]);
+    fs::write(&image, bytes).expect("the image");
+    let (_mount, point) = mounted(&scratch, &image, "ro");
+    let shown = fs::read_to_string(point.join("files/0/NUMBERS")).expect("it can be read");
+    assert_eq!(
+        shown.trim_end(),
+        sh!("mtype -i {} ::NUMBERS", image.display())
+    );
+}
+
 #[test]
 fn exfat_is_what_its_own_program_shows() {
     exfat("files-exfat", Copied::Unmounted);

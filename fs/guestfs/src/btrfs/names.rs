@@ -1,7 +1,7 @@
 //! Names: of directories, in the order in which they were made and by their hashes, and of extended attributes.
 
 use super::tree::{Key, Root, Space};
-use super::{ABSENT, Btrfs, FIRST, ROOT_ITEM, all};
+use super::{Btrfs, FIRST, ROOT_ITEM, all};
 use crate::Error;
 use crate::bytes::{le16, le64, slice, u8};
 use crate::filesystem::{Attributes, DirEntry, FileKind, Listing, Time, Xattr, is_name};
@@ -107,7 +107,7 @@ impl Btrfs {
         let found = self.subvolumes.binary_search_by_key(&subvolume, |it| it.0);
         match (reference.filter(is_here), found) {
             (Some(_), Ok(at)) => Ok(self.node(at, FIRST)),
-            (None, _) | (_, Err(_)) => Ok(self.node(index, ABSENT)),
+            (None, _) | (_, Err(_)) => Ok(self.absent(index, subvolume)),
         }
     }
 }

@@ -5,12 +5,15 @@ use super::layout::{Area, Layout, Segment};
 use super::text::{self, Value};
 use crate::Error;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 const SECTOR: u64 = 512;
 /// Logical volumes of one group that are listed.
 const VOLUMES_MAX: usize = 1024;
-/// Segments of one volume.
-const SEGMENTS_MAX: usize = 1 << 16;
+/// Physical volumes of one group; LVM itself advises against a tenth of them.
+const PHYSICAL_MAX: usize = 1024;
+/// Stretches of physical volumes that all logical ones of a group are made of.
+const AREAS_MAX: usize = 1 << 15;
 /// What tells physical volumes apart has 32 letters.
 const UUID_MAX: usize = 64;
 /// Stripes of one segment, as many as LVM makes.
@@ -37,7 +40,7 @@ pub struct Group {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// What tells it from others.
-    pub uuid: String,
+    pub uuid: Arc<str>,
     /// The device that the guest found it on last; nothing where it is not told.
     pub device: String,
 }
@@ -66,6 +69,9 @@ impl Group {
             return Err(DAMAGE);
         }
         let physical = group.get("physical_volumes").ok_or(DAMAGE)?.section();
+        if physical.len() > PHYSICAL_MAX {
+            return Err(DAMAGE);
+        }
         let mut members = Vec::new();
         let physical: Result<Physical<'_>, Error> = physical
             .iter()
@@ -74,13 +80,13 @@ impl Group {
                 let extents = volume.number("pe_count")?;
                 let length = extents.checked_mul(extent).ok_or(DAMAGE)?;
                 let uuid = volume.text("id")?.replace('-', "");
-                // Each stretch of a volume has a copy.
                 if uuid.len() > UUID_MAX {
                     return Err(DAMAGE);
                 }
+                let uuid: Arc<str> = uuid.into();
                 let device = volume.text("device").unwrap_or_default().to_owned();
                 members.push(Member {
-                    uuid: uuid.clone(),
+                    uuid: Arc::clone(&uuid),
                     device,
                 });
                 Ok((name.as_str(), (Area { uuid, start }, length)))
@@ -96,12 +102,13 @@ impl Group {
                 .any(|it| *it == Value::Text("VISIBLE".into()))
         };
         let visible = logical.filter(|(_, volume)| is_visible(volume));
+        let mut areas = 0;
         let logical: Result<Vec<Logical>, Error> = visible
             .take(VOLUMES_MAX)
             .map(|(name, volume)| {
                 Ok(Logical {
                     name: name.clone(),
-                    layout: layout(volume, extent, &physical)?,
+                    layout: layout(volume, extent, &physical, &mut areas)?,
                 })
             })
             .collect();
@@ -120,11 +127,12 @@ fn bytes(sectors: u64) -> Result<u64, Error> {
     sectors.checked_mul(SECTOR).ok_or(DAMAGE)
 }
 
-/// Where a volume is; or, within, the kind of it that is not known here.
+/// Where a volume is; or, within, the kind of it that is not known here. Its areas are added to those of the group.
 fn layout(
     volume: &Value,
     extent: u64,
     physical: &Physical<'_>,
+    areas: &mut usize,
 ) -> Result<Result<Layout, String>, Error> {
     let entries = volume.section().iter();
     let named = entries.filter(|(name, _)| name.starts_with("segment") && name != "segment_count");
@@ -134,10 +142,14 @@ fn layout(
         if kind != "striped" {
             return Ok(Err(kind.to_owned()));
         }
-        segments.push(striped(segment, extent, physical)?);
-        if segments.len() > SEGMENTS_MAX {
-            return Err(DAMAGE);
+        let segment = striped(segment, extent, physical)?;
+        *areas = areas.saturating_add(segment.areas.len());
+        if *areas > AREAS_MAX {
+            return Err(Error::Unsupported(
+                "its logical volumes are in very many pieces",
+            ));
         }
+        segments.push(segment);
     }
     Layout::new(segments).map(Ok)
 }
@@ -175,7 +187,7 @@ fn striped(segment: &Value, extent: u64, physical: &Physical<'_>) -> Result<Segm
                 return Err(DAMAGE);
             }
             Ok(Area {
-                uuid: of.uuid.clone(),
+                uuid: Arc::clone(&of.uuid),
                 start,
             })
         })
@@ -215,7 +227,7 @@ mod tests {
             panic!("one");
         };
         assert_eq!(
-            (member.uuid.as_str(), member.device.as_str()),
+            (&*member.uuid, member.device.as_str()),
             ("ccdd", "/dev/vdb")
         );
         let [volume] = &found.logical[..] else {
@@ -230,6 +242,32 @@ mod tests {
             thin.logical[0].layout.as_ref().err().map(String::as_str),
             Some("thin")
         );
+    }
+
+    /// A text of some hundred kilobytes is not to become a gigabyte.
+    #[test]
+    fn what_is_in_very_many_pieces_is_not_read() {
+        let areas = "\"pv0\", 0, ".repeat(super::STRIPES_MAX);
+        let segment = |number: usize| {
+            format!(
+                "segment{number} {{ type = \"striped\" start_extent = {} extent_count = 128 stripe_size = 8 \
+                 stripes = [{}] }}",
+                128 * (number - 1),
+                areas.trim_end_matches(", ")
+            )
+        };
+        let of = |segments: usize| {
+            let all: Vec<String> = (1..=segments).map(segment).collect();
+            let text = format!(
+                "vg {{ id = \"a\" seqno = 3 extent_size = 8 physical_volumes {{ pv0 {{ id = \"c\" pe_start = 0 \
+                 pe_count = 10 }} }} logical_volumes {{ lv {{ status = [\"VISIBLE\"] {} }} }} }}",
+                all.join("\n")
+            );
+            Group::parse(text.as_bytes())
+        };
+        let most = super::AREAS_MAX / super::STRIPES_MAX;
+        of(most).expect("as many as are read");
+        of(most + 1).expect_err("one more");
     }
 
     #[test]

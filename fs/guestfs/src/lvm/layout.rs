@@ -2,12 +2,13 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 use crate::Error;
+use std::sync::Arc;
 
 /// A place on a physical volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
-    /// The volume's uuid.
-    pub uuid: String,
+    /// The volume's uuid. There may be very many areas of few volumes.
+    pub uuid: Arc<str>,
     /// A byte of it.
     pub start: u64,
 }
@@ -99,7 +100,7 @@ mod tests {
     use super::{Area, Layout, Segment};
 
     fn area(uuid: &str, start: u64) -> Area {
-        let uuid = uuid.to_owned();
+        let uuid = uuid.into();
         Area { uuid, start }
     }
 

@@ -55,7 +55,7 @@ fn of_kind(run: &mut Run, kind: &'static str, filled: disk::Filled, whos: &[Who]
         .images
         .filesystem(kind, |raw| disk::fill(raw, &tree, filled));
     image.warm();
-    let stretches = disk::stretches(&image.expected, &tree.join("big"));
+    let stretches = disk::stretches(&image.expected, &tree.join(disk::BIG));
     for &who in whos.iter().filter(|&&who| who != Who::OursDisk) {
         let server = run.start(who, &image);
         let shown = look::root(who, &server);

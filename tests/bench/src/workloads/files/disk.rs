@@ -11,6 +11,13 @@ use qmpfs_tests::sh;
 use super::{NAMES, WALKED};
 use crate::content::Dice;
 
+// Names that are too long for DOS, so that a FAT has the case of their letters, too.
+/// The directories that are walked.
+pub(super) const MANY: &str = "many-files";
+/// A directory with very many names.
+pub(super) const LARGE: &str = "large-directory";
+/// A large file.
+pub(super) const BIG: &str = "one-large-file";
 /// Files of one directory.
 const HUNDRED: usize = 100;
 /// The longest of the many files.
@@ -41,17 +48,21 @@ pub(super) fn tree(dir: &Path, disk: u64) -> PathBuf {
     let line = b"a line of text as logs and settings have them, some seventy bytes of it\n";
     let text = line.repeat(LONGEST as usize / line.len());
     for number in 0..WALKED {
-        let directory = tree.join(format!("walked/{}", number / HUNDRED));
+        let directory = tree.join(format!("{MANY}/{}", number / HUNDRED));
         fs::create_dir_all(&directory).expect("room");
         let length = dice.below(text.len() as u64) as usize;
-        fs::write(directory.join(format!("file-{number}")), &text[..length]).expect("room");
+        fs::write(
+            directory.join(format!("one-file-{number}")),
+            &text[..length],
+        )
+        .expect("room");
     }
-    let large = tree.join("large");
+    let large = tree.join(LARGE);
     fs::create_dir_all(&large).expect("room");
     for number in 0..NAMES {
-        File::create(large.join(format!("a-name-{number}"))).expect("room");
+        File::create(large.join(format!("one-name-{number}"))).expect("room");
     }
-    let mut big = File::create(tree.join("big")).expect("room");
+    let mut big = File::create(tree.join(BIG)).expect("room");
     let mut piece = vec![0; PIECE];
     for _ in 0..disk / BIG_SHARE / PIECE as u64 {
         for word in piece.chunks_mut(8) {

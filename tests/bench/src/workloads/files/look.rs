@@ -41,10 +41,10 @@ pub(super) fn tree(run: &Run, who: Who, image: &Image, copies: &Path) -> [f64; N
     }
     assert!(count(&root).expect("a directory") >= 3);
     let first = began.elapsed().as_secs_f64();
-    let walked = root.join("walked");
+    let walked = root.join(disk::MANY);
     let (walk, found) = timed(|| walk(&walked).expect("it can be walked"));
     assert_eq!(found, WALKED);
-    let large = root.join("large");
+    let large = root.join(disk::LARGE);
     let (names, found) = timed(|| sh!("ls -l {} | wc -l", large.display()));
     assert_eq!(found, (NAMES + 1).to_string());
     let at = walked.display();
@@ -53,7 +53,7 @@ pub(super) fn tree(run: &Run, who: Who, image: &Image, copies: &Path) -> [f64; N
     let (copy, _) = timed(|| sh!("cp -r {at} {}/cp", copies.display()));
     let (rsync, _) = timed(|| sh!("rsync -a {at}/ {}/rsync", copies.display()));
     fs::remove_dir_all(copies).expect("our own");
-    let (bytes, took) = reader::sequential(&root.join("big"), PIECE).expect("it can be read");
+    let (bytes, took) = reader::sequential(&root.join(disk::BIG), PIECE).expect("it can be read");
     let rate = bytes as f64 / took.as_secs_f64() / 1e9;
     [first, walk, names, grep, copy, rsync, rate]
 }
