@@ -100,6 +100,12 @@ impl Disk {
         self.no_snapshots.as_ref().or(self.no_overlay.as_ref())
     }
 
+    /// The files of its chain, of those that can be seen.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        let layers = self.layers.iter().chain([&self.active]);
+        layers.filter_map(|layer| layer.file)
+    }
+
     /// The layer that holds external snapshot `name`.
     pub fn external(&self, name: &str) -> Option<&Layer> {
         self.layers

@@ -34,6 +34,7 @@ mod checkpoint;
 mod checkpoint_kill;
 mod checkpoint_load;
 mod control;
+mod cut_short;
 mod diff;
 mod doctor;
 mod embedded;

@@ -227,3 +227,34 @@ over_attachments! {
         bench.finish();
     }
 }
+
+/// An image that somebody makes on a point while it is streamed away keeps what it stands on.
+#[test]
+fn a_clone_made_while_a_point_is_streamed_keeps_its_base() {
+    let mut bench = first_of("queue-clone", Attachment::Blockdev, &["one"]);
+    let (point, clone) = (bench.sealed("one"), bench.dir().join("clone.qcow2"));
+    let before = bench.scratch().file("before.raw");
+    sh!(
+        "qemu-img convert -U -O raw {} {}",
+        point.display(),
+        before.display()
+    );
+    sh!(
+        "cd {}; qemu-img create -q -f qcow2 -F qcow2 -b {} {} >&2",
+        bench.dir().display(),
+        point.file_name().expect("a name").display(),
+        clone.display()
+    );
+    bench.machine.limit_jobs(0);
+    bench.disk().wait().expect("the merge ends");
+    assert!(!bench.point("one").exists());
+    let log = bench.mount.text("log");
+    assert!(log.contains("stands on it; it is left alone"), "{log}");
+    let after = bench.scratch().file("after.raw");
+    oracle::convert(&clone, &after);
+    oracle::assert_same(&after, &before);
+    for gone in [clone, point] {
+        std::fs::remove_file(gone).expect("it is there");
+    }
+    bench.finish();
+}

@@ -19,6 +19,27 @@ pub(super) fn file_of(layer: &Layer) -> Result<FileId, Failure> {
     })
 }
 
+/// Refused where a layer is neither what it was nor what it is to be: a commit into it was begun and has not ended. What
+/// says so stands on its file, and what would take that from the chain, or give the file another name, would show
+/// mixed bytes for a point.
+pub(super) fn refuse_if_mixed<'a>(
+    disk: &str,
+    layers: impl IntoIterator<Item = &'a Layer>,
+) -> Result<(), Failure> {
+    let Some(mixed) = layers.into_iter().find(|layer| layer.leaving) else {
+        return Ok(());
+    };
+    let name = mixed.record.as_ref().map(|record| record.name.as_str());
+    let name = name.map_or_else(|| mixed.path.display().to_string(), str::to_owned);
+    Err(Failure::new(
+        Errno::EBUSY,
+        format!("the merge of '{name}' was cut short, and is to be ended first"),
+    )
+    .next(format!(
+        "see why: cat disks/{disk}/jobs/*/error; then rmdir that job, or mount again: it is taken up again"
+    )))
+}
+
 /// The node that a disk's guest device stands on.
 pub(super) fn root_of(disk: &Disk) -> Result<NodeName, Failure> {
     disk.root.clone().ok_or_else(|| {

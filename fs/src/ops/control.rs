@@ -3,15 +3,16 @@
 //! Invariant: what is asked twice is done once. A job is paused when `query-block-jobs` says so.
 
 use super::backup;
-use super::engine::{Engine, Held};
+use super::engine::{Cancelled, Engine, Held};
 use crate::errno::{Errno, Failure};
 use crate::intent::JobCommand;
 use crate::model::Job;
 use qmpbridge::{Bridge, JobId, JobInfo, JobStatus};
+use std::rc::Rc;
 
 /// `echo COMMAND > jobs/ID/ctl`.
 pub(super) async fn job(
-    engine: &Engine,
+    engine: &Rc<Engine>,
     disk: &str,
     id: &str,
     command: JobCommand,
@@ -47,6 +48,12 @@ pub(super) async fn job(
         .ok_or_else(|| not_there(engine, disk, id))?;
     if let JobCommand::Finish | JobCommand::Pivot = command {
         return backup::end_mirror(engine, disk, &seen, command).await;
+    }
+    match command {
+        JobCommand::Pause => engine.ask_to_wait(disk, true),
+        JobCommand::Resume => engine.ask_to_wait(disk, false),
+        JobCommand::Speed(bytes) => engine.ask_speed(disk, bytes),
+        JobCommand::Cancel | JobCommand::Finish | JobCommand::Pivot => {}
     }
     let told = match command {
         JobCommand::Pause if !seen.paused && engine.pivots(disk) => {
@@ -106,11 +113,12 @@ pub(super) async fn cancel(engine: &Engine, disk: &str, id: &str) -> Result<(), 
     let job = JobId::new(id).map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
     let bridge = &engine.bridge_of(disk)?;
     // before QEMU is told: the job's end may be seen before the answer is
-    engine.set_cancelled(disk, true);
+    let before = engine.set_cancelled(disk, Cancelled::Asked);
     let Err(error) = bridge.cancel_job(&job, qmpbridge::Cancel::Force).await else {
+        engine.set_cancelled(disk, Cancelled::Yes);
         return Ok(());
     };
-    engine.set_cancelled(disk, false);
+    engine.set_cancelled(disk, before);
     match info(bridge, &job).await {
         Ok(None) => Err(not_there(engine, disk, id)),
         Ok(Some(seen)) if is_ending(seen.status) => Err(ending(disk, id)),
@@ -151,13 +159,14 @@ fn has_ended(id: &str) -> Failure {
     Failure::new(Errno::ENOENT, format!("the job '{id}' has ended"))
 }
 
-/// QEMU does not know the job: it has ended, or is just about to begin.
+/// QEMU does not know the job: it has ended, or is just about to begin, or one of its two steps has.
 fn not_there(engine: &Engine, disk: &str, id: &str) -> Failure {
     match engine.job(disk, id) {
-        Some(job) if job.state == "created" => {
-            Failure::new(Errno::EBUSY, format!("the job '{id}' is just beginning"))
-                .next("try again in a moment")
-        }
+        Some(job) if !job.ended() => Failure::new(
+            Errno::EBUSY,
+            format!("the job '{id}' is just beginning, or just ending"),
+        )
+        .next("try again in a moment"),
         Some(_) | None => has_ended(id),
     }
 }

@@ -12,7 +12,7 @@ mod state;
 mod turns;
 
 pub(super) use backups::Ending;
-pub(super) use jobs::Work;
+pub(super) use jobs::{Cancelled, Work};
 pub(super) use queue::{Held, NextTurn, Queued};
 pub(super) use settling::keep_settling;
 pub(super) use standstill::{Alone, Standstill};
@@ -93,7 +93,11 @@ struct DiskState {
     held: Cell<bool>,
     /// A merge is at work, or one after another: nobody waits for the disk.
     merging: Cell<bool>,
-    cancelled: Cell<bool>,
+    /// Whether the end of its job was asked for.
+    cancelled: Cell<Cancelled>,
+    /// What a person said of the job at work: bytes a second, and that it is to wait.
+    asked_speed: Cell<Option<u64>>,
+    asked_to_wait: Cell<bool>,
     /// The guest may stand still for the pivot: the job must not be held up now.
     pivoting: Cell<bool>,
     /// Counts who has held the disk: a look that began before is old news.

@@ -42,7 +42,7 @@ pub(super) async fn take(engine: &Rc<Engine>, name: &str) -> Result<(), Failure>
     if outcome.is_ok() {
         wanted
             .iter()
-            .for_each(|disk| watch::resume_merges(engine, disk));
+            .for_each(|disk| watch::resume_merges_later(engine, disk));
     }
     outcome
 }

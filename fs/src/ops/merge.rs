@@ -168,6 +168,10 @@ async fn begin(
     let name = &text::listed_name(&disk, index);
     let here = &disk.layers[index];
     let file = check::file_of(here)?;
+    let neighbours = [index.checked_sub(1), index.checked_add(1)];
+    let neighbours = neighbours.into_iter().flatten();
+    let neighbours = neighbours.filter_map(|index| disk.layers.get(index));
+    check::refuse_if_mixed(&disk.name, neighbours)?;
     check::refuse_if_read(engine, file, name)?;
     let facts_of = disk.clone();
     let measure = text::Measure::Exactly;

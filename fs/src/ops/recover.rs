@@ -125,14 +125,6 @@ fn lost_active(disk: &Disk) -> Failure {
     ))
 }
 
-fn chain_files(disk: &Disk) -> Vec<FileId> {
-    disk.layers
-        .iter()
-        .chain([&disk.active])
-        .filter_map(|layer| layer.file)
-        .collect()
-}
-
 /// The files of a disk whose QEMU is gone, before our own daemon opens them.
 pub(super) fn offline(active: &Path, chain: &[FileId]) -> Result<(), Failure> {
     let Ok(file) = sys::file_id(active) else {

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 /// A listing is at most this old.
 const FRESH: Duration = Duration::from_millis(50);
@@ -27,6 +28,8 @@ const REFRESH_DEADLINE: Duration = Duration::from_secs(1);
 const PROGRESS_DEADLINE: Duration = Duration::from_millis(300);
 /// How long the end of a close is waited for; it is a matter of milliseconds, but on a busy machine.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(250);
+/// How long who dismisses a failed merge waits until it is at work again.
+const TAKE_UP_DEADLINE: Duration = Duration::from_secs(2);
 /// How often is looked whether it has come.
 const CLOSE_LOOK: Duration = Duration::from_millis(5);
 /// How long a waiting read stays in the kernel before a signal can be seen.
@@ -178,7 +181,7 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
                 async |guard: &DiskGuard| snapshot::take_external(&engine, guard, &name).await;
             let outcome = held(&engine, engine.hold(&disk), take).await;
             if outcome.is_ok() {
-                watch::resume_merges(&engine, &disk);
+                watch::resume_merges_later(&engine, &disk);
             }
             logged(outcome);
         }
@@ -233,9 +236,15 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             merge::remove(engine, &disk, merge::Which::Layer(identity), logged).await;
         }
         Intent::CancelJob { disk, id } => {
+            let had_failed = engine.job(&disk, &id).is_some_and(|job| job.ended());
             let outcome = control::cancel(&engine, &disk, &id).await;
-            if outcome.is_ok() {
-                backup::go_on_with_a_merge(&engine, &disk).await;
+            if had_failed && outcome.is_ok() {
+                // who waits for the disk then finds it at work; the directory of backups may hang
+                let again = tokio::task::spawn_local(async move {
+                    backup::go_on_with_a_merge(&engine, &disk).await;
+                    watch::resume_merges(&engine, &disk).await;
+                });
+                let _late = timeout(TAKE_UP_DEADLINE, again).await;
             }
             logged(outcome);
         }

@@ -170,16 +170,21 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
     look(engine).await;
 }
 
-/// A merge that was cut short may be able to go on, now that the root node is ours.
-pub(super) fn resume_merges(engine: &Rc<Engine>, disk: &str) {
+/// A merge that was cut short may be able to go on, now that the root node is ours, or what it failed for is mended.
+pub(super) async fn resume_merges(engine: &Rc<Engine>, disk: &str) {
     let model = engine.current();
     let waiting = model
         .disk(disk)
         .is_some_and(|disk| disk.layers.iter().any(|layer| layer.leaving));
-    if waiting {
-        let (engine, disk) = (Rc::clone(engine), disk.to_owned());
-        tokio::task::spawn_local(async move { recover_one(&engine, &disk).await });
+    if waiting && !engine.is_merging(disk) {
+        recover_one(engine, disk).await;
     }
+}
+
+/// The same, and nobody waits for it.
+pub(super) fn resume_merges_later(engine: &Rc<Engine>, disk: &str) {
+    let (engine, disk) = (Rc::clone(engine), disk.to_owned());
+    tokio::task::spawn_local(async move { resume_merges(&engine, &disk).await });
 }
 
 async fn recover_one(engine: &Rc<Engine>, disk: &str) {

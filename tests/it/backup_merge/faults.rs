@@ -13,7 +13,7 @@ use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::tree::{DiskDir, assert_errno, text};
+use qmpfs_tests::tree::{DiskDir, Point, assert_errno, text};
 use qmpfs_tests::{oracle, sh, wait};
 
 use super::{assert_verified, chain};
@@ -54,14 +54,8 @@ impl Rig {
     }
 
     /// `rmdir`, with the storage daemon that is to merge held as soon as it is there. Gives its process id.
-    fn begin(&self, kind: &str, name: &str) -> (thread::JoinHandle<std::io::Result<()>>, i32) {
-        let point = self.disk.backup(kind, name);
-        let removal = thread::spawn(move || point.delete());
-        let ours = self.mount.pid();
-        let daemon = wait::until("a storage daemon is there", || child_of(ours));
-        // SAFETY: no memory is involved; it is a child of the program under test.
-        unsafe { libc::kill(daemon, libc::SIGSTOP) };
-        (removal, daemon)
+    fn begin(&self, kind: &str, name: &str) -> (Removal, i32) {
+        begin(&self.mount, &self.disk.backup(kind, name))
     }
 
     /// All that stand above are what they were, and so is what was to go, if it is there.
@@ -100,6 +94,19 @@ impl Rig {
         self.mount.unmount();
         self.shelf.bench.finish();
     }
+}
+
+/// A `rmdir` that may not have returned.
+type Removal = thread::JoinHandle<std::io::Result<()>>;
+
+fn begin(mount: &Mounted, point: &Point) -> (Removal, i32) {
+    let point = Point(point.0.clone());
+    let removal = thread::spawn(move || point.delete());
+    let ours = mount.pid();
+    let daemon = wait::until("a storage daemon is there", || child_of(ours));
+    // SAFETY: no memory is involved; it is a child of the program under test.
+    unsafe { libc::kill(daemon, libc::SIGSTOP) };
+    (removal, daemon)
 }
 
 /// The storage daemon that is a child of this process.
@@ -203,6 +210,50 @@ fn a_stream_whose_storage_daemon_dies() {
 #[test]
 fn a_commit_whose_storage_daemon_dies() {
     killed("merge-dies-commit", "full", "full");
+}
+
+/// A commit that has failed for want of room, and behind it a backup whose qmpfs is killed: neither waits for the other.
+#[test]
+fn a_failed_one_and_a_backup_that_is_cut_short() {
+    let scratch = Scratch::new("merge-failed-beside");
+    let Some(small) = SmallFilesystem::new(&scratch, ROOM_MIB) else {
+        return;
+    };
+    let own = Scratch::new("merge-failed-beside-vm");
+    let dir = small.path().join("backups");
+    fs::create_dir(&dir).expect("room");
+    let mut shelf = Shelf::at(own, dir, Attachment::Blockdev, &[]);
+    chain(&mut shelf, &["a", "b"]);
+    let disk = shelf.bench.disk();
+    let point = disk.backup("full", "full");
+    let (removal, daemon) = begin(&shelf.bench.mount, &point);
+    small.fill_but(0);
+    let_go(daemon);
+    removal
+        .join()
+        .expect("rmdir returns")
+        .expect("it is accepted");
+    disk.wait().expect_err("there is no room");
+    assert!(!point.exists(), "it is neither what it was nor gone");
+    small.make_room();
+    shelf.forget("full");
+    disk.backup("incremental", "c").make().expect("mkdir");
+    shelf.bench.mount.kill9();
+    let is_unfinished = !shelf.file("c").exists();
+    println!(
+        "the backup is {}complete",
+        if is_unfinished { "not " } else { "" }
+    );
+    shelf.bench.mount.mount_again();
+    wait::until_true("both are at their end", || {
+        let is_there = disk.list("backups/incremental").contains(&"c".to_owned());
+        is_there && disk.list("jobs").is_empty() && !shelf.file("full").exists()
+    });
+    disk.wait().expect("both are well");
+    disk.backup("incremental", "c").delete_when_closed();
+    disk.wait().expect("it is gone");
+    shelf.assert_shown(&disk);
+    shelf.bench.finish();
 }
 
 /// All of them at one instant: one is at work, and the others wait for their turn.

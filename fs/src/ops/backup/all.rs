@@ -6,7 +6,7 @@ use crate::errno::Failure;
 use crate::intent;
 use crate::layer_file;
 use crate::model::{Backup, BackupKind, Disk, GroupRecord};
-use crate::ops::engine::Engine;
+use crate::ops::engine::{Cancelled, Engine};
 use crate::ops::{Answer, check, control};
 use crate::tree::{GroupKey, GroupKind, find_group};
 use std::rc::Rc;
@@ -90,9 +90,8 @@ pub(in crate::ops) async fn delete(
         members.push((disk, backup));
     }
     // one job that is cancelled ends the others: that is no failure of theirs
-    let at_work = |backup: &Backup| backup.job().is_some();
-    for (disk, _) in members.iter().filter(|(_, backup)| at_work(backup)) {
-        engine.set_cancelled(&disk.name, true);
+    for (disk, backup) in &members {
+        cancelled(engine, disk, backup.job());
     }
     let mut outcome = Ok(());
     for (disk, backup) in members {
@@ -108,10 +107,18 @@ pub(in crate::ops) async fn delete(
     outcome
 }
 
+/// That a job ends is asked for; one that has failed already is not what is at work on the disk.
+fn cancelled(engine: &Engine, disk: &Disk, job: Option<&str>) {
+    let job = job.and_then(|job| engine.job(&disk.name, job));
+    if job.is_some_and(|job| !job.ended()) {
+        engine.set_cancelled(&disk.name, Cancelled::Yes);
+    }
+}
+
 /// Ends a job, unless it ends with that of another disk already.
 async fn cancel(engine: &Engine, disk: &Disk, backup: &Backup, job: &str) -> Result<(), Failure> {
     let told = control::cancel(engine, &disk.name, job).await;
-    engine.set_cancelled(&disk.name, true);
+    cancelled(engine, disk, Some(job));
     engine.hide_backup(&disk.name, &backup.manifest.id);
     match told {
         Err(failure) if failure.outcome_known() => {

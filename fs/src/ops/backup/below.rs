@@ -12,7 +12,7 @@ use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{BackupKind, Copied, Disk, Finished, Format, Layer, LayerState, Manifest};
 use crate::ops::blocking::blocking;
-use crate::ops::engine::Engine;
+use crate::ops::engine::{Cancelled, Engine};
 use crate::render;
 use crate::sys;
 use crate::tree::{first_free, fit_name};
@@ -163,7 +163,8 @@ pub(super) async fn begin(
             blocking(move || Ok(Room::take(&path, 0, size).ok())).await?
         }
     };
-    if engine.is_cancelled(making.guard.name()) {
+    let name = making.guard.name().to_owned();
+    if engine.cancelled(&name) == Cancelled::Yes {
         return Err(Failure::new(Errno::EIO, "cancelled"));
     }
     // first: a job of that id that is there from now on is the second one
@@ -179,7 +180,12 @@ pub(super) async fn begin(
     let target = target.ok_or_else(|| not_open(&path))?;
     let room = making.room.as_ref();
     let backup = instant::backup(engine, &making.job, room, (source, target), Sync::Full);
-    Ok(Some(bridge.start_job(making.job.clone(), backup).await?))
+    let started = bridge.start_job(making.job.clone(), backup).await?;
+    // what was said of the first is meant for both
+    if let Some(speed) = engine.asked_speed(&name) {
+        bridge.set_job_speed(&making.job, speed).await?;
+    }
+    Ok(Some(started))
 }
 
 /// The copy is complete, too, and in its file.

@@ -2,12 +2,12 @@
 //! has copied all the file gets its name. It holds the disk all the time; merges wait in the queue.
 
 use super::room::State;
-use super::{Making, below, end_mark, fleece, mirror, remove, target, together, undo};
+use super::{Making, below, end_mark, fleece, mirror, recover, remove, target, together, undo};
 use crate::backups::{Stage, Unfinished};
 use crate::errno::{Errno, Failure};
 use crate::model::BackupKind;
 use crate::ops::blocking::blocking;
-use crate::ops::engine::Engine;
+use crate::ops::engine::{Cancelled, Engine};
 use crate::ops::merge;
 use qmpbridge::{Bridge, Cancel, JobHandle};
 use std::rc::Rc;
@@ -22,7 +22,7 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobH
     let started = Instant::now();
     let outcome = work(&engine, &mut making, job).await;
     // a cancelled one has not failed: it was taken back
-    let cancelled = engine.is_cancelled(&disk);
+    let cancelled = engine.cancelled(&disk) != Cancelled::No;
     let told = match &outcome {
         Err(_) if cancelled => Err(Failure::new(Errno::EIO, "cancelled, and taken back")),
         other => other.clone(),
@@ -43,6 +43,9 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobH
         engine.settle_later(&disk);
     }
     merge::go_on(&engine, &making.guard).await;
+    drop(making);
+    // one that failed, and waited for this
+    recover::go_on_with_a_merge(&engine, &disk).await;
 }
 
 async fn work(
@@ -79,8 +82,8 @@ async fn work(
             })
         }
         Err(failure) => {
-            together::end_others(bridge, &making.journal.manifest).await;
             if failure.outcome_known() {
+                together::end_others(bridge, &making.journal.manifest).await;
                 // first: with its file open and without its job it would be begun again
                 below::abandon(engine, bridge, making).await;
                 bridge.dismiss_job(&making.job).await?;
@@ -130,7 +133,7 @@ async fn copied(
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         engine.show_progress(&disk, id.as_str()).await;
-        if engine.is_cancelled(&disk) {
+        if engine.cancelled(&disk) == Cancelled::Yes {
             // told when QEMU had no job that takes the word
             ignore_if_ended(bridge.cancel_job(&id, Cancel::Force).await)?;
         }
@@ -141,17 +144,22 @@ async fn copied(
                 engine.log.note(&format!(
                     "disk '{disk}': there is room again; the backup goes on"
                 ));
-                ignore_if_ended(bridge.resume_job(&id).await)?;
+                if !engine.asked_to_wait(&disk) {
+                    ignore_if_ended(bridge.resume_job(&id).await)?;
+                }
             }
             State::Enough if slowed => {
                 slowed = false;
-                let speed = engine.config.backup.speed.unwrap_or(0);
+                let asked = engine.asked_speed(&disk);
+                let speed = asked.or(engine.config.backup.speed).unwrap_or(0);
                 ignore_if_ended(bridge.set_job_speed(&id, speed).await)?;
             }
             State::Enough => {}
             State::Slow(speed) => {
                 slowed = true;
-                let asked = engine.config.backup.speed.unwrap_or(u64::MAX);
+                let asked = engine.asked_speed(&disk);
+                let asked = asked.or(engine.config.backup.speed);
+                let asked = asked.filter(|it| *it > 0).unwrap_or(u64::MAX);
                 ignore_if_ended(bridge.set_job_speed(&id, speed.min(asked)).await)?;
             }
             State::Short => {

@@ -12,6 +12,7 @@ use crate::model::{BackupKind, GroupRecord, Manifest, Quiesce};
 use crate::ops::engine::{Ending, Engine};
 use qmpbridge::command::{BlockdevMirror, OnError, Sync};
 use qmpbridge::{Bridge, Cancel, JobId, JobInfo, JobStatus};
+use std::rc::Rc;
 
 /// What it needs of QEMU besides what any backup does.
 pub(in crate::ops) const NEEDS: [&str; 2] = ["blockdev-mirror", "block-job-cancel"];
@@ -116,7 +117,7 @@ async fn begin(engine: &Engine, bridge: &Bridge, prepared: &Prepared) -> Result<
 
 /// `finish` and `pivot` in ctl.
 pub(in crate::ops) async fn end(
-    engine: &Engine,
+    engine: &Rc<Engine>,
     disk: &str,
     seen: &JobInfo,
     command: JobCommand,

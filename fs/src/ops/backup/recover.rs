@@ -30,8 +30,13 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
             place.directory().join(name).display()
         ));
     }
-    let merging = |it: &Journal| it.stage == Stage::Merging;
-    if let Some(journal) = journals.iter().find(|it| merging(it)).cloned() {
+    let (merging, journals): (Vec<Journal>, Vec<Journal>) = journals
+        .into_iter()
+        .partition(|it| it.stage == Stage::Merging);
+    let mut merging = merging.into_iter();
+    // no backup is merged away beside one that is made
+    let making = journals.iter().any(|it| it.stage != Stage::Removing);
+    if !making && let Some(journal) = merging.next() {
         // the others when it is at its end
         return take_up(engine, guard, journal);
     }
@@ -64,7 +69,10 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
         engine.backups_changed(making.guard.name());
         guard = making.guard;
     }
-    Ok(())
+    match merging.next() {
+        Some(journal) => take_up(engine, guard, journal),
+        None => Ok(()),
+    }
 }
 
 /// A merge that was cut short goes on, and holds the disk.
@@ -84,7 +92,8 @@ fn take_up(engine: &Rc<Engine>, guard: DiskGuard, journal: Journal) -> Result<()
     Ok(())
 }
 
-/// A job was dismissed: a merge that has failed, and that only its end makes right, is begun again.
+/// A job was dismissed, or another one has ended: a merge that has failed, and that only its end makes right, is begun
+/// again.
 pub(in crate::ops) async fn go_on_with_a_merge(engine: &Rc<Engine>, disk: &str) {
     if let Err(failure) = begin_again(engine, disk).await {
         tracing::debug!(%failure, disk, "no merge of backups is taken up");
@@ -279,7 +288,7 @@ fn is_mirror_of_several(making: &Making) -> bool {
 }
 
 /// A guest that was stopped for the end of mirrors, by a daemon that was killed then, goes on.
-async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Failure> {
+pub(super) async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Failure> {
     let looked_at = place.clone();
     if !blocking(move || Ok(looked_at.has_standstill())).await? {
         return Ok(());

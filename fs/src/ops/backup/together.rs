@@ -7,7 +7,7 @@ use crate::backups::{self, Journal, Place, Stage};
 use crate::errno::{Errno, Failure};
 use crate::model::Manifest;
 use crate::ops::blocking::blocking;
-use crate::ops::engine::Engine;
+use crate::ops::engine::{Cancelled, Engine};
 use qmpbridge::{Bridge, Cancel, JobInfo, JobStatus};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub(super) async fn all_copied(
 ) -> Result<(), Failure> {
     let mut deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
-        if engine.is_cancelled(making.guard.name()) {
+        if engine.cancelled(making.guard.name()) == Cancelled::Yes {
             return Err(taken_back());
         }
         match others(engine, bridge, making).await? {

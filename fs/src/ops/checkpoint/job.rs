@@ -8,6 +8,7 @@ use crate::errno::{Errno, Failure};
 use crate::model::{Job, StateJob, StateVerb};
 use crate::ops::Answer;
 use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::merge;
 use qmpbridge::command::{Command, Empty};
 use qmpbridge::{Error, Event, EventKind, JobId, JobStatus};
 use std::rc::Rc;
@@ -94,6 +95,11 @@ impl StateWork {
         self.write_down(&outcome, began.elapsed());
         if let Some(answer) = waiting {
             answer(outcome);
+        }
+        // removals that came meanwhile wait behind it
+        for guard in self.guards {
+            let engine = Rc::clone(&self.engine);
+            tokio::task::spawn_local(async move { merge::go_on(&engine, &guard).await });
         }
     }
 

@@ -126,7 +126,18 @@ impl Load {
             }
             return Err(failure);
         }
-        let Err(failure) = self.load_one(engine, work, waiting, LoadStep::Load).await else {
+        let id = fresh()?;
+        if let Err(failure) = self.note(engine, LoadStep::Load, &id).await {
+            // nothing was loaded
+            if self.ran {
+                engine.resume_guest().await?;
+            }
+            if let Err(left) = self.forget().await {
+                tracing::warn!(%left, "the next mount takes the note away");
+            }
+            return Err(failure);
+        }
+        let Err(failure) = self.load_one(work, waiting, id, LoadStep::Load).await else {
             self.go_on(engine).await?;
             engine.log.note(&format!(
                 "the VM goes on from the checkpoint '{}'; what it was before is the checkpoint '{}'",
@@ -137,7 +148,12 @@ impl Load {
         if !failure.outcome_known() {
             return Err(failure);
         }
-        match self.load_one(engine, work, waiting, LoadStep::Back).await {
+        let id = fresh()?;
+        if let Err(left) = self.note(engine, LoadStep::Back, &id).await {
+            // the disks may be of two moments: there is no better way than back
+            tracing::warn!(%left, "the way back is not written down");
+        }
+        match self.load_one(work, waiting, id, LoadStep::Back).await {
             Ok(()) => {
                 self.go_on(engine).await?;
                 let message = format!("{}; the VM goes on as it was", failure.message);
@@ -162,13 +178,11 @@ impl Load {
 
     async fn load_one(
         &self,
-        engine: &Engine,
         work: &StateWork,
         waiting: &mut Option<Answer<()>>,
+        id: JobId,
         step: LoadStep,
     ) -> Result<(), Failure> {
-        let id = fresh()?;
-        self.note(engine, step, &id).await?;
         let (tag, vmstate) = match step {
             LoadStep::Back => (&self.back, &self.first),
             LoadStep::Save | LoadStep::Load => (&self.tag, &self.state),

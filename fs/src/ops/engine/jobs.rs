@@ -25,16 +25,36 @@ pub(in crate::ops) enum Work {
     Done,
 }
 
+/// Whether the end of a job was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::ops) enum Cancelled {
+    #[default]
+    No,
+    /// QEMU was told, and has not answered: it may refuse.
+    Asked,
+    Yes,
+}
+
 impl Engine {
     /// Shows a job from before its first step on: who looks, or waits, finds it at work.
     pub(in crate::ops) fn announce(&self, guard: &DiskGuard, job: Job) {
         let state = &guard.state;
         let mut jobs = state.jobs.borrow_mut();
         if !state.merging.replace(true) {
-            // what failed before is history once new work begins
-            jobs.retain(|known| !known.ended());
+            // what failed before is history once new work begins, but for what is to be taken up again
+            let model = self.current();
+            let layers = model
+                .disk(guard.name())
+                .map_or(&[][..], |disk| &disk.layers);
+            let mixed = |point: &str| {
+                let mut mixed = layers.iter().filter(|layer| layer.leaving);
+                mixed.any(|layer| layer.point_name() == Some(point))
+            };
+            jobs.retain(|known| !known.ended() || known.point != job.point && mixed(&known.point));
         }
-        state.cancelled.set(false);
+        state.cancelled.set(Cancelled::No);
+        state.asked_speed.set(None);
+        state.asked_to_wait.set(false);
         state.pivoting.set(false);
         *state.pace.borrow_mut() = Pace::default();
         match jobs.iter_mut().find(|known| known.id == job.id) {
@@ -74,7 +94,9 @@ impl Engine {
         self.end_job(
             guard.name(),
             id,
-            failed.filter(|_| !state.cancelled.get()).as_ref(),
+            failed
+                .filter(|_| state.cancelled.get() == Cancelled::No)
+                .as_ref(),
         );
     }
 
@@ -214,14 +236,34 @@ impl Engine {
         }
     }
 
-    /// Its end, when it comes, is not a failure but what was asked for.
-    pub(in crate::ops) fn set_cancelled(&self, disk: &str, cancelled: bool) {
-        self.state(disk).cancelled.set(cancelled);
+    /// Its end, when it comes, is not a failure but what was asked for. Says how it was before.
+    pub(in crate::ops) fn set_cancelled(&self, disk: &str, cancelled: Cancelled) -> Cancelled {
+        self.state(disk).cancelled.replace(cancelled)
     }
 
     /// Whether its end was asked for.
-    pub(in crate::ops) fn is_cancelled(&self, disk: &str) -> bool {
+    pub(in crate::ops) fn cancelled(&self, disk: &str) -> Cancelled {
         self.state(disk).cancelled.get()
+    }
+
+    /// A person limits the job at work on the disk to so many bytes a second, 0 for none.
+    pub(in crate::ops) fn ask_speed(&self, disk: &str, speed: u64) {
+        self.state(disk).asked_speed.set(Some(speed));
+    }
+
+    /// How fast it may be, if a person said so.
+    pub(in crate::ops) fn asked_speed(&self, disk: &str) -> Option<u64> {
+        self.state(disk).asked_speed.get()
+    }
+
+    /// A person wants the job at work on the disk to wait, or to go on.
+    pub(in crate::ops) fn ask_to_wait(&self, disk: &str, waits: bool) {
+        self.state(disk).asked_to_wait.set(waits);
+    }
+
+    /// Whether a person wants it to wait.
+    pub(in crate::ops) fn asked_to_wait(&self, disk: &str) -> bool {
+        self.state(disk).asked_to_wait.get()
     }
 
     /// From now on the disk's job is not paused; false if it is. Who wants to pause it looks at

@@ -8,6 +8,7 @@ use super::{Merge, node};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId, PointRecord};
+use crate::ops::blocking::blocking;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
@@ -120,9 +121,24 @@ pub(in crate::ops) async fn stream(
     if let (true, Some(root)) = (upper.is_active, &upper.disk.root) {
         durable::flush(bridge, root, &engine.carried(upper.disk)).await?;
     }
+    let name = &upper.disk.name;
+    let chain: Vec<FileId> = upper.disk.files().collect();
     // the header of the layer above no longer names it; that must be on disk before the file goes
-    let upper = upper.path.to_owned();
-    crate::ops::blocking::blocking(move || layer_file::fsync_file(&upper)).await?;
+    let (upper, gone) = (upper.path.to_owned(), path.to_owned());
+    let others = blocking(move || {
+        layer_file::fsync_file(&upper)?;
+        let directory = gone.parent().unwrap_or(Path::new("/"));
+        layer_file::dependents(directory, file, &chain)
+    });
+    // somebody may have made one while the job ran
+    if let Some(other) = others.await?.first() {
+        engine.report_once(&format!(
+            "disk '{name}': {} is in its chain no more, but {} stands on it; it is left alone",
+            path.display(),
+            other.display()
+        ));
+        return Ok(());
+    }
     settle::remove_file(path, file)
 }
 
@@ -147,7 +163,7 @@ pub(in crate::ops) async fn release(
     });
     drop_if_there(bridge, &graph, idle.map(|node| &node.name)).await?;
     let above = upper.to_owned();
-    crate::ops::blocking::blocking(move || layer_file::fsync_file(&above)).await?;
+    blocking(move || layer_file::fsync_file(&above)).await?;
     layer_file::clear_merge(upper)?;
     engine.log.note(&format!(
         "disk '{disk}': {} is in its chain no more; qmpfs did not make it and leaves it alone",
@@ -244,7 +260,7 @@ pub(in crate::ops) async fn commit(
         nodes::drop_layer(bridge, &graph, &receiver.name).await?;
     }
     let over = done.over_path.clone();
-    crate::ops::blocking::blocking(move || layer_file::fsync_file(&over)).await?;
+    blocking(move || layer_file::fsync_file(&over)).await?;
     settle::remove_file(&done.sealed, done.file)?;
     layer_file::clear_merge(&done.upper_path)
 }

@@ -1,7 +1,7 @@
 //! Merges that were under way: those that ended while nobody looked are finished, those that did
 //! not are taken up again or forgotten, as the journal on the file and the graph say.
 
-use super::{chain_files, lost_active};
+use super::lost_active;
 use crate::errno::Failure;
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, FileId};
@@ -110,18 +110,6 @@ async fn end(
                 "disk '{}': the merge of '{name}' has ended",
                 disk.name
             ));
-            let directory = path.parent().unwrap_or(Path::new("/"));
-            if let Some(other) =
-                layer_file::dependents(directory, file, &chain_files(disk))?.first()
-            {
-                engine.report_once(&format!(
-                    "disk '{}': {} is in its chain no more, but {} stands on it; it is left alone",
-                    disk.name,
-                    path.display(),
-                    other.display()
-                ));
-                return Ok(());
-            }
             let graph = bridge.graph().await?;
             let on_it = || {
                 let nodes = graph.nodes();
@@ -160,7 +148,7 @@ async fn end(
             };
             finish::pivot(engine, bridge, &pivoted).await
         }
-        (Some(Verb::Commit), Some(index)) if !upper_still_there(disk, index, journal) => {
+        (Some(Verb::Commit), Some(index)) if has_left(disk, index, file, journal) => {
             engine.log.note(&format!(
                 "disk '{}': finishing the merge of '{name}'",
                 disk.name
@@ -236,7 +224,7 @@ async fn end_release(
     let left = journal.below.as_ref();
     let file = left.and_then(|left| Some((left, sys::file_id(left).ok()?)));
     match file {
-        Some((left, file)) if !chain_files(disk).contains(&file) => {
+        Some((left, file)) if !disk.files().any(|its| its == file) => {
             finish::release(engine, bridge, &disk.name, left, file, upper).await
         }
         Some(_) | None => {
@@ -298,6 +286,14 @@ fn upper_still_there(disk: &Disk, index: usize, journal: &MergeJournal) -> bool 
         && sys::file_id(&journal.upper)
             .ok()
             .is_some_and(|upper| up.file == Some(upper))
+}
+
+/// Whether that layer is in the chain no more because it was committed: its name is still its own, or that of the file
+/// that received it. One whose name is gone went in another way.
+fn has_left(disk: &Disk, index: usize, file: FileId, journal: &MergeJournal) -> bool {
+    let named = sys::file_id(&journal.upper);
+    let out = |upper: FileId| upper == file || !disk.files().any(|its| its == upper);
+    !upper_still_there(disk, index, journal) && named.is_ok_and(out)
 }
 
 /// A merge whose job still runs, or a commit that has to be begun again because it cannot be undone.

@@ -1,6 +1,5 @@
 //! What nobody uses any more: idle nodes on files of a disk, hidden names beside its active path.
 
-use super::chain_files;
 use crate::errno::Failure;
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
@@ -80,9 +79,12 @@ pub(super) async fn names(engine: &Engine, bridge: &Bridge, disk: &Disk) -> Resu
         .nodes()
         .filter_map(|node| sight.resolve(node.path.as_deref()?))
         .collect();
-    remove(&disk.active_path, &in_use, &chain_files(disk), &|text| {
-        engine.report_once(text)
-    })
+    remove(
+        &disk.active_path,
+        &in_use,
+        &disk.files().collect::<Vec<_>>(),
+        &|text| engine.report_once(text),
+    )
 }
 
 /// Removes aliases that nobody uses: other names of files of the chain, and overlays never written.

@@ -4,6 +4,7 @@ use super::Rollback;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, GuestDebt, RollbackJournal};
 use crate::model::{Disk, Format, Layer, PointRecord};
+use crate::ops::check::refuse_if_mixed;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::lasting_name;
 use crate::ops::{carried, overlay};
@@ -22,6 +23,7 @@ pub(super) async fn check(
     let (root, file) = overlay::top_of(&disk)?;
     let active = disk.active_path.clone();
     let onto = onto(&disk, point)?;
+    refuse_if_mixed(&disk.name, &disk.layers)?;
     overlay::refuse_if_full(&active)?;
     let debt = debt(engine, bridge, &disk, &onto).await?;
     let (name, time) = name(&disk);

@@ -8,6 +8,7 @@ use crate::layer_file::{self, SealMarker};
 use crate::model::{Disk, FileId, GroupRecord, PointRecord};
 use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
+use crate::ops::check;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
 use crate::ops::overlay::{self, Below, Overlay};
@@ -47,6 +48,7 @@ impl Seal {
     /// Everything that can be refused before anything is done.
     pub(super) fn check(engine: &Engine, disk: Disk, name: &str) -> Result<Seal, Failure> {
         let (root, file) = overlay::top_of(&disk)?;
+        check::refuse_if_mixed(&disk.name, disk.layers.last())?;
         let active = disk.active_path.clone();
         let sealed = layer_file::sealed_path(&active, name);
         if sealed.symlink_metadata().is_ok() {

@@ -6,10 +6,11 @@ use super::{several, together};
 use crate::backups::Place;
 use crate::errno::{Errno, Failure};
 use crate::model::BackupStage;
-use crate::ops::backup::prepare;
+use crate::ops::backup::{prepare, recover};
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{Ending, Engine};
 use qmpbridge::{Bridge, Cancel, JobId, JobInfo, JobStatus};
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -19,6 +20,8 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 const END: Duration = Duration::from_secs(10);
 /// Both, and what QEMU takes to answer.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+/// Between two attempts to let the guest go on.
+const GO_ON_EVERY: Duration = Duration::from_secs(1);
 /// How often they are looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -45,19 +48,47 @@ pub(super) fn group_of(engine: &Engine, disk: &str, job: &JobId) -> Option<Vec<M
 }
 
 /// Ends them all.
-pub(super) async fn all(engine: &Engine, members: &[Member]) -> Result<(), Failure> {
+pub(super) async fn all(engine: &Rc<Engine>, members: &[Member]) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     // nobody is stopped for copies that are far behind
     are_ready(bridge, members).await?;
     let note = place_of_note(engine, members).await?;
     let written = note.clone();
-    let standstill = engine
-        .stand_still(async || blocking(move || written.note_standstill()).await)
-        .await?;
+    let standstill = engine.stand_still(async || blocking(move || written.note_standstill()).await);
+    let standstill = match standstill.await {
+        Ok(standstill) => standstill,
+        Err(failure) => {
+            // QEMU may stop the guest yet
+            let_go_on_later(engine, note, members);
+            return Err(failure);
+        }
+    };
+    let stood = standstill.is_still();
     let outcome = while_it_stands(engine, bridge, members).await;
     let went_on = engine.go_on(standstill).await;
-    blocking(move || note.forget_standstill()).await?;
+    match went_on {
+        Ok(()) if stood => blocking(move || note.forget_standstill()).await?,
+        Ok(()) => {}
+        Err(_) => let_go_on_later(engine, note, members),
+    }
     outcome.and(went_on)
+}
+
+/// A guest that was stopped for this goes on as soon as QEMU can be told, which nobody else does while the mirrors hold
+/// their disks.
+fn let_go_on_later(engine: &Rc<Engine>, note: Place, members: &[Member]) {
+    let Some(Member { disk, .. }) = members.first() else {
+        return;
+    };
+    let (engine, disk) = (Rc::clone(engine), disk.clone());
+    tokio::task::spawn_local(async move {
+        while let Err(failure) = recover::let_go_on(&engine, &note, &disk).await {
+            engine.report_once(&format!(
+                "disk '{disk}': that the guest goes on is tried again: {failure}"
+            ));
+            sleep(GO_ON_EVERY).await;
+        }
+    });
 }
 
 async fn while_it_stands(
