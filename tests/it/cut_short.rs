@@ -79,6 +79,12 @@ over_attachments! {
         assert_errno(bench.point("new").make(), &[EBUSY]);
         assert_errno(std::fs::create_dir(bench.mount.path().join("snapshots/new")), &[EBUSY]);
         assert_errno(bench.point("one").delete(), &[EBUSY]);
+        // they would be in the file that goes
+        assert_errno(bench.disk().internal("in").make(), &[EBUSY]);
+        if attachment.is_vm() {
+            let checkpoint = bench.mount.path().join("checkpoints/c");
+            assert_errno(std::fs::create_dir(checkpoint), &[EBUSY]);
+        }
         ended(&mut bench, "two");
         bench.seal("new");
         bench.finish();

@@ -10,7 +10,7 @@ pub(super) use job::is_state_job;
 pub(super) use load::{load, settle};
 
 use super::Answer;
-use super::check::{self, changed};
+use super::check::{self, changed, refuse_if_mixed};
 use super::engine::{DiskGuard, Engine};
 use crate::errno::{Errno, Failure};
 use crate::intent;
@@ -41,6 +41,10 @@ pub(super) async fn take(engine: Rc<Engine>, name: &str, answer: Answer<()>) {
         intent::checkpoint_complete(&model.disks)?;
         intent::checkpoint_free(&model, name)?;
         at_rest(&engine).await?;
+        for disk in &model.disks {
+            // it would go with the layer that is committed
+            refuse_if_mixed(&disk.name, disk.layers.last())?;
+        }
         let disks = model.disks.iter();
         let parts = parts(
             &engine,

@@ -49,12 +49,6 @@ pub(super) async fn job(
     if let JobCommand::Finish | JobCommand::Pivot = command {
         return backup::end_mirror(engine, disk, &seen, command).await;
     }
-    match command {
-        JobCommand::Pause => engine.ask_to_wait(disk, true),
-        JobCommand::Resume => engine.ask_to_wait(disk, false),
-        JobCommand::Speed(bytes) => engine.ask_speed(disk, bytes),
-        JobCommand::Cancel | JobCommand::Finish | JobCommand::Pivot => {}
-    }
     let told = match command {
         JobCommand::Pause if !seen.paused && engine.pivots(disk) => {
             return Err(Failure::new(
@@ -81,6 +75,12 @@ pub(super) async fn job(
                 Failure::from(error).next(format!("cat disks/{disk}/jobs/{id}/state"))
             }
         });
+    }
+    match command {
+        JobCommand::Pause => engine.ask_to_wait(disk, true),
+        JobCommand::Resume => engine.ask_to_wait(disk, false),
+        JobCommand::Speed(bytes) => engine.ask_speed(disk, bytes),
+        JobCommand::Cancel | JobCommand::Finish | JobCommand::Pivot => {}
     }
     engine.show_progress(disk, id).await;
     Ok(())

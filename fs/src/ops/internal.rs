@@ -15,6 +15,8 @@ pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Resu
     if let Some(why) = &disk.no_snapshots {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
     }
+    // it would go with the layer that is committed
+    check::refuse_if_mixed(&disk.name, disk.layers.last())?;
     let mut quiescing = Quiescing::begin(engine).await?;
     let command = BlockdevSnapshotInternalSync {
         device: device(&disk)?,

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
+use crate::model::Job;
 use crate::view::LayerCache;
 use qmpbridge::Bridge;
 use std::path::Path;
@@ -236,13 +237,21 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             merge::remove(engine, &disk, merge::Which::Layer(identity), logged).await;
         }
         Intent::CancelJob { disk, id } => {
-            let had_failed = engine.job(&disk, &id).is_some_and(|job| job.ended());
-            let outcome = control::cancel(&engine, &disk, &id).await;
-            if had_failed && outcome.is_ok() {
+            let failed = engine.job(&disk, &id).filter(|job| job.ended());
+            let cut_short = |job: &Job| engine.is_cut_short(&disk, &job.point);
+            let cut_short = failed.as_ref().is_some_and(cut_short);
+            let outcome = match cut_short && engine.is_merging(&disk) {
+                // dismissed now, nobody would take it up
+                true => Err(engine::at_work(&disk)),
+                false => control::cancel(&engine, &disk, &id).await,
+            };
+            if failed.is_some() && outcome.is_ok() {
                 // who waits for the disk then finds it at work; the directory of backups may hang
                 let again = tokio::task::spawn_local(async move {
-                    backup::go_on_with_a_merge(&engine, &disk).await;
-                    watch::resume_merges(&engine, &disk).await;
+                    match cut_short {
+                        true => watch::resume_merges(&engine, &disk).await,
+                        false => backup::go_on_with_a_merge(&engine, &disk).await,
+                    }
                 });
                 let _late = timeout(TAKE_UP_DEADLINE, again).await;
             }

@@ -85,7 +85,7 @@ pub(crate) const SECTIONS: &[Section] = &[
             ("xfs", files::xfs),
             ("btrfs", files::btrfs),
             ("ntfs", files::ntfs),
-            ("fat", files::fat),
+            ("exfat", files::exfat),
         ],
     },
     Section {

@@ -179,13 +179,16 @@ pub(super) async fn begin(
     let target = target::node_on(engine, bridge, &path, &id).await?;
     let target = target.ok_or_else(|| not_open(&path))?;
     let room = making.room.as_ref();
-    let backup = instant::backup(engine, &making.job, room, (source, target), Sync::Full);
-    let started = bridge.start_job(making.job.clone(), backup).await?;
+    let mut backup = instant::backup(engine, &making.job, room, (source, target), Sync::Full);
     // what was said of the first is meant for both
-    if let Some(speed) = engine.asked_speed(&name) {
-        bridge.set_job_speed(&making.job, speed).await?;
+    if let Some(asked) = engine.asked_speed(&name) {
+        let limits = [
+            Some(asked).filter(|it| *it > 0),
+            room.and_then(Room::speed_limit),
+        ];
+        backup.speed = limits.into_iter().flatten().min();
     }
-    Ok(Some(started))
+    Ok(Some(bridge.start_job(making.job.clone(), backup).await?))
 }
 
 /// The copy is complete, too, and in its file.

@@ -35,6 +35,7 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobH
     if outcome.is_ok() || cancelled {
         engine.hide_backup(&disk, &id);
     }
+    let well = outcome.is_ok() || cancelled;
     // who waits for it finds the tree as it is after it
     let failed = outcome.err();
     let job = making.job.as_str().to_owned();
@@ -44,8 +45,10 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobH
     }
     merge::go_on(&engine, &making.guard).await;
     drop(making);
-    // one that failed, and waited for this
-    recover::go_on_with_a_merge(&engine, &disk).await;
+    if well {
+        // one that failed, and waited for this
+        recover::go_on_with_a_merge(&engine, &disk).await;
+    }
 }
 
 async fn work(

@@ -288,11 +288,18 @@ fn is_mirror_of_several(making: &Making) -> bool {
 }
 
 /// A guest that was stopped for the end of mirrors, by a daemon that was killed then, goes on.
-pub(super) async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Failure> {
+async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Result<(), Failure> {
     let looked_at = place.clone();
     if !blocking(move || Ok(looked_at.has_standstill())).await? {
         return Ok(());
     }
+    resume(engine, disk).await?;
+    let place = place.clone();
+    blocking(move || place.forget_standstill()).await
+}
+
+/// The guest goes on, if it stands still because it was told to.
+pub(super) async fn resume(engine: &Engine, disk: &str) -> Result<(), Failure> {
     let _alone = engine.alone().await?;
     if engine.paused().await? {
         engine.log.note(&format!(
@@ -300,8 +307,7 @@ pub(super) async fn let_go_on(engine: &Engine, place: &Place, disk: &str) -> Res
         ));
         engine.resume_guest().await?;
     }
-    let place = place.clone();
-    blocking(move || place.forget_standstill()).await
+    Ok(())
 }
 
 /// Whether somebody else writes the file: the VM was cloned, or another one has its name. What is being written is not

@@ -42,15 +42,7 @@ impl Engine {
         let mut jobs = state.jobs.borrow_mut();
         if !state.merging.replace(true) {
             // what failed before is history once new work begins, but for what is to be taken up again
-            let model = self.current();
-            let layers = model
-                .disk(guard.name())
-                .map_or(&[][..], |disk| &disk.layers);
-            let mixed = |point: &str| {
-                let mut mixed = layers.iter().filter(|layer| layer.leaving);
-                mixed.any(|layer| layer.point_name() == Some(point))
-            };
-            jobs.retain(|known| !known.ended() || known.point != job.point && mixed(&known.point));
+            jobs.retain(|known| !known.ended() || self.is_cut_short(guard.name(), &known.point));
         }
         state.cancelled.set(Cancelled::No);
         state.asked_speed.set(None);
@@ -74,6 +66,9 @@ impl Engine {
     ) {
         let mut shown = disk.clone();
         shown.layers[leaving].leaving = true;
+        // it is taken up again
+        let again = |known: &Job| known.ended() && known.point == job.point;
+        guard.state.jobs.borrow_mut().retain(|known| !again(known));
         self.announce(guard, job);
         *guard.state.frozen.borrow_mut() = Some(Frozen {
             disk: shown,
@@ -90,14 +85,21 @@ impl Engine {
             tracing::debug!(%failure, "refresh after a merge");
             *state.frozen.borrow_mut() = None;
         }
+        let asked = state.cancelled.get() != Cancelled::No;
+        let job = self.job(guard.name(), id);
+        // a stream that was to end a commit leaves it as it was: its job is what takes it up again
+        let is_whole = |job: Job| !self.is_cut_short(guard.name(), &job.point);
+        let as_asked = asked && job.is_none_or(is_whole);
         // only now: who waits for the job finds the tree as it is after it
-        self.end_job(
-            guard.name(),
-            id,
-            failed
-                .filter(|_| state.cancelled.get() == Cancelled::No)
-                .as_ref(),
-        );
+        self.end_job(guard.name(), id, failed.filter(|_| !as_asked).as_ref());
+    }
+
+    /// Whether a commit into the layer of a point was begun and has not ended.
+    pub(in crate::ops) fn is_cut_short(&self, disk: &str, point: &str) -> bool {
+        let model = self.current();
+        let layers = model.disk(disk).map_or(&[][..], |disk| &disk.layers);
+        let mut mixed = layers.iter().filter(|layer| layer.leaving);
+        mixed.any(|layer| layer.point_name() == Some(point))
     }
 
     /// Nothing is at work on the disk any more.

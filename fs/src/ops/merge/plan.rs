@@ -223,6 +223,12 @@ pub fn may_commit(disk: &Disk) -> bool {
     disk.root.as_ref().is_some_and(|root| root.is_ours()) && !disk.tuning.filtered
 }
 
+/// An internal snapshot in the layer above one.
+pub fn internal_above_it(disk: &Disk, index: usize) -> Option<&str> {
+    let up = index + 1;
+    internal_in(disk, (up < disk.layers.len()).then_some(up))
+}
+
 fn internal_in(disk: &Disk, layer: Option<usize>) -> Option<&str> {
     disk.internals
         .iter()

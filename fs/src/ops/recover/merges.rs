@@ -314,11 +314,22 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
             continue;
         };
         let running = jobs.iter().find(|job| job.id.as_str() == journal.job);
+        let here = disk
+            .layers
+            .iter()
+            .position(|layer| layer.file == Some(file));
+        let verb = match (verb, here) {
+            // what was to be committed left in another way: the layer above is right, read through this one
+            (Verb::Commit, Some(index))
+                if !upper_still_there(&disk, index, &journal)
+                    && !has_left(&disk, index, file, &journal) =>
+            {
+                Verb::Stream
+            }
+            (verb, _) => verb,
+        };
         let index = match verb {
-            Verb::Stream | Verb::Commit | Verb::CommitActive => disk
-                .layers
-                .iter()
-                .position(|layer| layer.file == Some(file)),
+            Verb::Stream | Verb::Commit | Verb::CommitActive => here,
             Verb::Release if running.is_some() => below(&disk, file),
             Verb::Release => None,
         };
@@ -329,6 +340,13 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
             }
             continue;
         };
+        if let (None, Some(name)) = (running, merge::plan::internal_above_it(&disk, index)) {
+            engine.report_once(&format!(
+                "disk '{}': the merge of '{}' waits: the layer above holds internal snapshot '{name}', which would change or be lost (next: rmdir disks/{}/internal/{name}, then mount again)",
+                disk.name, journal.point.name, disk.name
+            ));
+            continue;
+        }
         // where commit cannot re-arrange the nodes, a stream ends it as well: the layer above,
         // read through the mixed one, is right at every moment
         let verb = match running {

@@ -41,8 +41,9 @@ pub(super) fn ntfs(run: &mut Run) -> Vec<Row> {
     of_kind(run, "ntfs", disk::Filled::Ntfs, &whos)
 }
 
-pub(super) fn fat(run: &mut Run) -> Vec<Row> {
-    of_kind(run, "fat", disk::Filled::Fat, &[Who::Ours, Who::OursDisk])
+pub(super) fn exfat(run: &mut Run) -> Vec<Row> {
+    let whos = [Who::Ours, Who::OursDisk];
+    of_kind(run, "exfat", disk::Filled::ExFat, &whos)
 }
 
 fn of_kind(run: &mut Run, kind: &'static str, filled: disk::Filled, whos: &[Who]) -> Vec<Row> {

@@ -82,11 +82,21 @@ fn let_go_on_later(engine: &Rc<Engine>, note: Place, members: &[Member]) {
     };
     let (engine, disk) = (Rc::clone(engine), disk.clone());
     tokio::task::spawn_local(async move {
-        while let Err(failure) = recover::let_go_on(&engine, &note, &disk).await {
+        let noted = note.clone();
+        // where that is not to be read it may have been stopped
+        let noted = blocking(move || Ok(noted.has_standstill())).await;
+        if !noted.unwrap_or(true) {
+            return;
+        }
+        while let Err(failure) = recover::resume(&engine, &disk).await {
             engine.report_once(&format!(
                 "disk '{disk}': that the guest goes on is tried again: {failure}"
             ));
             sleep(GO_ON_EVERY).await;
+        }
+        // from here on it stands still for somebody else
+        if let Err(left) = blocking(move || note.forget_standstill()).await {
+            tracing::warn!(%left, "the next mount takes the note away");
         }
     });
 }

@@ -1,7 +1,7 @@
 //! What is on the filesystems, and where on the disk the large file is.
 
 use std::fs::{self, File};
-use std::io::{Cursor, Read, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,6 @@ use qmpfs_tests::sh;
 use super::{NAMES, WALKED};
 use crate::content::Dice;
 
-// Names that are too long for DOS, so that a FAT has the case of their letters, too.
 /// The directories that are walked.
 pub(super) const MANY: &str = "many-files";
 /// A directory with very many names.
@@ -35,7 +34,7 @@ pub(super) enum Filled {
     /// Made by this line, and filled by the kernel.
     Mounted(&'static str),
     Ntfs,
-    Fat,
+    ExFat,
 }
 
 /// The files as they are to be; made once for all filesystems.
@@ -75,7 +74,6 @@ pub(super) fn tree(dir: &Path, disk: u64) -> PathBuf {
 
 /// Makes a filesystem with the files of `tree` in a raw file.
 pub(super) fn fill(raw: &Path, tree: &Path, filled: Filled) {
-    let (of, raw_path) = (tree, raw);
     let (tree, raw) = (tree.display(), raw.display());
     let copied = |mount: &str| {
         sh!(
@@ -93,37 +91,12 @@ pub(super) fn fill(raw: &Path, tree: &Path, filled: Filled) {
             sh!("mkntfs -q -F -f {raw} >&2");
             copied("ntfs-3g");
         }
-        Filled::Fat => {
-            sh!("mkfs.vfat -F 32 {raw} >&2");
-            // Linux is not everywhere with vfat, and mtools take a quarter of an hour for a directory of 5,000 names.
-            let mut disk = Cursor::new(fs::read(raw_path).expect("a disk"));
-            {
-                let filesystem = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new());
-                let filesystem = filesystem.expect("a FAT");
-                copy(of, &filesystem.root_dir());
-                filesystem.unmount().expect("it is in memory");
-            }
-            fs::write(raw_path, disk.into_inner()).expect("room");
+        Filled::ExFat => {
+            sh!(
+                "mkfs.exfat {raw} >&2; loop=$(losetup -f --show {raw}); trap 'losetup -d $loop' EXIT; mkdir {raw}.at; \
+             mount.exfat-fuse $loop {raw}.at >&2; cp -r {tree}/. {raw}.at/; umount {raw}.at; rmdir {raw}.at"
+            );
         }
-    }
-}
-
-/// Copies what is in a directory into one of a FAT.
-fn copy<D: fatfs::ReadWriteSeek>(from: &Path, to: &fatfs::Dir<'_, D>) {
-    for entry in fs::read_dir(from).expect("ours") {
-        let path = entry.expect("ours").path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let name = name.expect("ours are of letters and digits");
-        if path.is_dir() {
-            copy(&path, &to.create_dir(name).expect("room"));
-            continue;
-        }
-        let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes));
-        read.expect("ours");
-        let mut file = to.create_file(name).expect("room");
-        file.write_all(&bytes).expect("room");
-        file.flush().expect("it is in memory");
     }
 }
 
