@@ -116,7 +116,7 @@ pub fn choose(
         )
         .next(next));
     }
-    if let Some(name) = internal_in(disk, if up_is_active { None } else { Some(index + 1) }) {
+    if let Some(name) = internal_in_upper(disk, index) {
         return Err(internal_above(disk, name));
     }
     let stream = stream_allowed(disk, index, facts, up_is_active);
@@ -195,8 +195,7 @@ fn release(disk: &Disk, index: usize, facts: &Facts, policy: MergePolicy) -> Res
             layer_dir_name(index + 1, up)
         )));
     }
-    let holder = if up_is_active { None } else { Some(index + 1) };
-    if let Some(name) = internal_in(disk, holder) {
+    if let Some(name) = internal_in_upper(disk, index) {
         return Err(internal_above(disk, name));
     }
     room(facts.stream_bytes, facts.free_above)?;
@@ -224,7 +223,7 @@ pub fn may_commit(disk: &Disk) -> bool {
 }
 
 /// An internal snapshot in the layer above one.
-pub fn internal_above_it(disk: &Disk, index: usize) -> Option<&str> {
+pub fn internal_in_upper(disk: &Disk, index: usize) -> Option<&str> {
     let up = index + 1;
     internal_in(disk, (up < disk.layers.len()).then_some(up))
 }

@@ -340,7 +340,7 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
             }
             continue;
         };
-        if let (None, Some(name)) = (running, merge::plan::internal_above_it(&disk, index)) {
+        if let (None, Some(name)) = (running, merge::plan::internal_in_upper(&disk, index)) {
             engine.report_once(&format!(
                 "disk '{}': the merge of '{}' waits: the layer above holds internal snapshot '{name}', which would change or be lost (next: rmdir disks/{}/internal/{name}, then mount again)",
                 disk.name, journal.point.name, disk.name
