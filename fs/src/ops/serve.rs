@@ -237,30 +237,35 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
             merge::remove(engine, &disk, merge::Which::Layer(identity), logged).await;
         }
         Intent::CancelJob { disk, id } => {
-            let failed = engine.job(&disk, &id).filter(|job| job.ended());
-            let cut_short = |job: &Job| engine.is_cut_short(&disk, &job.point);
-            let cut_short = failed.as_ref().is_some_and(cut_short);
-            let outcome = match cut_short && engine.is_merging(&disk) {
-                // dismissed now, nobody would take it up
-                true => Err(engine::at_work(&disk)),
-                false => control::cancel(&engine, &disk, &id).await,
-            };
-            if failed.is_some() && outcome.is_ok() {
-                // who waits for the disk then finds it at work; the directory of backups may hang
-                let again = tokio::task::spawn_local(async move {
-                    match cut_short {
-                        true => watch::resume_merges(&engine, &disk).await,
-                        false => backup::go_on_with_a_merge(&engine, &disk).await,
-                    }
-                });
-                let _late = timeout(TAKE_UP_DEADLINE, again).await;
-            }
-            logged(outcome);
+            logged(end_job(engine, disk, &id).await);
         }
         Intent::ControlJob { disk, id, command } => {
             logged(control::job(&engine, &disk, &id, command).await);
         }
     }
+}
+
+/// Cancels a job. One that has failed is forgotten, and what only its end makes right is taken up again.
+async fn end_job(engine: Rc<Engine>, disk: String, id: &str) -> Result<(), Failure> {
+    let failed = engine.job(&disk, id).filter(|job| job.ended());
+    let cut_short = |job: &Job| engine.is_cut_short(&disk, &job.point);
+    let cut_short = failed.as_ref().is_some_and(cut_short);
+    if cut_short && engine.is_merging(&disk) {
+        // dismissed now, nobody would take it up
+        return Err(engine::at_work(&disk));
+    }
+    control::cancel(&engine, &disk, id).await?;
+    if failed.is_some() {
+        // who waits for the disk then finds it at work; the directory of backups may hang
+        let again = tokio::task::spawn_local(async move {
+            match cut_short {
+                true => watch::resume_merges(&engine, &disk).await,
+                false => backup::go_on_with_a_merge(&engine, &disk).await,
+            }
+        });
+        let _late = timeout(TAKE_UP_DEADLINE, again).await;
+    }
+    Ok(())
 }
 
 /// The kernel tells of a close(2) after that has returned: who has just closed a point, or has ended, may hold it still when

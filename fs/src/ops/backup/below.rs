@@ -181,13 +181,8 @@ pub(super) async fn begin(
     let room = making.room.as_ref();
     let mut backup = instant::backup(engine, &making.job, room, (source, target), Sync::Full);
     // what was said of the first is meant for both
-    if let Some(asked) = engine.asked_speed(&name) {
-        let limits = [
-            Some(asked).filter(|it| *it > 0),
-            room.and_then(Room::speed_limit),
-        ];
-        backup.speed = limits.into_iter().flatten().min();
-    }
+    let limits = [engine.backup_speed(&name), room.and_then(Room::speed_limit)];
+    backup.speed = limits.into_iter().flatten().min();
     Ok(Some(bridge.start_job(making.job.clone(), backup).await?))
 }
 

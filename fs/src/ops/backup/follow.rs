@@ -32,10 +32,10 @@ pub(super) async fn run(engine: Rc<Engine>, mut making: Making, job: Option<JobH
         .record(making.verb(), &path, 0, &told, started.elapsed());
     let id = making.journal.manifest.id.clone();
     engine.backups_changed(&disk);
-    if outcome.is_ok() || cancelled {
+    let well = outcome.is_ok() || cancelled;
+    if well {
         engine.hide_backup(&disk, &id);
     }
-    let well = outcome.is_ok() || cancelled;
     // who waits for it finds the tree as it is after it
     let failed = outcome.err();
     let job = making.job.as_str().to_owned();
@@ -153,16 +153,13 @@ async fn copied(
             }
             State::Enough if slowed => {
                 slowed = false;
-                let asked = engine.asked_speed(&disk);
-                let speed = asked.or(engine.config.backup.speed).unwrap_or(0);
+                let speed = engine.backup_speed(&disk).unwrap_or(0);
                 ignore_if_ended(bridge.set_job_speed(&id, speed).await)?;
             }
             State::Enough => {}
             State::Slow(speed) => {
                 slowed = true;
-                let asked = engine.asked_speed(&disk);
-                let asked = asked.or(engine.config.backup.speed);
-                let asked = asked.filter(|it| *it > 0).unwrap_or(u64::MAX);
+                let asked = engine.backup_speed(&disk).unwrap_or(u64::MAX);
                 ignore_if_ended(bridge.set_job_speed(&id, speed.min(asked)).await)?;
             }
             State::Short => {

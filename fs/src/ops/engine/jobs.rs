@@ -253,9 +253,10 @@ impl Engine {
         self.state(disk).asked_speed.set(Some(speed));
     }
 
-    /// How fast it may be, if a person said so.
-    pub(in crate::ops) fn asked_speed(&self, disk: &str) -> Option<u64> {
-        self.state(disk).asked_speed.get()
+    /// How fast a backup may be: as a person said of its job, else as the mount's options say. None is no limit.
+    pub(in crate::ops) fn backup_speed(&self, disk: &str) -> Option<u64> {
+        let asked = self.state(disk).asked_speed.get();
+        asked.or(self.config.backup.speed).filter(|it| *it > 0)
     }
 
     /// A person wants the job at work on the disk to wait, or to go on.
