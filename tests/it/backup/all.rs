@@ -133,13 +133,26 @@ impl Rig {
     fn all_or_none(&self, kind: &str, name: &str) -> bool {
         let there = self.all_or_none_files(name);
         assert_eq!(self.of_all(kind, name).exists(), there);
+        assert_eq!(self.unfinished(), Vec::<String>::new());
+        there
+    }
+
+    /// What is there of backups that are neither complete nor taken back.
+    fn unfinished(&self) -> Vec<String> {
         // a digest comes later, in its own time
-        let hidden = self.files().into_iter();
-        let hidden = hidden.filter(|name| {
+        let hidden = self.files().into_iter().filter(|name| {
             name.starts_with('.') && !name.contains(".blake3") && !name.ends_with(".json.new")
         });
-        assert_eq!(hidden.collect::<Vec<_>>(), Vec::<String>::new());
-        there
+        hidden.collect()
+    }
+
+    /// Nothing is left to be done about it. A connection that has just ended may be believed to be up, and the jobs that
+    /// were lost with it be dismissed, before qmpfs has begun to settle it.
+    fn wait_until_settled(&self, kind: &str, name: &str) {
+        wait::until_true("it is settled on all disks", || {
+            let there = self.dir.join(DISKS[0]).join(format!("{name}.qcow2"));
+            self.unfinished().is_empty() && self.of_all(kind, name).exists() == there.exists()
+        });
     }
 
     /// Those that backups of the top layer stood on: they are full backups of a point, and stay.
@@ -419,6 +432,7 @@ fn killed_at_steps_of(kind: &str, options: &[&str]) {
                     rig.is_idle()
                 });
                 println!("{deed:?} {number}: {:?}", rig.files());
+                rig.wait_until_settled(kind, "a");
                 if rig.all_or_none(kind, "a") {
                     rig.verify(kind, "a");
                     rig.of_all(kind, "a").delete_when_closed();

@@ -195,6 +195,7 @@ fn at_the_end(name: &str, deeds: &[Deed]) {
                 rig.is_idle()
             });
             wait::until_true("the guest runs on", || rig.guest_runs());
+            rig.wait_until_settled("mirror", "m");
             if rig.all_or_none("mirror", "m") {
                 rig.verify("mirror", "m");
                 rig.of_all("mirror", "m").delete_when_closed();
