@@ -2,16 +2,19 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Barrier;
+use std::time::Duration;
 use std::{fs, thread};
 
 use libc::{EACCES, EBUSY, EEXIST, EOPNOTSUPP, EPERM, EROFS};
-use qmpfs_tests::bench::Bench;
+use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::faults::{Immutable, SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Graph;
 use qmpfs_tests::scratch::Scratch;
+use qmpfs_tests::steps::{Deed, FILES, Steps};
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
@@ -513,4 +516,61 @@ fn two_mounts_of_one_vm_take_turns() {
     std::fs::write(&bytes, &expected).expect("the expected bytes");
     oracle::convert(&image, &now);
     oracle::assert_same(&now, &bytes);
+}
+
+/// After the first snapshot since its start the guest stands still until the path it boots from names what it writes: it
+/// goes on by itself, and loses nothing if its host dies instead.
+#[test]
+fn a_guest_whose_disk_cannot_be_named_stands_still() {
+    let mut bench = Bench::new("snapshot-unnamed", Attachment::Blockdev);
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.set_environment(steps.environment(bench.dir()));
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    proxy.stops(Some(bench.writer().gate()));
+    steps.arm(FILES, 1000, Deed::Pass, [0, 0]);
+    bench.seal("one");
+    let (_, seen) = steps.disarm();
+    let named = seen.iter().position(|step| step == "rename web1.qcow2");
+    let named = named.expect("D gets another file");
+    let runs =
+        |bench: &mut Bench| bench.machine.qmp.run("query-status", json!({}))["running"] == true;
+
+    for point in ["two", "three"] {
+        bench.restart();
+        proxy.stops(Some(bench.writer().gate()));
+        bench.writer().progress(20);
+        let before = bench.writer().acknowledged();
+        let erofs = EROFS.unsigned_abs();
+        steps.arm(FILES, named, Deed::FailFrom(erofs), [0, 0]);
+        assert_errno(bench.point(point).make(), &[EROFS]);
+        // what is tried again meanwhile fails as well
+        thread::sleep(Duration::from_millis(300));
+        assert!(!runs(&mut bench));
+        let log = bench.mount.text("log");
+        assert!(log.contains("what stands still goes on by itself"), "{log}");
+        if point == "three" {
+            bench.writer().expect_the_end();
+            bench.mount.kill9();
+            steps.disarm();
+            bench.boot_after_a_fall(Some(&before));
+            proxy.stops(None);
+            bench.mount.mount_again();
+            break;
+        }
+        let after = bench.writer().sent();
+        steps.disarm();
+        wait::until_true("it goes on by itself", || runs(&mut bench));
+        bench.writer().progress(20);
+        let bytes = bench.scratch().file("two.raw");
+        oracle::convert(&bench.sealed("two"), &bytes);
+        before.assert_between(&after, &bytes, WRITERS..SIZE);
+        bench.hold("two", &bytes);
+        bench.wait_for_disk();
+        bench.verify();
+    }
+    bench.wait_for_disk();
+    bench.verify();
+    bench.finish();
 }

@@ -9,6 +9,9 @@ use crate::sys;
 use crate::view::{LayerSpec, layer_allocated};
 use std::path::Path;
 
+/// What a person does where D cannot be given to the file that the guest writes, and the guest was stopped for that.
+pub(super) const STANDS_STILL: &str = "make that directory writable: what stands still goes on by itself as soon as the name is right";
+
 /// Removes one name; gone already is fine. The directory is made durable.
 pub(super) fn remove_name(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {

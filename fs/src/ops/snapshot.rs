@@ -9,6 +9,7 @@ mod seal;
 
 use super::engine::{DiskGuard, Engine, Standstill};
 use super::quiesce::Quiescing;
+use super::settle;
 use crate::errno::{Errno, Failure};
 use crate::intent::none_can;
 use crate::layer_file;
@@ -208,7 +209,8 @@ async fn seal_all(
     }
 }
 
-/// After the transaction there is no way back: what fails now is finished as far as it goes.
+/// After the transaction there is no way back: what fails now is finished as far as it goes. The guest stands still until
+/// D names what it writes.
 async fn finish(
     engine: &Engine,
     bridge: &Bridge,
@@ -240,6 +242,13 @@ async fn finish(
             Err(failure) => trouble = trouble.or(Some(failure)),
         }
     }
+    if let Some(failure) = &trouble
+        && standstill.is_still()
+        && !are_named(seals).await?
+    {
+        // what it wrote from now on would be lost at the VM's next start; whoever settles this lets it go on
+        return Err(failure.clone().next(settle::STANDS_STILL));
+    }
     engine.go_on(standstill).await?;
     let quiesced = match at_once {
         Some(quiesced) => quiesced,
@@ -252,6 +261,16 @@ async fn finish(
         }
     }
     trouble.map_or(Ok(()), Err)
+}
+
+/// Whether each D names what the guest writes.
+async fn are_named(seals: &[Seal]) -> Result<bool, Failure> {
+    for seal in seals {
+        if !seal.is_named().await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Takes back what was done before the transaction, and tells why it was not done.

@@ -289,11 +289,8 @@ pub(in crate::ops) async fn pivot(
     done: &Pivoted,
 ) -> Result<(), Failure> {
     if sys::file_id(&done.active).ok() != Some(done.file) {
-        layer_file::replace(&done.opened_as, &done.active).map_err(|failure| {
-            failure.next(
-                "make that directory writable: what stands still goes on by itself as soon as the name is right",
-            )
-        })?;
+        layer_file::replace(&done.opened_as, &done.active)
+            .map_err(|failure| failure.next(settle::STANDS_STILL))?;
     }
     if done.resume {
         engine.resume_guest().await?;

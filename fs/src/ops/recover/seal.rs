@@ -52,6 +52,33 @@ pub(super) async fn unfinished(
         disk.name,
         marker.sealed.display()
     ));
+    let rearranged = rearrange(engine, bridge, disk, below, &marker).await;
+    // also where QEMU refuses that: while D is the sealed file the guest stands still
+    if sys::file_id(active).ok() != Some(root_file) {
+        layer_file::replace(&disk.active.path, active)
+            .map_err(|failure| failure.next(settle::STANDS_STILL))?;
+    }
+    resume(engine, disk, &marker).await?;
+    if rearranged.is_err() && marker.resume {
+        // who stops the guest from now on means it
+        let done = SealMarker {
+            resume: false,
+            ..marker.clone()
+        };
+        layer_file::write_seal(&marker.sealed, &done)?;
+    }
+    rearranged?;
+    layer_file::clear_seal(&marker.sealed)
+}
+
+/// The sealed layer gets a fresh node under its own name, if it has none yet.
+async fn rearrange(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    below: usize,
+    marker: &SealMarker,
+) -> Result<(), Failure> {
     let root = disk.root.clone().ok_or_else(|| lost_active(disk))?;
     let sealed_node = disk.layers[below].node.clone();
     if disk.layers[below].path != marker.sealed && root.is_ours() {
@@ -67,12 +94,7 @@ pub(super) async fn unfinished(
         }
     }
     // the VM's own node of the sealed layer, of which a part may be left, knows the file as D
-    idle_nodes(engine, bridge, disk, Whose::Anybodys).await?;
-    if sys::file_id(active).ok() != Some(root_file) {
-        layer_file::replace(&disk.active.path, active)?;
-    }
-    resume(engine, disk, &marker).await?;
-    layer_file::clear_seal(&marker.sealed)
+    idle_nodes(engine, bridge, disk, Whose::Anybodys).await
 }
 
 /// The layer below the active one, if its seal is not finished.

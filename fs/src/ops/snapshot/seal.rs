@@ -14,6 +14,7 @@ use crate::ops::nodes::{self, Carried, Role};
 use crate::ops::overlay::{self, Below, Overlay};
 use crate::ops::quiesce::Quiesced;
 use crate::ops::settle;
+use crate::sys;
 use qmpbridge::command::{BlockdevSnapshot, TransactionAction};
 use qmpbridge::{BlockGraph, Bridge, NodeName};
 use std::path::{Path, PathBuf};
@@ -243,6 +244,12 @@ impl Seal {
             blocking(move || settle::remove_name(&opened_as)).await?;
         }
         rearranged
+    }
+
+    /// Whether D is not the sealed file any more.
+    pub(super) async fn is_named(&self) -> Result<bool, Failure> {
+        let names = self.names.clone();
+        blocking(move || Ok(sys::file_id(&names.active).is_ok_and(|file| file != names.file))).await
     }
 
     /// Takes back what was done before the transaction, as far as it was done.
