@@ -100,10 +100,14 @@ impl Disk {
         self.no_snapshots.as_ref().or(self.no_overlay.as_ref())
     }
 
+    /// All its layers, bottom first, with the active one.
+    pub fn chain(&self) -> impl DoubleEndedIterator<Item = &Layer> + Clone {
+        self.layers.iter().chain([&self.active])
+    }
+
     /// The files of its chain, of those that can be seen.
     pub fn files(&self) -> impl Iterator<Item = FileId> {
-        let layers = self.layers.iter().chain([&self.active]);
-        layers.filter_map(|layer| layer.file)
+        self.chain().filter_map(|layer| layer.file)
     }
 
     /// The layer that holds external snapshot `name`.

@@ -6,7 +6,7 @@ use super::kept::KEPT;
 use super::shared::Shared;
 use super::{GENERATION, NO_TTL, failed, guest_list, inside, plus, replies, together, utf8, verbs};
 use crate::errno::Failure;
-use crate::model::{Contents, Model};
+use crate::model::{Contents, Disk, Model};
 use crate::ops::Request;
 use crate::tree::{self, NodeKey, PointKind, Section};
 use fuser::{
@@ -216,10 +216,7 @@ pub(super) fn getxattr(ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr)
 /// As full as a read-only filesystem is: what the layers take, and nothing free.
 pub(super) fn statfs(shared: &Shared, reply: ReplyStatfs) {
     let model = shared.engine.model();
-    let layers = model
-        .disks
-        .iter()
-        .flat_map(|disk| disk.layers.iter().chain([&disk.active]));
+    let layers = model.disks.iter().flat_map(Disk::chain);
     let bytes = layers.fold(0u64, |sum, layer| sum.saturating_add(layer.allocated_size));
     let points = model.disks.iter().map(|disk| {
         Section::ALL

@@ -55,7 +55,7 @@ pub fn branches(disk: &Disk) -> Vec<Branch> {
 fn sealed(disk: &Disk, path: &Path) -> Option<Sealed> {
     let file = sys::file_id(path).ok()?;
     let in_chain = |layer: &Layer| layer.file == Some(file) || layer.path == path;
-    if path == disk.active_path || disk.layers.iter().chain([&disk.active]).any(in_chain) {
+    if path == disk.active_path || disk.chain().any(in_chain) {
         return None;
     }
     let record = layer_file::read_point(path).ok().flatten()?;

@@ -270,8 +270,7 @@ pub(super) async fn look(engine: &Engine) {
 /// told, and keeps nothing else from being settled.
 pub(super) async fn thaw_leftover(engine: &Engine, disk: &Disk) {
     let mut notes: Vec<FreezeNote> = Vec::new();
-    let seen = disk.layers.iter().chain([&disk.active]);
-    for layer in seen.filter(|layer| layer.file.is_some()) {
+    for layer in disk.chain().filter(|layer| layer.file.is_some()) {
         match (layer_file::read_freeze(&layer.path), engine.agent()) {
             (Ok(None), _) => {}
             (Ok(Some((note, _))), Some(_)) => notes.push(note),

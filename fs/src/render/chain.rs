@@ -17,7 +17,7 @@ pub(super) struct Row<'a> {
 /// The layers, base first.
 pub(super) fn rows<'a>(model: &Model, disk: &'a Disk) -> Vec<Row<'a>> {
     let last = disk.layers.len();
-    let layers = disk.layers.iter().chain([&disk.active]).enumerate();
+    let layers = disk.chain().enumerate();
     layers
         .map(|(index, layer)| {
             let active = index == last;
@@ -176,13 +176,7 @@ fn marks(model: &Model, disk: &Disk, layer: &Layer, active: bool) -> Vec<String>
 fn sharers<'a>(model: &'a Model, disk: &Disk, file: FileId) -> Vec<&'a str> {
     let others = model.disks.iter().filter(|other| other.name != disk.name);
     others
-        .filter(|other| {
-            other
-                .layers
-                .iter()
-                .chain([&other.active])
-                .any(|layer| layer.file == Some(file))
-        })
+        .filter(|other| other.files().any(|its| its == file))
         .map(|other| other.name.as_str())
         .collect()
 }

@@ -179,8 +179,8 @@ fn disks(page: &mut Page<'_>, model: &Model) {
         "What the files of the chain take on the host, those shared with other disks included.",
         model,
         |disk| {
-            let layers = disk.layers.iter().chain([&disk.active]);
-            layers.fold(0, |sum, layer| sum.saturating_add(layer.allocated_size))
+            let sizes = disk.chain().map(|layer| layer.allocated_size);
+            sizes.fold(0, u64::saturating_add)
         },
     );
     page.per_disk(

@@ -77,7 +77,7 @@ impl<'a> Found<'a> {
                 let below = internal.layer.unwrap_or(disk.layers.len());
                 disk.layers.iter().take(below).chain([*holder]).collect()
             }
-            Found::Live { disk, .. } => disk.layers.iter().chain([&disk.active]).collect(),
+            Found::Live { disk, .. } => disk.chain().collect(),
         }
     }
 }

@@ -286,7 +286,7 @@ async fn make_target(
     let expected = match plan.copied {
         Copied::Changes => plan.marked,
         Copied::Top => disk.active.allocated_size,
-        Copied::Full => data_in(disk.layers.iter().chain([&disk.active])),
+        Copied::Full => data_in(disk.chain()),
     };
     making.room = Some(blocking(move || Room::take(&path, expected, size)).await?);
     making.below_room = below::prepare(bridge, making, disk).await?;

@@ -274,9 +274,5 @@ pub(super) async fn point_left(engine: &Engine, merge: &Merge) -> Result<bool, F
         Verb::Stream | Verb::Release => merge.here().file,
         Verb::Commit | Verb::CommitActive => merge.up().file,
     };
-    Ok(!now
-        .layers
-        .iter()
-        .chain([&now.active])
-        .any(|layer| layer.file == gone))
+    Ok(now.chain().all(|layer| layer.file != gone))
 }

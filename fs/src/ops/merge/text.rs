@@ -168,8 +168,7 @@ pub(super) fn facts(
         Measure::Exactly => layer_allocated(&LayerSpec::from(layer)),
         Measure::Roughly => Ok(layer.allocated_size),
     };
-    let mut ours: Vec<_> = disk.layers.iter().filter_map(|layer| layer.file).collect();
-    ours.extend(disk.active.file);
+    let mut ours: Vec<_> = disk.files().collect();
     ours.extend(leaving);
     let mut dependents = match here.file {
         Some(file) => layer_file::dependents(&here_dir, file, &ours)?,

@@ -148,7 +148,9 @@ async fn end(
             };
             finish::pivot(engine, bridge, &pivoted).await
         }
-        (Some(Verb::Commit), Some(index)) if has_left(disk, index, file, journal) => {
+        (Some(Verb::Commit), Some(index))
+            if Upper::find(disk, index, journal) == Upper::Committed =>
+        {
             engine.log.note(&format!(
                 "disk '{}': finishing the merge of '{name}'",
                 disk.name
@@ -278,22 +280,29 @@ fn upper_file(disk: &Disk, journal: &MergeJournal) -> PathBuf {
     }
 }
 
-/// Whether the layer that was to be committed still stands on the one it was committed into.
-fn upper_still_there(disk: &Disk, index: usize, journal: &MergeJournal) -> bool {
-    let up = merge::plan::above(disk, index);
-    let here = disk.layers[index].file;
-    up.file != here
-        && sys::file_id(&journal.upper)
-            .ok()
-            .is_some_and(|upper| up.file == Some(upper))
+/// Where the layer is that was to be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upper {
+    /// It stands on the one it was to be committed into.
+    Stands,
+    /// In the chain no more, because it was committed: its name is still its own, or that of the file that received it.
+    Committed,
+    /// It went in another way: its name is gone.
+    Gone,
 }
 
-/// Whether that layer is in the chain no more because it was committed: its name is still its own, or that of the file
-/// that received it. One whose name is gone went in another way.
-fn has_left(disk: &Disk, index: usize, file: FileId, journal: &MergeJournal) -> bool {
-    let named = sys::file_id(&journal.upper);
-    let out = |upper: FileId| upper == file || !disk.files().any(|its| its == upper);
-    !upper_still_there(disk, index, journal) && named.is_ok_and(out)
+impl Upper {
+    fn find(disk: &Disk, index: usize, journal: &MergeJournal) -> Self {
+        let receiver = disk.layers[index].file;
+        let above = merge::plan::above(disk, index).file;
+        match sys::file_id(&journal.upper).ok() {
+            Some(upper) if above == Some(upper) && above != receiver => Upper::Stands,
+            Some(upper) if receiver == Some(upper) || disk.files().all(|its| its != upper) => {
+                Upper::Committed
+            }
+            Some(_) | None => Upper::Gone,
+        }
+    }
 }
 
 /// A merge whose job still runs, or a commit that has to be begun again because it cannot be undone.
@@ -320,10 +329,7 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
             .position(|layer| layer.file == Some(file));
         let verb = match (verb, here) {
             // what was to be committed left in another way: the layer above is right, read through this one
-            (Verb::Commit, Some(index))
-                if !upper_still_there(&disk, index, &journal)
-                    && !has_left(&disk, index, file, &journal) =>
-            {
+            (Verb::Commit, Some(index)) if Upper::find(&disk, index, &journal) == Upper::Gone => {
                 Verb::Stream
             }
             (verb, _) => verb,
@@ -369,9 +375,7 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
 
 /// The layer below a file.
 fn below(disk: &Disk, file: FileId) -> Option<usize> {
-    let above = |layer: &crate::model::Layer| layer.file == Some(file);
-    let place = disk.layers.iter().position(above);
-    let place = place.or_else(|| above(&disk.active).then_some(disk.layers.len()));
+    let place = disk.chain().position(|layer| layer.file == Some(file));
     place?.checked_sub(1)
 }
 
@@ -380,7 +384,7 @@ fn stands_as_it_did(disk: &Disk, index: usize, verb: Verb, journal: &MergeJourna
     match verb {
         Verb::CommitActive => index + 1 == disk.layers.len(),
         Verb::Release => journal.below.as_ref() == Some(&disk.layers[index].path),
-        Verb::Commit => upper_still_there(disk, index, journal),
+        Verb::Commit => Upper::find(disk, index, journal) == Upper::Stands,
         Verb::Stream => names_active(disk, &journal.upper) == (index + 1 == disk.layers.len()),
     }
 }
