@@ -108,6 +108,12 @@ impl Header {
         }
     }
 
+    /// The smallest stretch of the disk that has a mapping of its own, in bytes: a cluster, or a subcluster.
+    pub fn mapped_unit(&self) -> u64 {
+        let entries = EntryFormat::new(self.version, self.cluster_bits, &self.features);
+        1 << entries.unit_bits()
+    }
+
     /// Parses the header area from the first bytes of a file, zero-padded at the file's end.
     pub(crate) fn parse(area: &[u8]) -> Result<Header, ParseFailure> {
         let field32 = |at| be32(area, at).ok_or(CorruptCause::NotQcow2);

@@ -58,6 +58,8 @@ pub struct Facts {
     pub stream_bytes: u64,
     /// Bytes that block-commit would copy: what the layer above holds.
     pub commit_bytes: u64,
+    /// A commit would move bytes of the point's file that the layer above does not cover.
+    pub moves: bool,
     /// Other images that stand on the point's file.
     pub dependents: Vec<PathBuf>,
     /// Names of the point's file on its filesystem.
@@ -286,6 +288,9 @@ fn commit_allowed(
     if up.virtual_size != here.virtual_size {
         return no("the disk was resized in between".into());
     }
+    if facts.moves {
+        return no("its compressed clusters are larger than those of the layer above, and move when they are written in part, under whoever reads the points above".into());
+    }
     if facts.names > 1 {
         return no(format!(
             "{} has {} names: somebody else may rely on its bytes",
@@ -365,6 +370,7 @@ mod tests {
 
     fn facts(stream: u64, commit: u64) -> Facts {
         Facts {
+            moves: false,
             stream_bytes: stream,
             commit_bytes: commit,
             dependents: Vec::new(),

@@ -10,7 +10,7 @@ use crate::tree::{
     Found, PointKey, PointKind, Section, checkpoint_of, find_in, layer_dir_name, layer_identity,
     point_place,
 };
-use crate::view::{LayerSpec, layer_allocated};
+use crate::view::{LayerSpec, layer_allocated, moves_when_committed_into};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -188,6 +188,10 @@ pub(super) fn facts(
             up.allocated_size
         } else {
             bytes(up)?
+        },
+        moves: match measure {
+            Measure::Exactly => moves_when_committed_into(&LayerSpec::from(here), &up.path)?,
+            Measure::Roughly => false,
         },
         dependents,
         names: sys::names_of(&here.path).map_err(io)?,

@@ -3,9 +3,9 @@
 
 use crate::backups::{Merge, MergeVerb};
 use crate::errno::{Errno, Failure};
-use crate::model::{Backup, Previous};
+use crate::model::{Backup, Layer, Previous};
 use crate::sys;
-use crate::view;
+use crate::view::{self, LayerSpec};
 
 /// Tables and header of what grows, beside the bytes themselves.
 const SLACK: u64 = 1 << 20;
@@ -47,8 +47,9 @@ pub(in crate::ops::backup) fn choose(
     if look == Look::AtFiles
         && let Some(file) = backup.layers.last()
     {
-        // whoever else reads it would see it change
-        if verb == MergeVerb::Commit && view::read_by_someone(&file.path)? {
+        // whoever else reads it would see it change, whoever reads those above would see it move
+        if verb == MergeVerb::Commit && (view::read_by_someone(&file.path)? || moves(file, above)?)
+        {
             verb = MergeVerb::Stream;
         }
         let directory = file.path.parent().unwrap_or(&file.path);
@@ -70,4 +71,13 @@ pub(in crate::ops::backup) fn choose(
         into: above.iter().map(|it| Previous::of(&it.manifest)).collect(),
         copied: false,
     })
+}
+
+fn moves(file: &Layer, above: &[Backup]) -> Result<bool, Failure> {
+    for one in above.iter().filter_map(|backup| backup.layers.last()) {
+        if view::moves_when_committed_into(&LayerSpec::from(file), &one.path)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
