@@ -34,6 +34,45 @@ struct Book {
     next: u64,
     held: HashMap<u64, (LeaseKey, u32)>,
     closed: HashSet<LeaseKey>,
+    /// States that lie in another file by now, by the file that others may still ask for.
+    became: HashMap<FileId, FileId>,
+}
+
+impl Book {
+    /// Where the state is that was in this file.
+    fn now(&self, mut file: FileId) -> FileId {
+        // one that came back to where it was is at home
+        for _ in 0..self.became.len() {
+            match self.became.get(&file) {
+                Some(next) => file = *next,
+                None => break,
+            }
+        }
+        file
+    }
+
+    fn readers(&self, file: FileId) -> Vec<Holder> {
+        let mut holders = self.holders(file);
+        holders.retain(|holder| holder.pid != MEASURING);
+        holders
+    }
+
+    fn holders(&self, file: FileId) -> Vec<Holder> {
+        let file = self.now(file);
+        let mut found: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, (key, _))| key.file == file)
+            .collect();
+        found.sort_by_key(|(number, _)| **number);
+        found
+            .into_iter()
+            .map(|(_, (key, pid))| Holder {
+                pid: *pid,
+                internal: key.internal.clone(),
+            })
+            .collect()
+    }
 }
 
 /// Dropping it gives the point back.
@@ -59,6 +98,10 @@ impl Leases {
     /// Holds a point for a process. A point may be held many times. None while it is being removed.
     pub fn hold(&self, key: LeaseKey, pid: u32) -> Option<Lease> {
         let mut book = self.book();
+        let key = LeaseKey {
+            file: book.now(key.file),
+            ..key
+        };
         let own_state = LeaseKey {
             internal: None,
             ..key.clone()
@@ -79,12 +122,13 @@ impl Leases {
     /// The readers that are there already, oldest first, where there are any: between asking who
     /// reads and the removal nobody may come.
     pub fn close(&self, key: LeaseKey) -> Result<Closed, Vec<Holder>> {
-        let mut readers = self.readers(key.file);
+        let mut book = self.book();
+        let mut readers = book.readers(key.file);
         readers.retain(|reader| key.internal.is_none() || reader.internal == key.internal);
         if !readers.is_empty() {
             return Err(readers);
         }
-        self.book().closed.insert(key.clone());
+        book.closed.insert(key.clone());
         Ok(Closed {
             key,
             leases: self.clone(),
@@ -93,27 +137,32 @@ impl Leases {
 
     /// Everybody who holds the file's own state or an internal snapshot of it, oldest first.
     pub fn holders(&self, file: FileId) -> Vec<Holder> {
-        let book = self.book();
-        let mut found: Vec<_> = book
-            .held
-            .iter()
-            .filter(|(_, (key, _))| key.file == file)
-            .collect();
-        found.sort_by_key(|(number, _)| **number);
-        found
-            .into_iter()
-            .map(|(_, (key, pid))| Holder {
-                pid: *pid,
-                internal: key.internal.clone(),
-            })
-            .collect()
+        self.book().holders(file)
     }
 
     /// The same without our own measuring.
     pub fn readers(&self, file: FileId) -> Vec<Holder> {
-        let mut holders = self.holders(file);
-        holders.retain(|holder| holder.pid != MEASURING);
-        holders
+        self.book().readers(file)
+    }
+
+    /// A commit has brought the state that was in the file `from` into the file `to`: whoever holds it holds that one
+    /// from now on, as does who still asks for `from`, until [`Self::shown`].
+    pub fn became(&self, from: FileId, to: FileId) {
+        let mut book = self.book();
+        if book.now(to) == from {
+            return;
+        }
+        for (key, _) in book.held.values_mut() {
+            if key.file == from && key.internal.is_none() {
+                key.file = to;
+            }
+        }
+        book.became.insert(from, to);
+    }
+
+    /// Nobody asks for a file any more that is not shown, and its number may come back as another file's.
+    pub fn shown(&self, is_shown: impl Fn(FileId) -> bool) {
+        self.book().became.retain(|from, _| is_shown(*from));
     }
 
     /// Whether any of these processes holds anything.
@@ -125,7 +174,9 @@ impl Leases {
 
     /// Whether anybody holds anything of the file.
     pub fn any_in(&self, file: FileId) -> bool {
-        self.book().held.values().any(|(key, _)| key.file == file)
+        let book = self.book();
+        let file = book.now(file);
+        book.held.values().any(|(key, _)| key.file == file)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -207,6 +258,32 @@ mod tests {
         drop(again);
         assert!(!leases.any_in(FILE));
         assert!(leases.any_in(other_file));
+    }
+
+    #[test]
+    fn who_reads_what_was_committed_reads_the_file_it_was_committed_into() {
+        let [a, b, c] = [1, 2, 3].map(|ino| FileId { dev: 1, ino });
+        let leases = Leases::default();
+        let early = leases.hold(key(b, None), 10).expect("nothing is closed");
+        leases.became(b, a);
+        assert!(leases.close(key(a, None)).is_err());
+        // who looked before
+        let late = leases.hold(key(b, None), 11).expect("nothing is closed");
+        let of_another = leases.hold(key(c, None), 12).expect("nothing is closed");
+        drop(early);
+        assert_eq!(leases.readers(a).len(), 1);
+        drop(late);
+        let closed = leases.close(key(a, None)).expect("nobody reads");
+        assert!(leases.hold(key(b, None), 13).is_none());
+        drop(closed);
+        leases.became(c, a);
+        assert_eq!(leases.readers(a).len(), 1);
+        drop(of_another);
+        // a new file with the number of one that is gone
+        leases.shown(|file| file == a);
+        let new = leases.hold(key(b, None), 14).expect("nothing is closed");
+        assert!(!leases.any_in(a) && leases.any_in(b));
+        drop(new);
     }
 
     #[test]

@@ -36,6 +36,17 @@ impl Model {
     pub fn disk(&self, name: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.name == name)
     }
+
+    /// Whether a file is in any chain, of disks, of points beside them, or of backups.
+    pub fn has(&self, file: FileId) -> bool {
+        self.disks.iter().any(|disk| {
+            let branches = disk.branches.iter();
+            let beside = branches.flat_map(|branch| branch.below.iter().chain([&branch.layer]));
+            let backups = disk.backups.iter().flat_map(|backup| &backup.layers);
+            let mut all = disk.chain().chain(beside).chain(backups);
+            all.any(|layer| layer.file == Some(file))
+        })
+    }
 }
 
 /// What the guest sees as one disk.

@@ -2,6 +2,7 @@
 //! while every other point stays right and the guest goes on writing.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::Dice;
 use qmpfs_tests::process::Process;
 use qmpfs_tests::scratch::Scratch;
-use qmpfs_tests::tree::assert_errno;
+use qmpfs_tests::tree::{assert_errno, text};
 use qmpfs_tests::{oracle, sh, wait};
 
 /// Three points, of which `victim` is removed. Few bytes in its own layer make a stream, few bytes above it a commit.
@@ -102,6 +103,84 @@ fn an_open_view_is_busy_and_the_log_says_who() {
     bench.forget("one");
     bench.verify();
     bench.finish();
+}
+
+over_attachments! {
+    /// A commit brings what is read into the file below: there it is as busy as it was.
+    what_is_read_stays_busy_where_it_is_committed_to => |name, attachment| {
+        let mut bench = Bench::with_options(name, attachment, &["-o", "merge=commit"]);
+        // it mounts again for that
+        bench.limit_what_begins(0);
+        for point in ["one", "two", "three"] {
+            bench.write(60);
+            bench.seal(point);
+        }
+        bench.write(20);
+        let expected = File::open(bench.bytes_of("two")).expect("the oracle's bytes");
+        let reader = File::open(bench.point("two").disk_raw()).expect("a reader");
+        bench.remove("one");
+        assert_errno(bench.point("two").delete(), &[EBUSY]);
+        // nor while it waits behind another one
+        bench.begin_removal_at("three", 1);
+        assert_errno(bench.point("two").delete(), &[EBUSY]);
+        bench.machine.limit_jobs(0);
+        bench.disk().wait().expect("the merge");
+        assert_reads(&reader, &expected);
+        drop(reader);
+        bench.point("two").delete_when_closed();
+        bench.disk().wait().expect("the merge");
+        bench.forget("two");
+        bench.verify();
+        bench.finish();
+    }
+}
+
+/// Written in part, a compressed cluster moves, and others take its place: nothing is committed into such a layer.
+#[test]
+fn large_compressed_clusters_are_never_moved_under_a_reader() {
+    let scratch = Scratch::new("merge-compressed");
+    let dir = scratch.dir("images");
+    let (plain, disk) = (scratch.file("plain.raw"), dir.join("web1.qcow2"));
+    sh!(
+        "truncate -s {SIZE} {0} && yes 0123456789abcde | head -c 64M >>{0} && qemu-img convert -c -O qcow2 -o cluster_size=2M {0} {1}",
+        plain.display(),
+        disk.display()
+    );
+    let mut bench = Bench::on(scratch, dir, Vec::new(), Attachment::Blockdev, &[]);
+    bench.seal("one");
+    // a part of each of its clusters
+    let mut guest = bench.machine.nbd("vda");
+    for offset in (SIZE..SIZE + (64 << 20)).step_by(2 << 20) {
+        guest.write(offset, &[9; 4096]).expect("the guest writes");
+    }
+    drop(guest);
+    for point in ["two", "three"] {
+        bench.seal(point);
+    }
+    let plan = text(&bench.point("one").0.join("plan"));
+    assert!(plan.contains("compressed clusters are larger"), "{plan}");
+    let expected = File::open(bench.bytes_of("three")).expect("the oracle's bytes");
+    let reader = File::open(bench.point("three").disk_raw()).expect("a reader");
+    bench.remove("one");
+    assert_reads(&reader, &expected);
+    drop(reader);
+    bench.finish();
+}
+
+/// The same bytes, all along the disk.
+#[track_caller]
+fn assert_reads(reader: &File, expected: &File) {
+    let size = expected.metadata().expect("its size").len();
+    let (mut seen, mut wanted) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for at in (0..size).step_by(1 << 20) {
+        reader
+            .read_exact_at(&mut seen, at)
+            .unwrap_or_else(|error| panic!("read at {at}: {error}"));
+        expected
+            .read_exact_at(&mut wanted, at)
+            .expect("the oracle's bytes");
+        assert!(seen == wanted, "other bytes at {at}");
+    }
 }
 
 #[test]

@@ -388,6 +388,7 @@ impl Engine {
 
     pub(super) fn publish(&self, model: Model) {
         self.log.published(&self.current(), &model);
+        self.leases.shown(|file| model.has(file));
         self.published.replace(model);
         self.work
             .send_modify(|count| *count = count.wrapping_add(1));

@@ -194,7 +194,7 @@ async fn merge(
     place: &Place,
     job: &JobId,
     journal: Journal,
-    _closed: Option<Closed>,
+    closed: Option<Closed>,
     answer: &mut Option<Answer<()>>,
 ) -> Result<(), Failure> {
     let Some(plan) = journal.merge.clone() else {
@@ -232,6 +232,19 @@ async fn merge(
     )
     .await;
     let place = place.clone();
+    if outcome.is_ok() && plan.verb == MergeVerb::Commit {
+        // what its file holds now is the other backup, which may be read
+        drop(closed);
+        let file_of = |id: &str| {
+            let backup = listing.backups.iter().find(|it| it.manifest.id == id)?;
+            backup.layers.last()?.file
+        };
+        for upper in &plan.into {
+            if let (Some(from), Some(to)) = (file_of(&upper.id), file_of(&id)) {
+                engine.leases.became(from, to);
+            }
+        }
+    }
     match (outcome, plan.verb) {
         (Ok(()), _) => blocking(move || journal.conclude(&place)).await,
         // its file holds neither its own instant nor the other's: the next attempt brings it to its end

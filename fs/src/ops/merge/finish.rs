@@ -69,7 +69,7 @@ pub(super) async fn after(
                 file,
                 journal: merge.journal.clone(),
             };
-            commit(bridge, &committed, carried).await
+            commit(engine, bridge, &committed, carried).await
         }
         Verb::CommitActive => {
             let up = merge.up();
@@ -196,13 +196,18 @@ pub(in crate::ops) struct Committed {
 
 /// After a commit: the file that received the layer above takes its name and its record.
 pub(in crate::ops) async fn commit(
+    engine: &Engine,
     bridge: &Bridge,
     done: &Committed,
     carried: &Carried,
 ) -> Result<(), Failure> {
     let graph = bridge.graph().await?;
     drop_if_there(bridge, &graph, done.upper_node.as_ref()).await?;
-    if sys::file_id(&done.upper_path).ok() != Some(done.file) {
+    if let Some(upper) = sys::file_id(&done.upper_path)
+        .ok()
+        .filter(|upper| *upper != done.file)
+    {
+        engine.leases.became(upper, done.file);
         if let Some(record) = &done.upper_record {
             let record = PointRecord {
                 inode: done.file.ino,

@@ -7,10 +7,9 @@ use super::run::one;
 use super::text::{self, Measure, Which};
 use super::{begin, plan};
 use crate::errno::{Errno, Failure};
-use crate::leases::LeaseKey;
 use crate::model::{Disk, FileId, Job};
 use crate::ops::blocking::blocking;
-use crate::ops::check::refuse_if_read;
+use crate::ops::check::{self, refuse_if_read};
 use crate::ops::engine::{DiskGuard, Engine, NextTurn as Turn, Queued};
 use crate::tree::layer_identity;
 use qmpbridge::JobId;
@@ -49,17 +48,8 @@ pub(super) async fn accept(
         .ok_or_else(|| which.missing())?;
     let closed = match now.layers[index].file {
         Some(file) => {
-            let key = LeaseKey {
-                file,
-                internal: None,
-            };
-            match engine.leases.close(key) {
-                Ok(closed) => Some(closed),
-                Err(_) => {
-                    refuse_if_read(engine, file, &name)?;
-                    None
-                }
-            }
+            let point = format!("'{name}'");
+            Some(check::close(engine, check::state_of(file), &point)?)
         }
         None => None,
     };

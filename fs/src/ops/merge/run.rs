@@ -9,7 +9,7 @@ use crate::layer_file;
 use crate::ops::Answer;
 use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
-use crate::ops::check::refuse_if_read;
+use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
 use crate::view::LayerSpec;
 use qmpbridge::{Cancel, JobHandle};
@@ -108,10 +108,13 @@ async fn work(
         entry(merge, "created"),
         pin,
     );
-    if let Some(file) = merge.here().file.filter(|_| !merge.resumed) {
-        // it may have been opened since the plan was made; from here on nobody finds it
-        refuse_if_read(engine, file, &merge.journal.point.name)?;
-    }
+    // it may have been opened since the plan was made; from here on nobody finds it, nor opens a guest's file of it
+    let point = format!("'{}'", merge.journal.point.name);
+    let file = merge.here().file.map(check::state_of);
+    let closed = match file.map(|file| check::close(engine, file, &point)) {
+        Some(Err(open)) if !merge.resumed => return Err(open),
+        closed => closed.and_then(Result::ok),
+    };
     let carried = engine.carried(&merge.disk);
     if let Err(failure) = layer_file::write_merge(merge.journal_path(), &merge.journal) {
         if !merge.resumed {
@@ -150,6 +153,8 @@ async fn work(
     }
     match outcome {
         Ok(()) => {
+            // what its file holds now is another point, which may be read
+            drop(closed);
             let finished = finish::after(engine, bridge, merge, &carried).await;
             if finished.is_err() {
                 // QEMU has done its part: names are put right as soon as that is possible

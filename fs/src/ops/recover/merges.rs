@@ -175,7 +175,7 @@ async fn end(
                 file,
                 journal: journal.clone(),
             };
-            finish::commit(bridge, &committed, &engine.carried(disk)).await
+            finish::commit(engine, bridge, &committed, &engine.carried(disk)).await
         }
         // begun and not ended: [`to_resume`] takes it up again
         (Some(Verb::CommitActive), Some(_)) if journal.moving => {
