@@ -13,9 +13,10 @@ use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Graph;
+use qmpfs_tests::rewrite::rewriting;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::steps::{Deed, FILES, Steps};
-use qmpfs_tests::tree::assert_errno;
+use qmpfs_tests::tree::{assert_errno, write_line};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
 
@@ -516,6 +517,60 @@ fn two_mounts_of_one_vm_take_turns() {
     std::fs::write(&bytes, &expected).expect("the expected bytes");
     oracle::convert(&image, &now);
     oracle::assert_same(&now, &bytes);
+}
+
+/// What one mount is at work on another one does not settle, not when it begins either.
+#[test]
+fn a_second_mount_leaves_the_work_of_the_first_alone() {
+    let scratch = Scratch::new("snapshot-second-mount");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 16 << 20);
+    let monitor = scratch.socket("other.qmp");
+    let extra = [
+        "-qmp".to_owned(),
+        format!("unix:{},server=on,wait=off", monitor.display()),
+    ];
+    let disk = Disk::qcow2("vda", &image);
+    let mut machine = Machine::start_with(&scratch, "vm", Attachment::Blockdev, &[disk], &extra);
+    let slowly = rewriting(&scratch, machine.qmpfs_socket(), |message| {
+        if message["execute"] == "block-stream" {
+            message["arguments"]["speed"] = 1.into();
+        }
+    });
+    let first = Mounted::new(&scratch, &[&slowly], &["-o", "merge=stream"]);
+    let mut guest = machine.nbd("vda");
+    for (at, point) in [(0, "one"), (4 << 20, "two")] {
+        guest
+            .write(at, &vec![1; 4 << 20])
+            .expect("the guest writes");
+        first.disk("vda").snapshot(point).make().expect("mkdir");
+    }
+    first.disk("vda").snapshot("one").delete().expect("rmdir");
+    let job = first.disk("vda").only_job();
+    let state = || fs::read_to_string(job.join("state")).unwrap_or_default();
+    wait::until_true("a person holds it", || {
+        let _just_beginning = write_line(&job.join("ctl"), b"pause");
+        state() == "paused\n"
+    });
+
+    let elsewhere = Scratch::new("snapshot-second-mount-b");
+    let second = Mounted::new(&elsewhere, &[&monitor], &[]);
+    wait::until_true("it has tried", || {
+        second.text("log").contains("another qmpfs is at work")
+    });
+    let log = second.text("log");
+    assert!(!log.contains("taking up"), "{log}");
+    assert_eq!(state(), "paused\n");
+    assert_errno(second.disk("vda").snapshot("three").make(), &[EBUSY]);
+    machine.limit_jobs(0);
+    write_line(&job.join("ctl"), b"resume").expect("and lets it go on");
+    first.disk("vda").wait().expect("the merge");
+    wait::until_true("the second one settles it then", || {
+        second.text("log").contains("disk 'vda': settled")
+    });
+    assert_eq!(second.disk("vda").list("snapshots"), ["two"]);
+    second.disk("vda").snapshot("three").make().expect("mkdir");
+    machine.quit();
 }
 
 /// After the first snapshot since its start the guest stands still until the path it boots from names what it writes: it

@@ -150,8 +150,8 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
             let backups = engine.config.backup.directory.is_some();
             for disk in &disks {
                 match disk.no_snapshots {
+                    _ if engine.config.verbs.read_only => {}
                     None => recover_one(engine, &disk.name).await,
-                    Some(_) if engine.config.verbs.read_only => {}
                     // a backup half made, it may have
                     Some(_) if backups => recover_one(engine, &disk.name).await,
                     // frozen for a live instant, it may be

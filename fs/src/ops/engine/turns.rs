@@ -148,14 +148,19 @@ impl Engine {
 
     /// Keeps other mounts of the same VM from changing the disk.
     async fn claim(&self, disk: &str) -> Result<Option<Claim>, Failure> {
-        let Some(active) = self
-            .current()
-            .disk(disk)
-            .map(|disk| disk.active_path.clone())
-        else {
-            return Ok(None);
+        let known = self.current().disk(disk).cloned();
+        let disk = match known {
+            Some(disk) => disk,
+            // before the first look is shown: what another mount is at work on is not for us to settle
+            None if self.bridge.is_some() => self.observe_again(disk).await?,
+            None => return Ok(None),
         };
-        patiently(|| layer_file::claim(&active)).await.map(Some)
+        let claim = patiently(|| layer_file::claim(&disk.active_path)).await;
+        match claim {
+            // of what cannot be seen from here nothing is changed
+            Err(_) if disk.active.file.is_none() => Ok(None),
+            claim => claim.map(Some),
+        }
     }
 
     /// Whether somebody is changing the disk.
