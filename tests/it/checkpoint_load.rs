@@ -143,65 +143,141 @@ fn what_cannot_be_loaded_is_refused_before_anything_is_done() {
     bench.finish();
 }
 
+/// Two disks with a checkpoint `with` that cannot be loaded: the VM of then had one device more.
+struct Unloadable {
+    mount: Mounted,
+    machine: Machine,
+    images: [PathBuf; 2],
+    scratch: Scratch,
+}
+
+impl Unloadable {
+    /// The disks hold 1 in the checkpoint, and 2 now.
+    fn new(name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let dir = scratch.dir("images");
+        let images = ["a.qcow2", "b.qcow2"].map(|name| dir.join(name));
+        let disks = [
+            Disk::qcow2("vda", &images[0]),
+            Disk::qcow2("vdb", &images[1]),
+        ];
+        images
+            .iter()
+            .for_each(|image| oracle::create(image, 8 << 20));
+        let device = ["-device".to_owned(), "virtio-rng-pci".to_owned()];
+        let mut machine =
+            Machine::start_with(&scratch, "with", Attachment::Blockdev, &disks, &device);
+        write(&machine, 1);
+        let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
+        save(&mount, "with");
+        mount.unmount();
+        machine.quit();
+
+        let machine = Machine::start(&scratch, "without", Attachment::Blockdev, &disks);
+        write(&machine, 2);
+        let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
+        let vm = Self {
+            mount,
+            machine,
+            images,
+            scratch,
+        };
+        vm.wait_for_checkpoint();
+        vm
+    }
+
+    fn wait_for_checkpoint(&self) {
+        let there = self.mount.path().join("checkpoints/with");
+        wait::until_true("the checkpoint is there", || there.is_dir());
+    }
+
+    /// The guest runs, on what was there, and nothing is left of the load.
+    fn is_as_it_was(&mut self) {
+        let log = self.mount.text("log");
+        assert_eq!(status(&mut self.machine), "running", "{log}");
+        for disk in ["vda", "vdb"] {
+            let mut found = [0; 65536];
+            let mut hands = self.machine.nbd(disk);
+            hands.read(0, &mut found).expect("a read");
+            assert!(found == [2; 65536], "{disk} holds {}\n{log}", found[0]);
+        }
+        for image in &self.images {
+            assert!(!oracle::marks(image).contains(&"load".to_owned()));
+        }
+    }
+}
+
+fn write(machine: &Machine, byte: u8) {
+    for disk in ["vda", "vdb"] {
+        let mut hands = machine.nbd(disk);
+        hands.write(0, &[byte; 65536]).expect("a write");
+        hands.flush().expect("a flush");
+    }
+}
+
 /// QEMU has changed the disks when it finds that it cannot load the RAM.
 #[test]
 fn a_load_that_fails_half_way_leaves_the_vm_as_it_was() {
-    let scratch = Scratch::new("load-fails");
-    let dir = scratch.dir("images");
-    let images = ["a.qcow2", "b.qcow2"].map(|name| dir.join(name));
-    let disks = [
-        Disk::qcow2("vda", &images[0]),
-        Disk::qcow2("vdb", &images[1]),
-    ];
-    images
-        .iter()
-        .for_each(|image| oracle::create(image, 8 << 20));
-    let write = |machine: &Machine, byte: u8| {
-        for disk in ["vda", "vdb"] {
-            let mut hands = machine.nbd(disk);
-            hands.write(0, &[byte; 65536]).expect("a write");
-            hands.flush().expect("a flush");
-        }
-    };
-    let device = ["-device".to_owned(), "virtio-rng-pci".to_owned()];
-    let mut machine = Machine::start_with(&scratch, "with", Attachment::Blockdev, &disks, &device);
-    write(&machine, 1);
-    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
-    save(&mount, "with");
-    mount.unmount();
-    machine.quit();
-
-    let mut machine = Machine::start(&scratch, "without", Attachment::Blockdev, &disks);
-    write(&machine, 2);
-    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &LIVE);
+    let mut vm = Unloadable::new("load-fails");
     // who was answered before the end finds it in the job, who was not has it as his errno
-    let answered = load(&mount, "with");
+    let answered = load(&vm.mount, "with");
     let told_later = answered.is_ok();
     match answered {
-        Ok(()) => assert_errno(fs::read(mount.path().join("wait")), &[EIO]),
+        Ok(()) => assert_errno(fs::read(vm.mount.path().join("wait")), &[EIO]),
         refused => assert_errno(refused, &[EIO]),
     }
     wait::until_true("its end is told", || {
-        mount.text("log").contains("the VM goes on as it was")
+        vm.mount.text("log").contains("the VM goes on as it was")
     });
-    assert_eq!(status(&mut machine), "running");
-    for disk in ["vda", "vdb"] {
-        let mut found = [0; 65536];
-        let mut hands = machine.nbd(disk);
-        hands.read(0, &mut found).expect("a read");
-        assert!(found == [2; 65536], "{disk} is as it was");
-    }
-    assert_eq!(kept(&mount).len(), 1);
-    for image in &images {
-        assert!(!oracle::marks(image).contains(&"load".to_owned()));
-    }
+    vm.is_as_it_was();
+    assert_eq!(kept(&vm.mount).len(), 1);
     // what failed is dismissed once, on every disk
     if told_later {
-        let job = mount.disk("vda").only_job();
+        let job = vm.mount.disk("vda").only_job();
         fs::remove_dir(job).expect("dismissed");
     }
-    assert!(mount.disk("vdb").list("jobs").is_empty());
-    assert_eq!(mount.wait_idle(), "done\n");
+    assert!(vm.mount.disk("vdb").list("jobs").is_empty());
+    assert_eq!(vm.mount.wait_idle(), "done\n");
+}
+
+/// Killed before and after each command of such a load: the next mount brings back what was there before the guest goes on.
+#[test]
+fn killed_at_every_command_of_a_load_that_fails() {
+    let mut vm = Unloadable::new("load-fails-killed");
+    let steps = Steps::new(&vm.scratch);
+    let proxy = Proxy::new(&vm.scratch, vm.machine.qmpfs_socket(), &steps);
+    vm.mount.mount_through(proxy.socket());
+    for number in 0.. {
+        vm.wait_for_checkpoint();
+        let deed = match number % 2 {
+            0 => Deed::KillBefore,
+            _ => Deed::KillAfter,
+        };
+        steps.arm(COMMANDS, number / 2, deed, [vm.mount.pid(), 0]);
+        let _ = load(&vm.mount, "with");
+        let _ = fs::read(vm.mount.path().join("wait"));
+        let (fired, commands) = steps.disarm();
+        eprintln!("{number}: {commands:?}");
+        if !fired {
+            assert!(number >= 12, "stop, save, load, load and cont: {number}");
+            break;
+        }
+        vm.mount.kill9();
+        vm.mount.mount_again();
+        wait::until_true("it is settled", || {
+            vm.images
+                .iter()
+                .all(|image| !oracle::marks(image).contains(&"load".to_owned()))
+        });
+        vm.is_as_it_was();
+        let jobs = vm.machine.qmp.run("query-jobs", json!({}));
+        assert_eq!(jobs, json!([]));
+        for kept in kept(&vm.mount) {
+            fs::remove_dir(vm.mount.path().join("checkpoints").join(kept)).expect("rmdir");
+            vm.mount.wait_idle();
+        }
+    }
+    vm.is_as_it_was();
 }
 
 /// Killed before and after each command, the VM runs again at the next mount, on disks of one moment.

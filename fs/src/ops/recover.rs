@@ -80,7 +80,7 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     seal::unfinished(engine, bridge, &disk).await?;
     rollback::settle(engine, bridge, &disk).await?;
-    checkpoint::settle(engine, bridge, &disk, &ended).await?;
+    checkpoint::settle(engine, bridge, &disk).await?;
     let disk = engine.observe_disk(guard).await?;
     merges::ended(engine, bridge, &disk, &ended).await?;
     let disk = engine.observe_disk(guard).await?;
@@ -99,11 +99,7 @@ async fn dismiss_ended(bridge: &Bridge, disk: &Disk) -> Result<Vec<JobInfo>, Fai
     }
     let mut ended = bridge.jobs().await?;
     let of_this_disk = |id: &JobId| of_this_disk.iter().any(|known| id.as_str() == known);
-    ended.retain(|job| {
-        // whoever has a job on the state of the whole VM at work holds every disk
-        let ours = of_this_disk(&job.id) || checkpoint::is_state_job(&job.id);
-        job.status == JobStatus::Concluded && ours
-    });
+    ended.retain(|job| job.status == JobStatus::Concluded && of_this_disk(&job.id));
     for job in &ended {
         // a concluded job still holds its nodes
         bridge.dismiss_job(&job.id).await?;

@@ -10,7 +10,7 @@ use crate::ops::Answer;
 use crate::ops::engine::{DiskGuard, Engine};
 use crate::ops::merge;
 use qmpbridge::command::{Command, Empty};
-use qmpbridge::{Error, Event, EventKind, JobId, JobStatus};
+use qmpbridge::{Event, EventKind, JobId, JobStatus};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -67,7 +67,10 @@ impl StateWork {
     /// refused, or is done.
     pub(super) async fn run<C: Command<Reply = Empty>>(self, command: C, answer: Answer<()>) {
         let id = self.id.clone();
-        let work = async |work: &Self, waiting: &mut _| work.follow(&id, command, waiting).await;
+        let work = async |work: &Self, waiting: &mut _| {
+            let outcome = work.follow(&id, command, waiting).await;
+            work.dismiss_after(&id, outcome).await
+        };
         self.run_all(work, answer).await;
     }
 
@@ -116,7 +119,8 @@ impl StateWork {
         });
     }
 
-    /// To the job's end; takes the answer out of `waiting` if it was to be given before.
+    /// To the job's end; takes the answer out of `waiting` if it was to be given before. How it ended is to be seen until
+    /// it is dismissed.
     pub(super) async fn follow<C: Command<Reply = Empty>>(
         &self,
         id: &JobId,
@@ -141,11 +145,27 @@ impl StateWork {
             Some(answered) => answered,
             None => command.await,
         }?;
-        let ended = job.wait_concluded().await;
-        if !matches!(ended, Err(Error::Disconnected | Error::JobVanished { .. })) {
-            bridge.dismiss_job(id).await?;
+        Ok(job.wait_concluded().await?)
+    }
+
+    /// What became of a job is written down, or tells nothing more.
+    pub(super) async fn dismiss(&self, id: &JobId) -> Result<(), Failure> {
+        Ok(self.engine.bridge()?.dismiss_job(id).await?)
+    }
+
+    /// The same of one whose end is all there is to know.
+    pub(super) async fn dismiss_after(
+        &self,
+        id: &JobId,
+        outcome: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        match &outcome {
+            Err(failure) if !failure.outcome_known() => outcome,
+            Ok(()) | Err(_) => {
+                let dismissed = self.dismiss(id).await;
+                outcome.and(dismissed)
+            }
         }
-        Ok(ended?)
     }
 
     fn write_down(&self, outcome: &Result<(), Failure>, took: Duration) {

@@ -3,7 +3,7 @@
 //! one moment and some of another: so it goes on only when a load has ended well, that of NAME or
 //! that of what was before. Each step is written down on the file that holds the RAM.
 
-use super::job::{StateWork, fresh};
+use super::job::{StateWork, fresh, is_state_job};
 use super::{at_rest, devices, found, look, parts, written};
 use crate::errno::{Errno, Failure};
 use crate::intent;
@@ -12,12 +12,12 @@ use crate::model::{Disk, StateVerb};
 use crate::ops::Answer;
 use crate::ops::blocking::blocking;
 use crate::ops::check::changed;
-use crate::ops::engine::Engine;
+use crate::ops::engine::{Engine, at_work};
 use crate::ops::identity;
 use crate::ops::rollback::called_after;
 use crate::tree::first_free;
 use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};
-use qmpbridge::{Bridge, JobId, JobInfo, JobStatus, NodeName};
+use qmpbridge::{Bridge, JobId, JobStatus, NodeName};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -117,7 +117,8 @@ impl Load {
                 vmstate: self.first.clone(),
                 devices: self.devices.clone(),
             };
-            work.follow(&id, save, waiting).await
+            let outcome = work.follow(&id, save, waiting).await;
+            work.dismiss_after(&id, outcome).await
         };
         if let Err(failure) = saved.await {
             if failure.outcome_known() {
@@ -137,25 +138,33 @@ impl Load {
             }
             return Err(failure);
         }
-        let Err(failure) = self.load_one(work, waiting, id, LoadStep::Load).await else {
+        let Err(failure) = self.load_one(work, waiting, &id, LoadStep::Load).await else {
             self.go_on(engine).await?;
             engine.log.note(&format!(
                 "the VM goes on from the checkpoint '{}'; what it was before is the checkpoint '{}'",
                 self.tag, self.back
             ));
-            return Ok(());
+            return work.dismiss(&id).await;
         };
         if !failure.outcome_known() {
             return Err(failure);
         }
-        let id = fresh()?;
-        if let Err(left) = self.note(engine, LoadStep::Back, &id).await {
+        let back = fresh()?;
+        let noted = self.note(engine, LoadStep::Back, &back).await;
+        // until then the job that failed is what tells of it
+        if let Err(left) = async {
+            noted?;
+            work.dismiss(&id).await
+        }
+        .await
+        {
             // the disks may be of two moments: there is no better way than back
             tracing::warn!(%left, "the way back is not written down");
         }
-        match self.load_one(work, waiting, id, LoadStep::Back).await {
+        match self.load_one(work, waiting, &back, LoadStep::Back).await {
             Ok(()) => {
                 self.go_on(engine).await?;
+                work.dismiss(&back).await?;
                 let message = format!("{}; the VM goes on as it was", failure.message);
                 Err(Failure::new(failure.errno, message).next(
                     "QEMU's standard error says more; the VM must have the devices it had then",
@@ -164,6 +173,7 @@ impl Load {
             Err(again) if !again.outcome_known() => Err(again),
             Err(again) => {
                 self.forget().await?;
+                work.dismiss(&back).await?;
                 Err(Failure::new(
                     Errno::EIO,
                     format!(
@@ -180,7 +190,7 @@ impl Load {
         &self,
         work: &StateWork,
         waiting: &mut Option<Answer<()>>,
-        id: JobId,
+        id: &JobId,
         step: LoadStep,
     ) -> Result<(), Failure> {
         let (tag, vmstate) = match step {
@@ -193,7 +203,7 @@ impl Load {
             vmstate: vmstate.clone(),
             devices: self.devices.clone(),
         };
-        work.follow(&id, load, waiting).await
+        work.follow(id, load, waiting).await
     }
 
     /// First the note, then the deed.
@@ -232,43 +242,55 @@ fn stays_stopped(back: &str) -> String {
     )
 }
 
-/// What a killed daemon left of a load: a VM whose disks are of one moment goes on, one whose load
-/// failed gets its own state back first. `ended` are the jobs that have just been dismissed.
+/// What a killed daemon left of a load; then the jobs go whose end is written down nowhere any more.
 pub(in crate::ops) async fn settle(
     engine: &Engine,
     bridge: &Bridge,
     disk: &Disk,
-    ended: &[JobInfo],
+) -> Result<(), Failure> {
+    if let Some(journal) = layer_file::read_load(&disk.active.path)? {
+        settle_load(engine, bridge, disk, &journal).await?;
+    }
+    dismiss_told(engine, bridge).await
+}
+
+/// A VM whose disks are of one moment goes on, one whose load failed gets its own state back first. How a load ended only
+/// its job tells: the guest stood still before it, and does so after it.
+async fn settle_load(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+    journal: &LoadJournal,
 ) -> Result<(), Failure> {
     let file = disk.active.path.clone();
-    let Some(journal) = layer_file::read_load(&file)? else {
-        return Ok(());
-    };
     let _alone = engine.alone().await?;
     let status = match bridge.supports("query-status") {
         true => bridge.run(QueryStatus).await?.status,
         false => String::new(),
     };
     let (tag, back) = (&journal.tag, &journal.back);
-    let ended = ended.iter().find(|job| job.id.as_str() == journal.job);
-    let well = ended.is_some_and(|job| job.error.is_none());
-    let failed = ended.is_some_and(|job| job.error.is_some());
-    let another_qemu = identity::of(bridge).await? != journal.qemu;
-    let of_one_moment = match (status.as_str(), journal.step) {
-        _ if another_qemu => {
-            engine.log.note(&format!(
-                "the VM ended on its way back to the checkpoint '{tag}': if its disks are of two moments, end it and start it with -loadvm {back}"
-            ));
-            return layer_file::clear_load(&file);
+    if identity::of(bridge).await? != journal.qemu {
+        engine.log.note(&format!(
+            "the VM ended on its way back to the checkpoint '{tag}': if its disks are of two moments, end it and start it with -loadvm {back}"
+        ));
+        return layer_file::clear_load(&file);
+    }
+    let jobs = bridge.jobs().await?;
+    let job = jobs.iter().find(|job| job.id.as_str() == journal.job);
+    if job.is_some_and(|job| job.status != JobStatus::Concluded) {
+        return Err(at_work(&disk.name));
+    }
+    let ended_well = job.map(|job| job.error.is_none());
+    let of_one_moment = match (journal.step, ended_well) {
+        // it went on after a load that ended well, or somebody wanted it to
+        _ if status == "running" => true,
+        (LoadStep::Load, Some(true)) => true,
+        (LoadStep::Load, Some(false)) | (LoadStep::Back, None) => {
+            load_back(engine, bridge, disk, journal).await?
         }
-        ("restore-vm", LoadStep::Load) if failed => {
-            load_back(engine, bridge, disk, &journal).await?;
-            true
-        }
-        ("restore-vm", LoadStep::Back) => well,
-        ("restore-vm", LoadStep::Save | LoadStep::Load) => false,
-        // a load that failed leaves another state
-        (_, LoadStep::Save | LoadStep::Load | LoadStep::Back) => true,
+        (LoadStep::Back, Some(well)) => well,
+        // nothing was loaded yet
+        (LoadStep::Save, _) | (LoadStep::Load, None) => status != "restore-vm",
     };
     if !of_one_moment {
         engine.log.note(&format!(
@@ -281,7 +303,7 @@ pub(in crate::ops) async fn settle(
         engine.resume_guest().await?;
     }
     engine.log.note(&match journal.step {
-        LoadStep::Load if well => format!(
+        LoadStep::Load if ended_well == Some(true) => format!(
             "the VM goes on from the checkpoint '{tag}'; what it was before is the checkpoint '{back}'"
         ),
         LoadStep::Save | LoadStep::Load | LoadStep::Back => format!(
@@ -291,13 +313,13 @@ pub(in crate::ops) async fn settle(
     layer_file::clear_load(&file)
 }
 
-/// Loads what was before, of all disks that have it.
+/// Loads what was before, of all disks that have it. Gives whether it could be; its job stays until that is written down.
 async fn load_back(
     engine: &Engine,
     bridge: &Bridge,
     holder: &Disk,
     journal: &LoadJournal,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let model = look(engine).await?;
     let found = found(&model, &journal.back)?;
     let disks: Vec<&Disk> = found.members.iter().map(|(disk, _)| *disk).collect();
@@ -315,8 +337,31 @@ async fn load_back(
         vmstate: found.state.0.root.clone().ok_or_else(changed)?,
         devices: devices(&disks)?,
     };
-    let mut job = bridge.start_job(id.clone(), load).await?;
-    let ended = job.wait_concluded().await;
-    bridge.dismiss_job(&id).await?;
-    Ok(ended?)
+    let loaded = async { bridge.start_job(id, load).await?.wait_concluded().await };
+    match loaded.await.map_err(Failure::from) {
+        Ok(_) => Ok(true),
+        Err(failure) if failure.outcome_known() => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Jobs of ours on the state of the VM that have ended: while a disk is held nobody is at such a one. What one tells that
+/// is written down on any disk is wanted yet.
+async fn dismiss_told(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
+    let mut ended = bridge.jobs().await?;
+    ended.retain(|job| job.status == JobStatus::Concluded && is_state_job(&job.id));
+    if ended.is_empty() {
+        return Ok(());
+    }
+    for disk in engine.observe().await? {
+        if disk.no_snapshots.is_none()
+            && let Some(journal) = layer_file::read_load(&disk.active.path)?
+        {
+            ended.retain(|job| job.id.as_str() != journal.job);
+        }
+    }
+    for job in ended {
+        bridge.dismiss_job(&job.id).await?;
+    }
+    Ok(())
 }
