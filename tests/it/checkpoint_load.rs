@@ -172,6 +172,8 @@ impl Unloadable {
         save(&mount, "with");
         mount.unmount();
         machine.quit();
+        // what it tidies up is where the next one is mounted
+        drop(mount);
 
         let machine = Machine::start(&scratch, "without", Attachment::Blockdev, &disks);
         write(&machine, 2);
