@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use libc::{EIO, ENOENT, EOPNOTSUPP, EPERM};
 use qmpfs_tests::bench::Bench;
@@ -18,6 +19,9 @@ use serde_json::json;
 
 /// So much RAM takes long enough to be loaded that a test meets QEMU at it.
 const RAM: usize = 64 << 20;
+
+/// Longer than QEMU is waited for where nobody needs it.
+const LONG: Duration = Duration::from_secs(20);
 
 const LIVE: [&str; 2] = ["-o", "live_rollback"];
 
@@ -280,6 +284,44 @@ fn killed_at_every_command_of_a_load_that_fails() {
         }
     }
     vm.is_as_it_was();
+}
+
+/// Whoever unmounts while the VM is on its way back does not leave it standing still, however long that takes.
+#[test]
+fn an_unmount_in_the_midst_of_a_load_lets_the_vm_go_on() {
+    let mut bench = Bench::with_ram("load-unmount", Attachment::Blockdev, RAM, &LIVE);
+    let steps = Steps::new(bench.scratch());
+    let proxy = Proxy::new(bench.scratch(), bench.machine.qmpfs_socket(), &steps);
+    bench.mount.mount_through(proxy.socket());
+    bench.wait_for_disk();
+    save(&bench.mount, "one");
+    let one = bytes(&bench, "one");
+    bench.begin_rollback();
+    steps.arm(COMMANDS, usize::from(u16::MAX), Deed::Pass, [0, 0]);
+    let pid = i32::try_from(bench.machine.pid()).expect("a process id");
+    // SAFETY: a plain system call on a process that the test started.
+    let signal = move |signal| unsafe { libc::kill(pid, signal) };
+    let Bench { mount, .. } = &mut bench;
+    std::thread::scope(|scope| {
+        let rollback = mount.path().join("rollback");
+        let asked = scope.spawn(move || write_line(&rollback, b"one\n"));
+        wait::until_true("QEMU is at it", || {
+            steps.seen().iter().any(|step| step == "snapshot-load")
+        });
+        signal(libc::SIGSTOP);
+        scope.spawn(move || {
+            std::thread::sleep(LONG);
+            signal(libc::SIGCONT);
+        });
+        let _late = asked.join().expect("no panic");
+        mount.unmount();
+    });
+    assert_eq!(status(&mut bench.machine), "running");
+    assert!(!oracle::marks(&bench.active()).contains(&"load".to_owned()));
+    bench.mount.mount_again();
+    bench.wait_for_disk();
+    bench.go_on_holding(&one);
+    bench.finish();
 }
 
 /// Killed before and after each command, the VM runs again at the next mount, on disks of one moment.

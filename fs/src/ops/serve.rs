@@ -69,6 +69,7 @@ pub(super) async fn serve(
             _ = &mut stopped => break,
         }
     }
+    let _nobody_stands_still = engine.last_standstill().await;
     // what goes from here on is meant to go
     keepers.iter().for_each(|keeper| keeper.abort());
     if let Some(agent) = engine.agent() {

@@ -6,6 +6,7 @@ use super::Engine;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::ops::identity;
+use qmpbridge::Connection;
 use qmpbridge::command::{Cont, QueryStatus, Stop};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,26 @@ impl Engine {
             _here: here,
             _among_mounts: among_mounts,
         })
+    }
+
+    /// Waits until whoever has stopped the guest has let it go on; from then on nobody stops it. Not where QEMU is gone: the
+    /// next mount does what is left.
+    pub(in crate::ops) async fn last_standstill(&self) -> Option<OwnedMutexGuard<()>> {
+        let standing = Arc::clone(&self.standing);
+        if let Ok(nobody) = Arc::clone(&standing).try_lock_owned() {
+            return Some(nobody);
+        }
+        self.log
+            .note("the guest stands still: this mount ends as soon as it goes on");
+        let Some(bridge) = &self.bridge else {
+            return None;
+        };
+        let mut connection = bridge.connection();
+        let gone = connection.wait_for(|now| matches!(now, Connection::Down { .. }));
+        tokio::select! {
+            nobody = standing.lock_owned() => Some(nobody),
+            _ = gone => None,
+        }
     }
 
     /// Whether a guest runs. A storage daemon has none that could be stopped.
