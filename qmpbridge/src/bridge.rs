@@ -86,7 +86,12 @@ impl Bridge {
 
     /// The process that listens on a unix socket. Not QEMU when the socket was handed to it.
     pub fn peer_pid(&self) -> Option<i32> {
-        self.shared.peer().pid
+        self.shared.peer().place.pid
+    }
+
+    /// Whether QEMU is on another machine, as far as its socket tells: its files are not ours then, whatever their names.
+    pub fn is_elsewhere(&self) -> bool {
+        self.shared.peer().place.elsewhere
     }
 
     /// QEMU's events from now on. A receiver that is slow loses some; all are lost while disconnected.

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
@@ -57,7 +58,48 @@ impl std::fmt::Display for QemuVersion {
 pub(crate) struct Peer {
     pub(crate) version: QemuVersion,
     pub(crate) commands: HashSet<String>,
+    pub(crate) place: Place,
+}
+
+/// Where the other end is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The process that listens on a unix socket.
     pub(crate) pid: Option<i32>,
+    /// On another machine, as far as that can be seen.
+    pub(crate) elsewhere: bool,
+}
+
+impl Place {
+    fn of_unix(stream: &UnixStream) -> Self {
+        let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
+        let program = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        Place {
+            pid,
+            elsewhere: program.is_some_and(|name| forwards(name.trim())),
+        }
+    }
+
+    fn of_tcp(stream: &TcpStream) -> Self {
+        let elsewhere = match (stream.peer_addr(), stream.local_addr()) {
+            (Ok(peer), Ok(local)) => !is_here(peer.ip(), local.ip()),
+            (Err(_), _) | (_, Err(_)) => true,
+        };
+        Place {
+            pid: None,
+            elsewhere,
+        }
+    }
+}
+
+/// Programs that bring a socket of another machine here.
+fn forwards(program: &str) -> bool {
+    ["ssh", "sshd", "sshd-session"].contains(&program)
+}
+
+/// Whether an address is one of this machine's: who talks to himself has one address on both ends.
+fn is_here(peer: IpAddr, local: IpAddr) -> bool {
+    peer.to_canonical().is_loopback() || peer == local
 }
 
 /// Commands without which nothing here works, the newest of them from QEMU 4.0.
@@ -140,7 +182,7 @@ fn protocol(e: wire::WireError) -> Error {
 
 /// Connects and shakes hands.
 pub(crate) async fn establish(address: &Address) -> Result<Established, Error> {
-    let (socket, pid) = open(address).await?;
+    let (socket, place) = open(address).await?;
     let mut link = Link {
         socket,
         decoder: Decoder::new(MAX_GREETING),
@@ -158,7 +200,7 @@ pub(crate) async fn establish(address: &Address) -> Result<Established, Error> {
         peer: Peer {
             version,
             commands,
-            pid,
+            place,
         },
     })
 }
@@ -174,14 +216,14 @@ fn command_names(json: &str) -> Result<HashSet<String>, Error> {
 }
 
 /// The transport alone: the guest agent's socket is reached the same way.
-pub(crate) async fn open(address: &Address) -> Result<(Box<dyn Socket>, Option<i32>), Error> {
+pub(crate) async fn open(address: &Address) -> Result<(Box<dyn Socket>, Place), Error> {
     let connected = match address {
         Address::Unix(path) => timeout(CONNECT_DEADLINE, UnixStream::connect(path))
             .await
             .map(|r| {
                 r.map(|stream| {
-                    let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
-                    (Box::new(stream) as Box<dyn Socket>, pid)
+                    let place = Place::of_unix(&stream);
+                    (Box::new(stream) as Box<dyn Socket>, place)
                 })
                 .map_err(|e| unix_error(path, address, e))
             }),
@@ -191,7 +233,8 @@ pub(crate) async fn open(address: &Address) -> Result<(Box<dyn Socket>, Option<i
                 r.map(|stream| {
                     // A command is one small write whose answer is waited for.
                     let _ = stream.set_nodelay(true);
-                    (Box::new(stream) as Box<dyn Socket>, None)
+                    let place = Place::of_tcp(&stream);
+                    (Box::new(stream) as Box<dyn Socket>, place)
                 })
                 .map_err(|e| other_error(address, e))
             }),
@@ -299,12 +342,22 @@ fn not_qmp(got: &[u8]) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::command_names;
+    use super::{command_names, forwards, is_here};
 
     #[test]
     fn commands_by_name() {
         let names = command_names(r#"[{"name":"quit"},{"name":"query-jobs"}]"#).unwrap();
         assert!(names.contains("quit") && names.len() == 2);
         assert!(command_names("{}").is_err());
+    }
+
+    #[test]
+    fn another_machine_is_told_by_its_address_and_by_who_forwards_its_socket() {
+        let here = |peer: &str, local: &str| is_here(peer.parse().unwrap(), local.parse().unwrap());
+        assert!(here("127.0.0.1", "127.0.0.1") && here("::1", "::1"));
+        assert!(here("::ffff:127.0.0.2", "::ffff:127.0.0.1"));
+        assert!(here("192.0.2.1", "192.0.2.1"));
+        assert!(!here("192.0.2.2", "192.0.2.1") && !here("2001:db8::1", "2001:db8::2"));
+        assert!(forwards("ssh") && forwards("sshd-session") && !forwards("qemu-system-x86"));
     }
 }

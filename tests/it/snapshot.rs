@@ -11,6 +11,7 @@ use qmpfs_tests::faults::{Immutable, SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::model::{BLOCK, STEP};
 use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::process::Process;
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Graph;
 use qmpfs_tests::rewrite::rewriting;
@@ -628,4 +629,61 @@ fn a_guest_whose_disk_cannot_be_named_stands_still() {
     bench.wait_for_disk();
     bench.verify();
     bench.finish();
+}
+
+/// What a QEMU on another machine calls by the name of a file here is another file: it is neither shown nor changed.
+#[test]
+fn a_monitor_of_another_machine_changes_nothing_here() {
+    let scratch = Scratch::new("snapshot-elsewhere");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 4 << 20);
+    // a VM of this machine has it open by that name
+    let alias = scratch.dir("images").join(".web1.qcow2.0123456789ab");
+    fs::hard_link(&image, &alias).expect("another name");
+    // whoever listens on a socket of another machine here is called so
+    let program = scratch.file("ssh");
+    sh!("cp $(command -v qemu-storage-daemon) {}", program.display());
+    let monitor = scratch.socket("far.qmp");
+    let mut far = std::process::Command::new(&program);
+    for (option, value) in [
+        (
+            "--chardev",
+            format!("socket,id=m,server=on,wait=off,path={}", monitor.display()),
+        ),
+        ("--monitor", "chardev=m".to_owned()),
+        (
+            "--blockdev",
+            format!(
+                "qcow2,node-name=vda,file.driver=file,file.filename={}",
+                image.display()
+            ),
+        ),
+        (
+            "--nbd-server",
+            format!(
+                "addr.type=unix,addr.path={}",
+                scratch.socket("far.nbd").display()
+            ),
+        ),
+        (
+            "--export",
+            "nbd,id=vda,node-name=vda,writable=on".to_owned(),
+        ),
+    ] {
+        far.args([option, &value]);
+    }
+    let mut far = Process::spawn(far, &scratch.file("far.log"), libc::SIGKILL);
+    wait::until_true("it listens", || monitor.exists());
+    let mut mount = Mounted::new(&scratch, &[&monitor], &[]);
+    let disks = names(&mount.path().join("disks"));
+    let [disk] = &disks[..] else {
+        panic!("one disk: {disks:?}")
+    };
+    assert_errno(mount.disk(disk).snapshot("one").make(), &[EOPNOTSUPP]);
+    let log = mount.text("log");
+    assert!(log.contains("cannot be seen from here"), "{log}");
+    mount.unmount();
+    let left = names(&scratch.dir("images"));
+    assert_eq!(left, [".web1.qcow2.0123456789ab", "web1.qcow2"]);
+    far.kill9();
 }

@@ -235,7 +235,7 @@ impl Engine {
 
     pub(super) fn sight(&self, bridge: &Bridge) -> Sight {
         Sight::of(
-            bridge.peer_pid(),
+            bridge,
             &self.config.embedded_disks,
             self.config.verbs.read_only,
         )

@@ -3,6 +3,7 @@
 
 use crate::layer_file;
 use crate::sys;
+use qmpbridge::Bridge;
 use std::path::{Path, PathBuf};
 
 /// From where QEMU's file names are seen.
@@ -12,20 +13,24 @@ pub(super) struct Sight {
     directory: Option<PathBuf>,
     /// QEMU's root directory, where it sees other mounts than we do.
     root: Option<PathBuf>,
+    /// QEMU is on another machine: what has its files' names here are others.
+    elsewhere: bool,
     /// Disks of our own storage daemon: their active path and the name to show.
     pub(super) embedded: Vec<(PathBuf, String)>,
     pub(super) read_only: bool,
 }
 
 impl Sight {
-    /// As seen by the process at the other end of the monitor.
-    pub(super) fn of(pid: Option<i32>, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
+    /// As seen by QEMU at the other end of the monitor.
+    pub(super) fn of(bridge: &Bridge, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
+        let pid = bridge.peer_pid();
         let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
         let root = pid.and_then(sys::foreign_root);
         Sight {
             pid,
             directory,
             root,
+            elsewhere: bridge.is_elsewhere(),
             embedded: embedded.to_vec(),
             read_only,
         }
@@ -33,7 +38,7 @@ impl Sight {
 
     /// The path under which we see what QEMU calls `path`.
     pub(super) fn resolve(&self, path: &Path) -> Option<PathBuf> {
-        if path.is_relative() && self.directory.is_none() {
+        if self.elsewhere || path.is_relative() && self.directory.is_none() {
             return None;
         }
         let found = layer_file::resolve(path, self.directory.as_deref()).ok()?;
