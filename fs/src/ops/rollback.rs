@@ -133,11 +133,15 @@ impl Rollback {
         let owed = layer_file::read_rollback(&self.journal.active);
         if let Ok(Some(journal)) = owed
             && journal.guest == GuestDebt::ResetAndGo
-            && let Err(failure) = engine.resume_guest().await
+            && let Err(stuck) = engine.resume_guest().await
         {
             engine.log.note(&format!(
-                "the VM stays stopped after a rollback that was not done: {failure}; next: continue it yourself"
+                "the VM stays stopped after a rollback that was not done: {stuck}; next: continue it yourself"
             ));
+            if !stuck.outcome_known() {
+                // with the marks still there it is taken back, and the VM resumed, later
+                return stuck;
+            }
         }
         if let Some(overlay) = overlay {
             overlay.discard(bridge).await;

@@ -74,7 +74,7 @@ async fn rearrange(
             Errno::EIO,
             format!("{} is no layer of this disk any more", journal.onto.display()),
         )
-        .next("the VM stands still; put that file back, or continue the VM and forget the rollback")
+        .next("put that file back, and the VM goes on by itself; until then neither continue nor restart it")
         })?;
     let root = check::root_of(disk)?;
     let carried = engine.carried(disk);
@@ -147,9 +147,16 @@ async fn pay(engine: &Engine, bridge: &Bridge, sealed: &Path) -> Result<(), Fail
         blocking(move || layer_file::write_rollback(&path, &journal)).await?;
     }
     match journal.guest {
-        GuestDebt::Go => engine.resume_guest().await,
-        GuestDebt::Nothing | GuestDebt::Reset | GuestDebt::ResetAndGo => Ok(()),
+        GuestDebt::Go => {}
+        GuestDebt::Nothing | GuestDebt::Reset | GuestDebt::ResetAndGo => return Ok(()),
     }
+    if !engine.running().await? {
+        engine.resume_guest().await?;
+    }
+    // who stops it from now on means it
+    journal.guest = GuestDebt::Nothing;
+    let path = sealed.to_owned();
+    blocking(move || layer_file::write_rollback(&path, &journal)).await
 }
 
 /// The hidden name by which QEMU had the old active layer open.
@@ -220,10 +227,18 @@ async fn take_back(engine: &Engine, disk: &Disk, journal: &RollbackJournal) -> R
         engine.resume_guest().await?;
     }
     let journal = journal.clone();
+    let overlay = journal.overlay.clone();
+    // a storage daemon may have written there before it died and came back without it
+    let written = blocking(move || Ok(files::holds_data(&overlay).ok())).await?;
+    if written == Some(true) {
+        engine.log.note(&format!(
+            "disk '{}': QEMU ended in the middle of a rollback: what was written after it is in {} and LOST to the disk (next: check its filesystems before you trust it)",
+            disk.name,
+            journal.overlay.display()
+        ));
+    }
     blocking(move || {
-        // a storage daemon may have written there before it died and came back without it
-        let written = files::holds_data(&journal.overlay).unwrap_or(true);
-        let overlay = (!written).then_some(journal.overlay.as_path());
+        let overlay = (written == Some(false)).then_some(journal.overlay.as_path());
         names::undo(&journal, overlay, file)
     })
     .await
