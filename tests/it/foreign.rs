@@ -14,6 +14,7 @@ use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
 
 mod encrypted;
+mod slices;
 
 /// Behind what the bench writes: what the template holds.
 const TEMPLATE: u64 = 8 << 20;

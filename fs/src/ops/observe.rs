@@ -294,6 +294,7 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
         .filter(|_| file.is_some())
         .and_then(|path| layer_file::read_merge(path).ok().flatten());
     let known = protocol.is_none_or(Node::is_local_protocol);
+    let is_slice = protocol.is_some_and(|below| shows_a_part(node, below));
     let data_is_ours = data_is_beside(graph, node, path.as_deref(), sight);
     Layer {
         node: Some(node.name.clone()),
@@ -303,6 +304,7 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
             "qcow2" if !data_is_ours => Format::Other("qcow2 with another data file".into()),
             "qcow2" if node.encrypted => Format::Other("encrypted qcow2".into()),
             "qcow2" if known => Format::Qcow2,
+            "raw" if is_slice => Format::Other("raw slice".into()),
             "raw" | "file" | "host_device" if known => Format::Raw,
             other => Format::Other(other.to_owned()),
         },
@@ -316,15 +318,34 @@ fn layer(graph: &BlockGraph, node: &Node, sight: &Sight) -> Layer {
     }
 }
 
+/// Whether a raw node is told of a stretch of what it stands on (`offset`, `size`). QEMU tells neither; it rounds the
+/// sizes of both nodes up to sectors alike.
+fn shows_a_part(node: &Node, below: &Node) -> bool {
+    node.driver == "raw" && node.virtual_size != below.virtual_size
+}
+
+/// Whether what a node shows is its file, byte for byte.
+fn is_as_its_file(graph: &BlockGraph, node: &Node) -> bool {
+    let protocol = node.file.as_ref().and_then(|file| graph.node(file));
+    match protocol {
+        None => node.is_local_protocol(),
+        Some(below) => {
+            node.driver == "raw" && below.is_local_protocol() && !shows_a_part(node, below)
+        }
+    }
+}
+
 /// Whether the external data file that QEMU uses, if there is one, is the one that a reader of the
-/// image finds: QEMU takes a relative name against the directory it was started in, and one on its
-/// command line comes before the header's.
+/// image finds, and all of it: QEMU takes a relative name against the directory it was started in, and
+/// one on its command line comes before the header's.
 fn data_is_beside(graph: &BlockGraph, node: &Node, path: Option<&Path>, sight: &Sight) -> bool {
     let Some(child) = node.children.iter().find(|child| child.edge == "data-file") else {
         return true;
     };
-    let theirs = graph.node(&child.node).and_then(|data| data.path.clone());
-    let theirs = theirs.and_then(|theirs| sight.resolve(&theirs));
+    let theirs = graph.skip_filters(&child.node);
+    let theirs = theirs.filter(|data| is_as_its_file(graph, data));
+    let theirs = theirs.and_then(|data| data.path.as_ref());
+    let theirs = theirs.and_then(|theirs| sight.resolve(theirs));
     let ours = path.zip(node.data_file.as_ref());
     let ours = ours.map(|(path, name)| path.with_file_name(name));
     let ids = theirs
