@@ -29,6 +29,7 @@ mod shared;
 mod sizes;
 mod sweeps;
 mod together;
+mod units;
 mod verbs;
 
 pub use attr::Owner;

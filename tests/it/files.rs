@@ -14,6 +14,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// Bytes in which data and holes are told.
+const UNIT: i64 = 4096;
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/files");
 
 /// Whether the filesystem was unmounted before it was copied.
@@ -156,7 +158,7 @@ pub(crate) fn same_as_kernel(scratch: &Scratch, image: &Path, options: &str, tre
     assert_eq!(differences, "");
 }
 
-/// Where a file has data, as lseek(2) tells.
+/// Where a file has data, as lseek(2) tells, in the units that a mount of ours has it in.
 fn pieces(path: &Path) -> Vec<(i64, i64)> {
     let Ok(file) = fs::File::open(path) else {
         return Vec::new();
@@ -165,15 +167,20 @@ fn pieces(path: &Path) -> Vec<(i64, i64)> {
         // SAFETY: the descriptor is open, and lseek takes no memory.
         unsafe { libc::lseek(file.as_raw_fd(), at, whence) }
     };
-    let mut found = Vec::new();
+    let size = file.metadata().expect("it is open").len().cast_signed();
+    let mut found: Vec<(i64, i64)> = Vec::new();
     let mut at = 0;
     loop {
-        let start = seek(at, libc::SEEK_DATA);
-        if start < 0 {
+        let data = seek(at, libc::SEEK_DATA);
+        if data < 0 {
             return found;
         }
-        at = seek(start, libc::SEEK_HOLE);
-        found.push((start, at));
+        at = seek(data, libc::SEEK_HOLE);
+        let (start, end) = (data - data % UNIT, (at + UNIT - 1) / UNIT * UNIT);
+        match found.last_mut() {
+            Some((_, last)) if *last >= start => *last = end.min(size),
+            _ => found.push((start, end.min(size))),
+        }
     }
 }
 

@@ -419,3 +419,83 @@ fn a_data_file_that_was_written_to_is_read_anew() {
         }
     }
 }
+
+/// A program that opens files past the page cache asks for whole units of 4096 bytes, and QEMU ends where data ends in one.
+#[track_caller]
+fn is_read_past_the_page_cache(scratch: &Scratch, file: &Path, expected: &Path) {
+    let copy = scratch.file("copy.raw");
+    let (file, copied) = (file.display(), copy.display());
+    sh!("qemu-img convert -T none -f raw -O raw {file} {copied}");
+    sh!("cmp {copied} {}", expected.display());
+    sh!(
+        "cp --sparse=always {file} {copied}.cp; cmp {copied}.cp {}",
+        expected.display()
+    );
+    let size = expected.metadata().expect("it is there").len();
+    let ranges = oracle::data_ranges(Path::new(&file.to_string()));
+    assert!(!ranges.is_empty(), "there is data");
+    for range in &ranges {
+        let is_whole = |at: u64| at.is_multiple_of(4096) || at == size;
+        assert!(is_whole(range.start) && is_whole(range.end), "{ranges:?}");
+    }
+    assert!(
+        ranges.iter().map(|it| it.end - it.start).sum::<u64>() < size,
+        "holes are holes: {ranges:?}"
+    );
+}
+
+#[test]
+fn a_base_that_ends_within_a_unit_is_read_past_the_page_cache() {
+    let scratch = Scratch::new("reading-units-base");
+    let (base, image) = (scratch.file("base.raw"), scratch.file("middle.qcow2"));
+    sh!(
+        "head -c $((1000 * 512 + 7 * 512)) /dev/urandom >{0}; qemu-img create -q -f qcow2 -b {0} -F raw {1} 4M; \
+         qemu-io -f qcow2 -c 'write -q -P 3 2M 64k' {1}",
+        base.display(),
+        image.display()
+    );
+    let (mount, _) = mounted_layer(&scratch, "qcow2", &image, &[]);
+    let expected = scratch.file("expected.raw");
+    oracle::convert(&image, &expected);
+    let view = mount.disk("overlay").layer(1).disk_raw();
+    is_read_past_the_page_cache(&scratch, &view, &expected);
+}
+
+#[test]
+fn a_partition_that_begins_within_a_unit_is_read_past_the_page_cache() {
+    let scratch = Scratch::new("reading-units-partition");
+    let (raw, image) = (scratch.file("made.raw"), scratch.file("base.qcow2"));
+    sh!(
+        "truncate -s 16M {0}; printf 'label: dos\nstart=63,size=20001,type=83\n' | sfdisk -q --force {0}; \
+         for at in 1 3 8; do dd if=/dev/urandom of={0} bs=64k seek=$((16 * at)) count=2 conv=notrunc status=none; done; \
+         qemu-img convert -f raw -O qcow2 {0} {1}",
+        raw.display(),
+        image.display()
+    );
+    let (mount, _) = mounted_layer(&scratch, "qcow2", &image, &[]);
+    let expected = scratch.file("expected.raw");
+    sh!(
+        "dd if={} of={} bs=512 skip=63 count=20001 status=none",
+        raw.display(),
+        expected.display()
+    );
+    let point = mount.disk("overlay").layer(0).0;
+    is_read_past_the_page_cache(&scratch, &point.join("partitions/1.raw"), &expected);
+}
+
+#[test]
+fn a_guests_file_whose_data_ends_within_a_unit_is_read_past_the_page_cache() {
+    let scratch = Scratch::new("reading-units-guest");
+    let (files, raw) = (scratch.dir("files"), scratch.file("made.raw"));
+    let disk = files.join("disk");
+    sh!(
+        "truncate -s 200k {0}; for at in 5 30 31 90; do dd if=/dev/urandom of={0} bs=1k seek=$at count=1 conv=notrunc status=none; done; \
+         truncate -s 16M {1}; mkfs.ext4 -q -b 1024 -d {2} {1}",
+        disk.display(),
+        raw.display(),
+        files.display()
+    );
+    let (mount, _) = mounted_layer(&scratch, "raw", &raw, &[]);
+    let point = mount.disk("overlay").layer(0).0;
+    is_read_past_the_page_cache(&scratch, &point.join("files/0/disk"), &disk);
+}

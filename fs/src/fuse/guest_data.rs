@@ -5,9 +5,11 @@ use super::guest_extents::Extents;
 use super::handles::{GuestFile, Handle};
 use super::message;
 use super::shared::Shared;
-use super::{errno, failed};
+use super::units::Search;
+use super::{errno, failed, seek};
 use crate::errno::{Errno, Failure};
 use crate::guest::{Answer, Desk, Disks, Node, Piece, Question, Tree};
+use crate::nbd::Seek;
 use crate::sys::Bytes;
 use crate::view::Cursor;
 use fuser::{ReplyData, ReplyLseek, RequestId};
@@ -248,53 +250,46 @@ fn read_part(
     Ok(())
 }
 
-pub(super) fn lseek(handle: Arc<Handle>, offset: u64, whence: i32, reply: ReplyLseek) {
+pub(super) fn lseek(handle: Arc<Handle>, search: Search, reply: ReplyLseek) {
     let Handle::GuestFile(file) = &*handle else {
         return reply.error(fuser::Errno::EBADF);
     };
-    let data = match whence {
-        libc::SEEK_DATA => true,
-        libc::SEEK_HOLE => false,
-        _ => return reply.error(fuser::Errno::EINVAL),
-    };
-    if offset >= file.size {
-        return reply.error(fuser::Errno::ENXIO);
-    }
-    let answer = move |found: Option<u64>, reply: ReplyLseek| match found.map(i64::try_from) {
-        Some(Ok(found)) => reply.offset(found),
-        Some(Err(_)) => reply.error(fuser::Errno::EOVERFLOW),
-        None => reply.error(fuser::Errno::ENXIO),
-    };
-    if let Some(window) = file.known(offset)
-        && let ControlFlow::Break(found) = window.sought(file.size, offset, data)
-    {
-        return answer(found, reply);
+    if let Some(found) = sought_in_known(file, search) {
+        return seek::answer(Ok(found), reply);
     }
     let tree = Arc::clone(&file.tree);
     tree.work(move |desk| {
         let Handle::GuestFile(file) = &*handle else {
             return reply.error(errno(Errno::EIO));
         };
-        match desk.and_then(|desk| sought(desk, file, offset, data)) {
-            Ok(found) => answer(found, reply),
-            Err(failure) => reply.error(failed(&failure)),
-        }
+        seek::answer(desk.and_then(|desk| sought(desk, file, search)), reply);
     });
 }
 
-/// Where there is data or a hole next.
-fn sought(
-    desk: &mut Desk,
-    file: &GuestFile,
-    offset: u64,
-    data: bool,
-) -> Result<Option<u64>, Failure> {
-    let mut at = offset;
-    loop {
-        match file.window(desk, at)?.sought(file.size, at, data) {
-            ControlFlow::Break(found) => return Ok(found),
-            // Behind the window, and before the end of the file.
-            ControlFlow::Continue(further) => at = further,
+/// Where it is, if the window that is known tells.
+fn sought_in_known(file: &GuestFile, search: Search) -> Option<Option<u64>> {
+    let found = search.find(|seek, at| {
+        let window = file.known(at).ok_or(())?;
+        match window.sought(file.size, at, seek == Seek::Data) {
+            ControlFlow::Break(found) => Ok(found),
+            ControlFlow::Continue(_) => Err(()),
         }
-    }
+    });
+    found.ok()
+}
+
+fn sought(desk: &mut Desk, file: &GuestFile, search: Search) -> Result<Option<u64>, Failure> {
+    search.find(|seek, from| {
+        let mut at = from;
+        loop {
+            match file
+                .window(desk, at)?
+                .sought(file.size, at, seek == Seek::Data)
+            {
+                ControlFlow::Break(found) => return Ok(found),
+                // Behind the window, and before the end of the file.
+                ControlFlow::Continue(further) => at = further,
+            }
+        }
+    })
 }

@@ -1,10 +1,7 @@
 //! The kernel's requests, one after the other: whose each is, a guest's or our own, and what would write.
 //! Each is answered by another file of this room.
 
-use super::{
-    Qmpfs, files, guest, guest_data, guest_list, handles, names, negotiate, open, origins, seek,
-    verbs,
-};
+use super::{Qmpfs, files, guest, guest_list, names, negotiate, open, origins, seek, verbs};
 use crate::tree;
 use fuser::{
     FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
@@ -159,11 +156,6 @@ impl Filesystem for Qmpfs {
         reply: ReplyLseek,
     ) {
         self.run("lseek", |shared| {
-            if let (Some(handle), Ok(offset)) = (shared.handles.get(fh), u64::try_from(offset))
-                && matches!(&*handle, handles::Handle::GuestFile(_))
-            {
-                return guest_data::lseek(handle, offset, whence, reply);
-            }
             seek::lseek(shared, fh, offset, whence, reply)
         });
     }
