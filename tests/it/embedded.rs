@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use libc::EROFS;
+use libc::{EBUSY, EROFS};
 use qmpfs_tests::faults::names;
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
@@ -173,6 +173,38 @@ fn an_image_that_somebody_writes_is_not_read_either() {
     }
     let mount = Mounted::new(&scratch, &[&overlay], &["-o", "ro"]);
     assert_eq!(mount.disk("").list(""), ["web1"]);
+}
+
+/// Under `-o ro` nobody says that a VM is started on an image: it is looked at with every open.
+#[test]
+fn an_image_that_somebody_begins_to_write_is_read_no_more() {
+    let scratch = Scratch::new("embedded-ro-later");
+    let base = image(&scratch, "base.qcow2");
+    sh!("qemu-img snapshot -c inside {}", base.display());
+    let middle = scratch.dir("images").join("middle.qcow2");
+    oracle::create_overlay(&middle, &base, SIZE);
+    let overlay = scratch.dir("images").join("web1.qcow2");
+    oracle::create_overlay(&overlay, &middle, SIZE);
+    let mount = Mounted::new(&scratch, &[&overlay], &["-o", "ro"]);
+    let disk = mount.disk("web1");
+    let points = [disk.layer(0), disk.layer(1), disk.internal("inside")];
+    let expected = scratch.file("expected.raw");
+    for pattern in [7, 8] {
+        let disks = [Disk::qcow2("vda", &base)];
+        let mut machine = Machine::start(&scratch, "vm", Attachment::StorageDaemon, &disks);
+        for point in &points {
+            assert_errno(fs::File::open(point.disk_raw()).map(drop), &[EBUSY]);
+        }
+        let log = mount.text("log");
+        assert!(log.contains("base.qcow2 is being written"), "{log}");
+        machine.quit();
+        write(&base, pattern);
+        oracle::convert(&base, &expected);
+        oracle::assert_same(&points[0].disk_raw(), &expected);
+        oracle::assert_same(&points[1].disk_raw(), &expected);
+        oracle::convert_internal(&base, "inside", &expected);
+        oracle::assert_same(&points[2].disk_raw(), &expected);
+    }
 }
 
 /// QEMU takes a relative backing name against the name it was given; our points lie beside the file.

@@ -10,6 +10,7 @@ use crate::model::{FileId, Internal, Layer};
 use crate::nbd;
 use crate::tree::{Found, PointKey, find_point};
 use crate::view::{InternalRef, LayerCache, LayerSpec, View};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,12 +72,13 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
         }
     };
     let merged = matches!(found, Found::Backup { .. }) && engine.merges_backups(&point.disk);
-    if let Found::Branch { .. } | Found::Backup { .. } = found
-        && !merged
-    {
-        // QEMU has no part in it: somebody may have started a VM on such a file
-        refuse_if_written(&chain)?;
-    }
+    // What our own merge writes is read through maps made before. An internal snapshot is no exception: where QEMU has the
+    // file that holds it, we are told when it goes, but who writes a file that we know by its name alone (-o ro) may remove
+    // it, and write over its clusters, while they are read.
+    let unguarded = match merged {
+        true => Vec::new(),
+        false => unguarded(&chain),
+    };
     let top = chain.last().ok_or_else(gone)?;
     let file = seen(top)?;
     for layer in &chain {
@@ -107,6 +109,7 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     };
     let cache = engine.cache.clone();
     super::blocking::blocking(move || {
+        refuse_if_one_is_written(&unguarded)?;
         let base = base.as_ref().map(|disk| (&specs[above - 1], disk));
         let upper = &specs[above..];
         match internal {
@@ -120,13 +123,23 @@ async fn try_open(engine: &Engine, point: &PointKey, pid: u32) -> Result<Arc<Vie
     .await
 }
 
-/// A layer without a node is one that QEMU does not guard.
+/// A layer without a node is one that QEMU does not guard: somebody may have started a VM on it.
+fn unguarded(chain: &[&Layer]) -> Vec<PathBuf> {
+    let layers = chain.iter().filter(|layer| layer.node.is_none());
+    layers.map(|layer| layer.path.clone()).collect()
+}
+
+/// Refused while somebody writes a layer that QEMU does not guard.
 pub(super) fn refuse_if_written(chain: &[&Layer]) -> Result<(), Failure> {
-    for layer in chain.iter().filter(|layer| layer.node.is_none()) {
-        if crate::view::written_by_someone(&layer.path)? {
+    refuse_if_one_is_written(&unguarded(chain))
+}
+
+fn refuse_if_one_is_written(layers: &[PathBuf]) -> Result<(), Failure> {
+    for layer in layers {
+        if crate::view::written_by_someone(layer)? {
             return Err(Failure::new(
                 Errno::EBUSY,
-                format!("{} is being written", layer.path.display()),
+                format!("{} is being written", layer.display()),
             )
             .next("a program has that file open for writing: end it; a layer that others stand on must not change"));
         }
