@@ -1,6 +1,6 @@
 //! The kernel's requests, translated: inode numbers and names in, attributes, bytes and errnos
 //! out. What a name means is asked of `tree`, what a verb means of `intent`, and whatever needs
-//! QEMU is handed to the engine together with the reply: no worker ever waits for it.
+//! QEMU is handed to the engine together with the reply: no worker ever waits for it, and never all of them for storage.
 //! Only this file and fuse/* name `fuser::`. It knows no QMP and no image format.
 
 mod attr;
@@ -27,6 +27,7 @@ mod seek;
 mod session;
 mod shared;
 mod sizes;
+mod storage;
 mod sweeps;
 mod together;
 mod units;

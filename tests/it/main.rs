@@ -47,6 +47,7 @@ mod foreign;
 mod guest;
 mod guest_backups;
 mod guest_files;
+mod hanging;
 mod harness;
 mod inside;
 mod internal;

@@ -1,4 +1,4 @@
-//! Open files, read. A view is read in the worker; what must be waited for is the engine's.
+//! Open files, read. A view is read in the worker as long as another one is free; what must be waited for is the engine's.
 
 use super::handles::{Handle, OpenView};
 use super::shared::Shared;
@@ -60,13 +60,25 @@ pub(super) fn read(
         }
         Handle::View(open) => {
             let (offset, size) = open.window.on_disk(offset, size);
-            if !open.view.waits() {
+            if open.view.waits() {
+                let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
+                return open.view.read_later(offset, size as usize, move |read| {
+                    served(&shared, &handle, offset, read, reply);
+                });
+            }
+            if let Some(_turn) = shared.storage.turn() {
                 return read_view(shared, open, request, flags, (offset, size), reply);
             }
-            let (shared, handle) = (Arc::clone(shared), Arc::clone(&handle));
-            open.view.read_later(offset, size as usize, move |read| {
-                served(&shared, &handle, offset, read, reply);
-            });
+            let (in_turn, handle) = (Arc::clone(shared), Arc::clone(&handle));
+            shared
+                .storage
+                .hand_over(&open.point.disk, move |turn| match (turn, &*handle) {
+                    (Ok(()), Handle::View(open)) => {
+                        read_view(&in_turn, open, request, flags, (offset, size), reply);
+                    }
+                    (Ok(()), _) => reply.error(fuser::Errno::EBADF),
+                    (Err(failure), _) => reply.error(failed(&failure)),
+                });
         }
     }
 }
@@ -155,11 +167,24 @@ fn complain(shared: &Shared, open: &OpenView, offset: u64, failure: &Failure) {
 }
 
 pub(super) fn release(shared: &Shared, fh: FileHandle) {
-    if let Some(Handle::View(open)) = shared.handles.remove(fh).as_deref()
+    let Some(handle) = shared.handles.remove(fh) else {
+        return;
+    };
+    if let Handle::View(open) = &*handle
         && open.partition.is_none()
     {
         shared.pages.close(&open.point, open.files);
     }
+    // the last reader closes the files of the layers, for which their storage may be waited as well
+    if let Some(_turn) = shared.storage.turn() {
+        return drop(handle);
+    }
+    let disk = match &*handle {
+        Handle::View(open) => open.point.disk.clone(),
+        Handle::GuestFile(file) => file.tree.home.disk().to_owned(),
+        _ => return,
+    };
+    shared.storage.hand_over(&disk, move |_turn| drop(handle));
 }
 
 /// The bytes of a text that a read asks for.

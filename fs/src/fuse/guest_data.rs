@@ -120,7 +120,19 @@ pub(super) fn read(
     match here {
         Some(Err(failure)) => reply.error(failed(&failure)),
         Some(Ok(parts)) if !parts.iter().any(|part| matches!(part, Part::Reader(..))) => {
-            read_here(shared, file, request, &parts, reply);
+            if let Some(_turn) = shared.storage.turn() {
+                return read_here(shared, file, request, &parts, reply);
+            }
+            let (in_turn, handle) = (Arc::clone(shared), Arc::clone(handle));
+            shared
+                .storage
+                .hand_over(file.tree.home.disk(), move |turn| match (turn, &*handle) {
+                    (Ok(()), Handle::GuestFile(file)) => {
+                        read_here(&in_turn, file, request, &parts, reply);
+                    }
+                    (Ok(()), _) => reply.error(fuser::Errno::EBADF),
+                    (Err(failure), _) => reply.error(failed(&failure)),
+                });
         }
         // A reader or a server has to be asked, and may take its time.
         Some(Ok(_)) | None => {
@@ -146,7 +158,7 @@ pub(super) fn read(
     }
 }
 
-/// Reads what lies on the disk, on the thread that was asked.
+/// Reads what lies on the disk, on the thread that has a turn to wait for it.
 fn read_here(
     shared: &Shared,
     file: &GuestFile,

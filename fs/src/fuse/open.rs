@@ -11,6 +11,9 @@ use crate::view::View;
 use fuser::{FopenFlags, INodeNo, ReplyOpen};
 use std::sync::{Arc, Mutex, OnceLock};
 
+/// A view is never written: whoever closes it has nothing to be flushed, and waits for nobody.
+const VIEW_FLAGS: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
+
 pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpen) {
     let key = match shared.key(ino) {
         Ok(key) => key,
@@ -89,8 +92,8 @@ pub(super) fn open(shared: &Arc<Shared>, pid: u32, ino: INodeNo, reply: ReplyOpe
             open.backing = backing.clone();
             let handle = in_answer.handles.insert(Handle::View(open));
             match backing {
-                Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
-                None => reply.opened(handle, flags),
+                Some(backing) => reply.opened_passthrough(handle, VIEW_FLAGS, &backing),
+                None => reply.opened(handle, VIEW_FLAGS | flags),
             }
         }
         Err(failure) => reply.error(failed(&in_answer.refused("open", &path, process, failure))),
@@ -125,7 +128,7 @@ fn open_partition(
         open.window = window;
         open.partition = Some(number);
         let handle = in_answer.handles.insert(Handle::View(open));
-        reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO);
+        reply.opened(handle, VIEW_FLAGS | FopenFlags::FOPEN_DIRECT_IO);
     });
 }
 

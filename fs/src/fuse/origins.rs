@@ -3,31 +3,42 @@
 use super::failed;
 use super::guest_data::{self, Part};
 use super::guest_extents::Window;
-use super::handles::{GuestFile, Handle};
+use super::handles::{GuestFile, Handle, OpenView};
+use super::shared::Shared;
 use crate::errno::Failure;
 use crate::origin::{self, Origin, Origins};
-use fuser::ReplyIoctl;
+use fuser::{FileHandle, ReplyIoctl};
 use std::sync::Arc;
 
 /// Bytes of a guest's file that one answer is about: on a striped volume they may be in very many pieces.
 const AT_ONCE: u64 = 64 << 20;
 
-pub(super) fn ioctl(handle: Option<Arc<Handle>>, request: u32, message: &[u8], reply: ReplyIoctl) {
+pub(super) fn ioctl(
+    shared: &Shared,
+    fh: FileHandle,
+    request: u32,
+    message: &[u8],
+    reply: ReplyIoctl,
+) {
+    let handle = shared.handles.get(fh);
     let (Some(handle), true, Some((offset, length))) =
         (handle, request == origin::REQUEST, origin::asked(message))
     else {
         return reply.error(fuser::Errno::ENOTTY);
     };
     match &*handle {
-        Handle::View(open) => {
-            let rest = open.window.length.saturating_sub(offset);
-            let start = open.window.start.saturating_add(offset);
-            let mut origins = Origins::default();
-            let found = open
-                .view
-                .origins(start..start + length.min(rest), &mut origins);
-            answer(found.map(|_| origins), reply);
-        }
+        Handle::View(open) => match shared.storage.turn() {
+            Some(_turn) => answer(of_view(open, offset, length), reply),
+            None => {
+                let (disk, handle) = (open.point.disk.clone(), Arc::clone(&handle));
+                shared.storage.hand_over(&disk, move |turn| match &*handle {
+                    Handle::View(open) => {
+                        answer(turn.and_then(|()| of_view(open, offset, length)), reply);
+                    }
+                    _ => reply.error(fuser::Errno::EBADF),
+                });
+            }
+        },
         Handle::GuestFile(file) => {
             let end = offset.saturating_add(length).min(file.size);
             if offset >= end {
@@ -55,6 +66,15 @@ pub(super) fn ioctl(handle: Option<Arc<Handle>>, request: u32, message: &[u8], r
         | Handle::GuestDirectory { .. }
         | Handle::Directory(_) => reply.error(fuser::Errno::ENOTTY),
     }
+}
+
+fn of_view(open: &OpenView, offset: u64, length: u64) -> Result<Origins, Failure> {
+    let rest = open.window.length.saturating_sub(offset);
+    let start = open.window.start.saturating_add(offset);
+    let mut origins = Origins::default();
+    open.view
+        .origins(start..start + length.min(rest), &mut origins)?;
+    Ok(origins)
 }
 
 fn answer(origins: Result<Origins, Failure>, reply: ReplyIoctl) {

@@ -172,7 +172,7 @@ impl Filesystem for Qmpfs {
         reply: ReplyIoctl,
     ) {
         self.run("ioctl", |shared| {
-            origins::ioctl(shared.handles.get(fh), cmd, in_data, reply);
+            origins::ioctl(shared, fh, cmd, in_data, reply);
         });
     }
 

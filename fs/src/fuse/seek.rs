@@ -1,12 +1,11 @@
 //! SEEK_DATA and SEEK_HOLE in open files: holes of a view are holes, a text is all data.
 
-use super::handles::{Handle, Window};
+use super::handles::{Handle, OpenView, Window};
 use super::shared::Shared;
 use super::units::Search;
 use super::{failed, guest_data};
 use crate::errno::Failure;
 use crate::nbd::Seek;
-use crate::view::View;
 use fuser::{FileHandle, ReplyLseek};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -34,7 +33,10 @@ pub(super) fn lseek(shared: &Shared, fh: FileHandle, offset: i64, whence: i32, r
     let search = Search::new(seek, offset, length);
     match &*handle {
         Handle::View(open) if open.view.waits() => search_later(handle, search, reply),
-        Handle::View(open) => answer(search_now(&open.view, open.window, search), reply),
+        Handle::View(open) => match shared.storage.turn() {
+            Some(_turn) => answer(search_now(open, search), reply),
+            None => search_in_turn(shared, Arc::clone(&handle), search, reply),
+        },
         Handle::GuestFile(_) => guest_data::lseek(handle, search, reply),
         _ => answer(Ok(Some(seek_text(seek, offset, length))), reply),
     }
@@ -57,15 +59,28 @@ pub(super) fn answer(found: Result<Option<u64>, Failure>, reply: ReplyLseek) {
     }
 }
 
-fn search_now(view: &View, window: Window, search: Search) -> Result<Option<u64>, Failure> {
+fn search_now(open: &OpenView, search: Search) -> Result<Option<u64>, Failure> {
+    let OpenView { view, window, .. } = open;
     search.find(|seek, at| {
         let at = window.start.saturating_add(at);
         let found = match seek {
             Seek::Data => view.seek_data(at)?,
             Seek::Hole => Some(view.seek_hole(at)?),
         };
-        Ok(in_window(found, window, seek))
+        Ok(in_window(found, *window, seek))
     })
+}
+
+/// The same, by a thread that may wait for the storage.
+fn search_in_turn(shared: &Shared, handle: Arc<Handle>, search: Search, reply: ReplyLseek) {
+    let Handle::View(open) = &*handle else {
+        return reply.error(fuser::Errno::EBADF);
+    };
+    let disk = open.point.disk.clone();
+    shared.storage.hand_over(&disk, move |turn| match &*handle {
+        Handle::View(open) => answer(turn.and_then(|()| search_now(open, search)), reply),
+        _ => reply.error(fuser::Errno::EBADF),
+    });
 }
 
 /// The same, where a server is asked: each answer leads to the next question.

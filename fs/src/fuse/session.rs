@@ -7,6 +7,7 @@ use super::pages::Pages;
 use super::passthrough::Passthrough;
 use super::shared::Shared;
 use super::sizes::SizeCache;
+use super::storage::{self, Storage};
 use super::sweeps::Sweeps;
 use super::{OnEnd, Qmpfs};
 use crate::errno::Failure;
@@ -23,8 +24,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-/// Worker threads: a reader each on the machines this runs on, with one to spare for `ls`.
-const WORKERS: usize = 4;
+/// Worker threads: those that may wait for storage, and one for everything else.
+const WORKERS: usize = storage::IN_WORKERS + 1;
 
 /// Who besides the mounting user may use the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,7 @@ pub fn mount(
     let shared = Shared {
         guests: Guests::new(engine.clone(), settings.links),
         sizes,
+        storage: Storage::default(),
         engine,
         log,
         verbs: settings.verbs,

@@ -7,6 +7,7 @@ use super::kept::{KEPT, Kept};
 use super::pages::Pages;
 use super::passthrough::Passthrough;
 use super::sizes::SizeCache;
+use super::storage::Storage;
 use super::sweeps::Sweeps;
 use super::{NO_TTL, caller, inside};
 use crate::errno::{Errno, Failure};
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) handles: Handles,
     pub(super) guests: Guests,
     pub(super) sizes: SizeCache,
+    pub(super) storage: Storage,
     pub(super) sweeps: Sweeps,
     pub(super) pages: Pages,
     pub(super) passthrough: Option<Passthrough>,

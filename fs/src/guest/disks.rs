@@ -33,6 +33,11 @@ impl Home {
         }
     }
 
+    /// The disk that it is read from; of several the first.
+    pub fn disk(&self) -> &str {
+        self.points().first().map_or("", |point| &point.disk)
+    }
+
     /// The directory that is removed by those who remove it.
     pub fn owner(&self) -> NodeKey {
         match self {
