@@ -35,7 +35,15 @@ struct Book {
     held: HashMap<u64, (LeaseKey, u32)>,
     closed: HashSet<LeaseKey>,
     /// States that lie in another file by now, by the file that others may still ask for.
-    became: HashMap<FileId, FileId>,
+    became: HashMap<FileId, Became>,
+}
+
+/// Where a state is by now.
+#[derive(Debug)]
+struct Became {
+    file: FileId,
+    /// The disk whose state it is.
+    disk: String,
 }
 
 impl Book {
@@ -44,7 +52,7 @@ impl Book {
         // one that came back to where it was is at home
         for _ in 0..self.became.len() {
             match self.became.get(&file) {
-                Some(next) => file = *next,
+                Some(next) => file = next.file,
                 None => break,
             }
         }
@@ -145,9 +153,9 @@ impl Leases {
         self.book().readers(file)
     }
 
-    /// A commit has brought the state that was in the file `from` into the file `to`: whoever holds it holds that one
+    /// A commit has brought a disk's state that was in the file `from` into the file `to`: whoever holds it holds that one
     /// from now on, as does who still asks for `from`, until [`Self::shown`].
-    pub fn became(&self, from: FileId, to: FileId) {
+    pub fn became(&self, disk: &str, from: FileId, to: FileId) {
         let mut book = self.book();
         if book.now(to) == from {
             return;
@@ -157,12 +165,18 @@ impl Leases {
                 key.file = to;
             }
         }
-        book.became.insert(from, to);
+        let became = Became {
+            file: to,
+            disk: disk.to_owned(),
+        };
+        book.became.insert(from, became);
     }
 
-    /// Nobody asks for a file any more that is not shown, and its number may come back as another file's.
-    pub fn shown(&self, is_shown: impl Fn(FileId) -> bool) {
-        self.book().became.retain(|from, _| is_shown(*from));
+    /// Nobody asks for a file any more that is not shown with its disk, and its number may come back as another file's.
+    pub fn shown(&self, is_shown: impl Fn(&str, FileId) -> bool) {
+        let mut book = self.book();
+        book.became
+            .retain(|from, became| is_shown(&became.disk, *from));
     }
 
     /// Whether any of these processes holds anything.
@@ -265,7 +279,7 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(|ino| FileId { dev: 1, ino });
         let leases = Leases::default();
         let early = leases.hold(key(b, None), 10).expect("nothing is closed");
-        leases.became(b, a);
+        leases.became("vda", b, a);
         assert!(leases.close(key(a, None)).is_err());
         // who looked before
         let late = leases.hold(key(b, None), 11).expect("nothing is closed");
@@ -276,11 +290,11 @@ mod tests {
         let closed = leases.close(key(a, None)).expect("nobody reads");
         assert!(leases.hold(key(b, None), 13).is_none());
         drop(closed);
-        leases.became(c, a);
+        leases.became("vda", c, a);
         assert_eq!(leases.readers(a).len(), 1);
         drop(of_another);
         // a new file with the number of one that is gone
-        leases.shown(|file| file == a);
+        leases.shown(|disk, file| disk == "vda" && file == a);
         let new = leases.hold(key(b, None), 14).expect("nothing is closed");
         assert!(!leases.any_in(a) && leases.any_in(b));
         drop(new);

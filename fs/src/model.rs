@@ -36,17 +36,6 @@ impl Model {
     pub fn disk(&self, name: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.name == name)
     }
-
-    /// Whether a file is in any chain, of disks, of points beside them, or of backups.
-    pub fn has(&self, file: FileId) -> bool {
-        self.disks.iter().any(|disk| {
-            let branches = disk.branches.iter();
-            let beside = branches.flat_map(|branch| branch.below.iter().chain([&branch.layer]));
-            let backups = disk.backups.iter().flat_map(|backup| &backup.layers);
-            let mut all = disk.chain().chain(beside).chain(backups);
-            all.any(|layer| layer.file == Some(file))
-        })
-    }
 }
 
 /// What the guest sees as one disk.
@@ -119,6 +108,15 @@ impl Disk {
     /// The files of its chain, of those that can be seen.
     pub fn files(&self) -> impl Iterator<Item = FileId> {
         self.chain().filter_map(|layer| layer.file)
+    }
+
+    /// Whether a file is in its chain, in that of a point beside it, or in a backup.
+    pub fn has(&self, file: FileId) -> bool {
+        let branches = self.branches.iter();
+        let beside = branches.flat_map(|branch| branch.below.iter().chain([&branch.layer]));
+        let backups = self.backups.iter().flat_map(|backup| &backup.layers);
+        let mut all = self.chain().chain(beside).chain(backups);
+        all.any(|layer| layer.file == Some(file))
     }
 
     /// The layer that holds external snapshot `name`.

@@ -388,7 +388,8 @@ impl Engine {
 
     pub(super) fn publish(&self, model: Model) {
         self.log.published(&self.current(), &model);
-        self.leases.shown(|file| model.has(file));
+        self.leases
+            .shown(|disk, file| model.disk(disk).is_some_and(|disk| disk.has(file)));
         self.published.replace(model);
         self.work
             .send_modify(|count| *count = count.wrapping_add(1));

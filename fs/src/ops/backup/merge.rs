@@ -241,7 +241,7 @@ async fn merge(
         };
         for upper in &plan.into {
             if let (Some(from), Some(to)) = (file_of(&upper.id), file_of(&id)) {
-                engine.leases.became(from, to);
+                engine.leases.became(guard.name(), from, to);
             }
         }
     }

@@ -54,6 +54,7 @@ pub(super) async fn after(
                 .get(merge.index + 2)
                 .unwrap_or(&merge.disk.active);
             let committed = Committed {
+                disk: merge.disk.name.clone(),
                 root: node(merge.disk.root.as_ref())?,
                 over: node(over.node.as_ref())?,
                 over_role: if merge.index + 2 < merge.disk.layers.len() {
@@ -177,6 +178,7 @@ pub(in crate::ops) const RENAME: &str = "rename";
 
 /// A commit of one sealed layer into another.
 pub(in crate::ops) struct Committed {
+    pub(in crate::ops) disk: String,
     pub(in crate::ops) root: NodeName,
     /// V: the layer whose backing file it was.
     pub(in crate::ops) over: NodeName,
@@ -207,7 +209,7 @@ pub(in crate::ops) async fn commit(
         .ok()
         .filter(|upper| *upper != done.file)
     {
-        engine.leases.became(upper, done.file);
+        engine.leases.became(&done.disk, upper, done.file);
         if let Some(record) = &done.upper_record {
             let record = PointRecord {
                 inode: done.file.ino,

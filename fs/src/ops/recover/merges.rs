@@ -160,6 +160,7 @@ async fn end(
                 return Err(lost_active(disk));
             };
             let committed = finish::Committed {
+                disk: disk.name.clone(),
                 root,
                 over: over_node,
                 over_role: if index + 1 < disk.layers.len() {
