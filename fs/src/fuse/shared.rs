@@ -102,7 +102,10 @@ impl Shared {
             }
             _ => {}
         }
-        let sizes = key.point().and_then(|point| self.sizes.known(point));
+        let sizes = key.point().and_then(|point| {
+            let found = find_point(model, point)?;
+            self.sizes.known(point, estimated_sizes(&found))
+        });
         let filesystems = match key {
             NodeKey::GroupJson(group) => self.guests.described_together(group),
             key => key.point().and_then(|point| self.guests.described(point)),

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a stat waits for the true size before it shows the estimate.
@@ -34,12 +34,65 @@ pub(super) type Waiter = Box<dyn FnOnce(Sizes) + Send>;
 #[derive(Clone, Copy)]
 enum Known {
     Measured(Sizes),
-    Failed(Instant),
+    /// It is open, and being measured: how large it is an open view says at once.
+    Opened(u64),
+    /// It could not be opened, or measured; how large it is may be known from before.
+    Failed(Instant, Option<u64>),
+}
+
+impl Known {
+    /// How large the disk is.
+    fn virtual_size(self) -> Option<u64> {
+        match self {
+            Known::Measured(sizes) => Some(sizes.virtual_size),
+            Known::Opened(size) => Some(size),
+            Known::Failed(_, size) => size,
+        }
+    }
+
+    /// The sizes as far as they are known, and what is estimated for the rest.
+    fn over(self, estimate: Sizes) -> Sizes {
+        match self {
+            Known::Measured(sizes) => sizes,
+            Known::Opened(_) | Known::Failed(..) => Sizes {
+                virtual_size: self.virtual_size().unwrap_or(estimate.virtual_size),
+                ..estimate
+            },
+        }
+    }
+}
+
+/// What is known, by point.
+#[derive(Clone, Default)]
+struct Book(Arc<Mutex<HashMap<PointKey, Known>>>);
+
+impl Book {
+    fn get(&self, point: &PointKey) -> Option<Known> {
+        self.points().get(point).copied()
+    }
+
+    /// The sizes of a point as well as they are known.
+    fn best(&self, point: &PointKey, estimate: Sizes) -> Sizes {
+        let known = self.get(point);
+        known.map_or(estimate, |known| known.over(estimate))
+    }
+
+    fn enter(&self, point: PointKey, known: Known) {
+        let mut points = self.points();
+        if points.len() >= KNOWN_MAX {
+            points.clear();
+        }
+        points.insert(point, known);
+    }
+
+    fn points(&self) -> MutexGuard<'_, HashMap<PointKey, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The cache, and the way to the thread that fills it.
 pub(super) struct SizeCache {
-    known: Arc<Mutex<HashMap<PointKey, Known>>>,
+    known: Book,
     waiting: Arc<AtomicUsize>,
     /// Not bounded by itself: WAITING_MAX asks, and one answer for each point being measured.
     messages: Mutex<Sender<Message>>,
@@ -66,11 +119,11 @@ impl SizeCache {
     /// Starts the thread, which asks the engine through `send`. It ends when the cache is dropped.
     pub(super) fn start(send: impl Fn(Request) + Send + 'static) -> std::io::Result<SizeCache> {
         let (sender, receiver) = channel();
-        let known = Arc::new(Mutex::new(HashMap::new()));
+        let known = Book::default();
         let waiting = Arc::new(AtomicUsize::new(0));
         let mut keeper = Keeper {
             send: Box::new(send),
-            known: Arc::clone(&known),
+            known: known.clone(),
             waiting: Arc::clone(&waiting),
             messages: sender.clone(),
             pending: HashMap::new(),
@@ -87,35 +140,25 @@ impl SizeCache {
         })
     }
 
-    /// The measured sizes of a point.
-    pub(super) fn known(&self, point: &PointKey) -> Option<Sizes> {
-        match self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(point)?
-        {
-            Known::Measured(sizes) => Some(*sizes),
-            Known::Failed(_) => None,
-        }
+    /// The sizes of a point, where more is known than the estimate.
+    pub(super) fn known(&self, point: &PointKey, estimate: Sizes) -> Option<Sizes> {
+        let known = self.known.get(point)?;
+        known.virtual_size()?;
+        Some(known.over(estimate))
     }
 
     /// Hands the sizes of `point` to `waiter`, measured if that can be done in time.
     pub(super) fn ask(&self, point: &PointKey, estimate: Sizes, waiter: Waiter) {
-        let known = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(point)
-            .copied();
-        match known {
+        match self.known.get(point) {
             Some(Known::Measured(sizes)) => return waiter(sizes),
-            Some(Known::Failed(at)) if at.elapsed() < RETRY_AFTER => return waiter(estimate),
-            Some(Known::Failed(_)) | None => {}
+            Some(known @ Known::Failed(at, _)) if at.elapsed() < RETRY_AFTER => {
+                return waiter(known.over(estimate));
+            }
+            Some(Known::Opened(_) | Known::Failed(..)) | None => {}
         }
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return waiter(estimate);
+            return waiter(self.known.best(point, estimate));
         }
         let ask = Message::Ask {
             point: point.clone(),
@@ -154,7 +197,7 @@ struct Pending {
 /// The thread's books.
 struct Keeper {
     send: Box<dyn Fn(Request) + Send>,
-    known: Arc<Mutex<HashMap<PointKey, Known>>>,
+    known: Book,
     waiting: Arc<AtomicUsize>,
     messages: Sender<Message>,
     pending: HashMap<PointKey, Pending>,
@@ -194,13 +237,7 @@ impl Keeper {
     }
 
     fn asked(&mut self, point: PointKey, estimate: Sizes, waiter: Waiter) {
-        let known = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&point)
-            .copied();
-        if let Some(Known::Measured(sizes)) = known {
+        if let Some(Known::Measured(sizes)) = self.known.get(&point) {
             return self.answer(waiter, sizes);
         }
         if !self.pending.contains_key(&point) {
@@ -234,6 +271,8 @@ impl Keeper {
     }
 
     fn measure(&mut self, point: PointKey, view: Arc<View>) {
+        self.known
+            .enter(point.clone(), Known::Opened(view.virtual_size()));
         let (messages, key) = (self.messages.clone(), point.clone());
         let measure = move || {
             let sizes = catch_unwind(AssertUnwindSafe(|| measured(&view))).unwrap_or(None);
@@ -257,31 +296,25 @@ impl Keeper {
             .remove(&point)
             .map(|pending| pending.waiters)
             .unwrap_or_default();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
-        known.insert(
-            point,
-            sizes.map_or_else(|| Known::Failed(Instant::now()), Known::Measured),
-        );
-        drop(known);
+        let size = self.known.get(&point).and_then(Known::virtual_size);
+        let failed = || Known::Failed(Instant::now(), size);
+        let known = sizes.map_or_else(failed, Known::Measured);
+        self.known.enter(point, known);
         for (_, estimate, waiter) in waiters {
-            self.answer(waiter, sizes.unwrap_or(estimate));
+            self.answer(waiter, known.over(estimate));
         }
     }
 
     fn answer_the_late(&mut self, now: Instant) {
         let mut late = Vec::new();
-        for pending in self.pending.values_mut() {
-            late.extend(
-                pending
-                    .waiters
-                    .extract_if(.., |(deadline, _, _)| *deadline <= now),
-            );
+        for (point, pending) in &mut self.pending {
+            let waiters = &mut pending.waiters;
+            for (_, estimate, waiter) in waiters.extract_if(.., |(deadline, ..)| *deadline <= now) {
+                late.push((self.known.best(point, estimate), waiter));
+            }
         }
-        for (_, estimate, waiter) in late {
-            self.answer(waiter, estimate);
+        for (sizes, waiter) in late {
+            self.answer(waiter, sizes);
         }
     }
 
@@ -314,13 +347,26 @@ fn measured(view: &View) -> Option<Sizes> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DEADLINE, SizeCache};
+    use super::{Book, DEADLINE, Keeper, Known, Pending, SizeCache, Waiter};
     use crate::errno::{Errno, Failure};
+    use crate::layer_file::fixture::qemu_img;
+    use crate::leases::{LeaseKey, Leases, MEASURING};
+    use crate::model::{FileId, Format};
     use crate::ops::Request;
     use crate::render::Sizes;
+    use crate::sys;
     use crate::tree::{PointKey, PointKind};
+    use crate::view::{LayerCache, LayerSpec, View};
+    use std::collections::{HashMap, VecDeque};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::{channel, sync_channel};
     use std::time::{Duration, Instant};
+
+    /// Where the header of a qcow2 image says where its first table is.
+    const L1_TABLE_OFFSET: u64 = 40;
 
     const ESTIMATE: Sizes = Sizes {
         virtual_size: 100,
@@ -351,8 +397,80 @@ mod tests {
         let start = Instant::now();
         assert_eq!(asked(&cache, "a"), ESTIMATE);
         assert!(start.elapsed() >= DEADLINE);
-        assert_eq!(cache.known(&point("a")), None);
+        assert_eq!(cache.known(&point("a"), ESTIMATE), None);
         assert_eq!(asks.try_iter().count(), 1);
+    }
+
+    /// A disk of 7 MiB whose table leads nowhere: it can be opened, and not be measured.
+    fn damaged() -> (tempfile::TempDir, Arc<View>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("damaged.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "7M"]);
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut table = [0; 8];
+        file.read_exact_at(&mut table, L1_TABLE_OFFSET).unwrap();
+        let nowhere = 0x8000_0000_0000_1200_u64.to_be_bytes();
+        file.write_all_at(&nowhere, u64::from_be_bytes(table))
+            .unwrap();
+        let spec = LayerSpec {
+            file: Some(sys::file_id(&path).unwrap()),
+            path,
+            format: Format::Qcow2,
+        };
+        let key = LeaseKey {
+            file: FileId { dev: 0, ino: 0 },
+            internal: None,
+        };
+        let lease = Leases::default().hold(key, MEASURING).unwrap();
+        let view = View::open(&LayerCache::default(), &[spec], None, lease).unwrap();
+        assert!(view.allocated_bytes().is_err());
+        (dir, Arc::new(view))
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_measured_is_as_large_as_it_says() {
+        let (_dir, view) = damaged();
+        let open = move |request| {
+            let Request::Open { answer, .. } = request else {
+                panic!("only views are opened");
+            };
+            answer(Ok(Arc::clone(&view)));
+        };
+        let cache = SizeCache::start(open).expect("a thread");
+        let known = Sizes {
+            virtual_size: 7 << 20,
+            ..ESTIMATE
+        };
+        // when it fails, and from then on
+        assert_eq!(asked(&cache, "a"), known);
+        assert_eq!(asked(&cache, "a"), known);
+        assert_eq!(cache.known(&point("a"), ESTIMATE), Some(known));
+    }
+
+    #[test]
+    fn an_answer_that_is_late_has_the_size_of_an_open_view() {
+        let book = Book::default();
+        assert_eq!(book.best(&point("a"), ESTIMATE), ESTIMATE);
+        book.enter(point("a"), Known::Opened(7));
+        let known = Sizes {
+            virtual_size: 7,
+            ..ESTIMATE
+        };
+        let (waiting, late) = channel();
+        let mut keeper = Keeper {
+            send: Box::new(|_| ()),
+            known: book,
+            waiting: Arc::new(AtomicUsize::new(1)),
+            messages: channel().0,
+            pending: HashMap::new(),
+            queue: VecDeque::new(),
+            at_work: 1,
+        };
+        let waiter: Waiter = Box::new(move |sizes| waiting.send(sizes).expect("the test waits"));
+        let waiters = vec![(Instant::now(), ESTIMATE, waiter)];
+        keeper.pending.insert(point("a"), Pending { waiters });
+        keeper.answer_the_late(Instant::now());
+        assert_eq!(late.try_recv(), Ok(known));
     }
 
     #[test]
