@@ -21,6 +21,7 @@ mod identity;
 mod internal;
 mod live;
 pub mod merge;
+mod migration;
 mod nodes;
 mod observe;
 mod open;

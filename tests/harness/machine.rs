@@ -10,7 +10,10 @@ use crate::nbd::{Endpoint, Nbd};
 use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::scratch::Scratch;
-use crate::{storage_daemon, vm};
+use crate::{storage_daemon, vm, wait};
+
+/// Who takes a VM and forgets it.
+const NOWHERE: &str = "exec:cat >/dev/null";
 
 /// How a disk is attached: QEMU treats each of them differently when snapshots come and go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,6 +211,34 @@ impl Machine {
             self.qmp.execute("block-job-set-speed", speed).is_ok()
         })
         .count()
+    }
+
+    /// Begins to migrate the VM to nowhere, so slowly that it stays under way until [`Self::cancel_migration`].
+    pub fn begin_migration(&mut self) {
+        let slowly = json!({"max-bandwidth": 1000});
+        self.qmp.run("migrate-set-parameters", slowly);
+        self.qmp.run("migrate", json!({"uri": NOWHERE}));
+        self.until_migration("active");
+    }
+
+    /// Takes that back.
+    pub fn cancel_migration(&mut self) {
+        self.qmp.run("migrate_cancel", json!({}));
+        self.until_migration("cancelled");
+    }
+
+    /// Migrates the VM to nowhere: its disks are another QEMU's from then on.
+    pub fn migrate(&mut self) {
+        // QEMU gives no disk away that it serves
+        self.qmp.run("nbd-server-stop", json!({}));
+        self.qmp.run("migrate", json!({"uri": NOWHERE}));
+        self.until_migration("completed");
+    }
+
+    fn until_migration(&mut self, status: &str) {
+        wait::until_true(&format!("the migration is {status}"), || {
+            self.qmp.run("query-migrate", json!({}))["status"] == status
+        });
     }
 
     /// Waits until the guest has switched the VM off.

@@ -4,12 +4,14 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use serde_json::Value;
 
 use crate::scratch::Scratch;
+use crate::wait;
 
 /// Listens for qmpfs; each command that it sends to `upstream` goes through `rewrite`. Gives the socket.
 pub fn rewriting(
@@ -42,6 +44,41 @@ pub fn rewriting(
         }
     });
     socket
+}
+
+/// A command that waits before it reaches QEMU.
+#[derive(Debug)]
+pub struct Held {
+    comes: Receiver<()>,
+    goes: Sender<()>,
+}
+
+/// Holds the first `command` of qmpfs back, until the test has done what it does meanwhile. Gives the socket, too.
+pub fn holding(scratch: &Scratch, upstream: &Path, command: &'static str) -> (PathBuf, Held) {
+    let (came, comes) = channel();
+    let (goes, went) = channel();
+    let ends = Mutex::new((came, went));
+    let socket = rewriting(scratch, upstream, move |message| {
+        if message["execute"] == command {
+            let ends = ends.lock().expect("no panic");
+            let _ = ends.0.send(());
+            // at once, when nobody holds it any more
+            let _ = ends.1.recv();
+        }
+    });
+    (socket, Held { comes, goes })
+}
+
+impl Held {
+    /// Waits until the command is there, does `deed`, and lets it go on.
+    #[track_caller]
+    pub fn meanwhile<T>(self, deed: impl FnOnce() -> T) -> T {
+        let came = self.comes.recv_timeout(wait::PATIENCE);
+        came.expect("the command comes");
+        let done = deed();
+        let _ = self.goes.send(());
+        done
+    }
 }
 
 fn pass(from: UnixStream, mut to: UnixStream, mut becomes: impl FnMut(String) -> String) {

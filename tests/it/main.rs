@@ -53,6 +53,7 @@ mod inside;
 mod internal;
 mod live;
 mod merge;
+mod migration;
 mod model;
 mod others;
 mod outside;

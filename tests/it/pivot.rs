@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use qmpfs_tests::bench::Bench;
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::rewrite::holding;
 use qmpfs_tests::steps::{COMMANDS, Deed, Steps};
 use qmpfs_tests::tree::text;
 use qmpfs_tests::{oracle, sh, wait};
@@ -93,6 +94,54 @@ fn a_directory_that_cannot_be_written_for_long() {
     assert_eq!(oracle::chain(&bench.active()), [bench.active()]);
     bench.verify();
     bench.restart();
+    bench.finish();
+}
+
+/// The QEMU that a VM goes to has the old active layer open: nobody is moved, nor stopped, until it is known that the VM stays.
+#[test]
+fn a_vm_that_is_being_migrated_is_not_moved() {
+    let mut bench = committed_from_the_top("pivot-migration", Attachment::Blockdev);
+    bench.begin_removal_at("one", 1);
+    let job = bench.disk().only_job();
+    bench.machine.begin_migration();
+    bench.machine.limit_jobs(0);
+    wait::until_true("the job is ready, and waits", || {
+        let log = bench.mount.text("log");
+        text(&job.join("state")).trim() == "ready"
+            && log.contains("cannot be moved yet: the VM is being migrated")
+    });
+    bench.writer().progress(50);
+    assert!(runs(&mut bench), "the guest never stands still for it");
+    let upper = oracle::chain(&bench.active());
+    assert_eq!(upper, [bench.active(), bench.sealed("one")]);
+    bench.machine.cancel_migration();
+    bench.disk().wait().expect("the merge ends by itself");
+    assert!(runs(&mut bench));
+    assert_eq!(oracle::chain(&bench.active()), [bench.active()]);
+    bench.verify();
+    bench.finish();
+}
+
+/// It begins when the job is ready and the guest is being stopped for it: the guest goes on where it stood.
+#[test]
+fn a_migration_that_begins_at_the_pivot_is_seen() {
+    let mut bench = committed_from_the_top("pivot-migration-begins", Attachment::Blockdev);
+    let (monitor, held) = holding(bench.scratch(), bench.machine.qmpfs_socket(), "stop");
+    bench.mount.mount_through(&monitor);
+    bench.wait_for_disk();
+    bench.begin_removal("one");
+    held.meanwhile(|| bench.machine.begin_migration());
+    wait::until_true("the merge waits", || {
+        let log = bench.mount.text("log");
+        log.contains("cannot be moved yet: the VM is being migrated")
+    });
+    assert!(runs(&mut bench), "the guest goes on");
+    let upper = oracle::chain(&bench.active());
+    assert_eq!(upper, [bench.active(), bench.sealed("one")]);
+    bench.machine.cancel_migration();
+    bench.disk().wait().expect("the merge ends by itself");
+    assert_eq!(oracle::chain(&bench.active()), [bench.active()]);
+    bench.verify();
     bench.finish();
 }
 

@@ -12,6 +12,7 @@ pub(super) use load::{load, settle};
 use super::Answer;
 use super::check::{self, changed, refuse_if_mixed};
 use super::engine::{DiskGuard, Engine};
+use super::migration;
 use crate::errno::{Errno, Failure};
 use crate::intent;
 use crate::layer_file;
@@ -151,15 +152,15 @@ fn devices(disks: &[&Disk]) -> Result<Vec<NodeName>, Failure> {
 
 /// Not in the middle of another verb that moves the state of the VM.
 async fn at_rest(engine: &Engine) -> Result<(), Failure> {
-    let status = engine.bridge()?.run(QueryStatus).await?.status;
+    let bridge = engine.bridge()?;
+    migration::refuse(bridge).await?;
+    let status = bridge.run(QueryStatus).await?.status;
     match status.as_str() {
-        "inmigrate" | "postmigrate" | "finish-migrate" | "colo" | "save-vm" | "restore-vm" => {
-            Err(Failure::new(
-                Errno::EBUSY,
-                format!("the VM is being migrated, saved or loaded ({status})"),
-            )
-            .next("wait for the other tool; a VM left in restore-vm goes on with cont, or better: is reset"))
-        }
+        "save-vm" | "restore-vm" => Err(Failure::new(
+            Errno::EBUSY,
+            format!("the VM is being saved or loaded ({status})"),
+        )
+        .next("wait for the other tool; a VM left in restore-vm goes on with cont, or better: is reset")),
         _ => Ok(()),
     }
 }

@@ -3,6 +3,7 @@
 use super::blocking::blocking;
 use super::check;
 use super::engine::{DiskGuard, Engine};
+use super::migration;
 use super::quiesce::{Quiesced, Quiescing};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
@@ -11,6 +12,7 @@ use qmpbridge::command::{BlockdevSnapshotDeleteInternalSync, BlockdevSnapshotInt
 
 /// Takes an internal snapshot.
 pub(super) async fn take(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+    migration::refuse(engine.bridge()?).await?;
     let disk = engine.observe_disk(guard).await?;
     if let Some(why) = &disk.no_snapshots {
         return Err(Failure::new(Errno::EOPNOTSUPP, why.clone()));
@@ -62,6 +64,7 @@ async fn write_down(
 
 /// Deletes an internal snapshot. Its clusters are used again at once, so nobody may be reading it.
 pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
+    migration::refuse(engine.bridge()?).await?;
     let disk = engine.observe_disk(guard).await?;
     let internal = disk.internal(name).ok_or_else(|| {
         Failure::new(

@@ -18,6 +18,7 @@ pub use text::plan_text;
 use super::Answer;
 use super::check;
 use super::engine::{Alone, DiskGuard, Engine, Turn};
+use super::migration;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, MergeJournal};
 use crate::model::{Disk, Job, Layer, PointRecord};
@@ -163,6 +164,7 @@ async fn begin(
     which: &Which,
     job: Option<JobId>,
 ) -> Result<Merge, Failure> {
+    migration::refuse(engine.bridge()?).await?;
     let disk = engine.observe_disk(guard).await?;
     let index = which.index_in(&disk).ok_or_else(|| which.missing())?;
     let name = &text::listed_name(&disk, index);

@@ -14,6 +14,7 @@ pub(super) use names::settle_names;
 
 use super::blocking::blocking;
 use super::engine::{DiskGuard, Engine};
+use super::migration;
 use super::nodes::Carried;
 use super::overlay::{self, Below, Overlay};
 use crate::errno::Failure;
@@ -73,15 +74,22 @@ impl Rollback {
         if let Err(failure) = self.stand_still(engine).await {
             return Err(self.undo(engine, bridge, Some(overlay), failure).await);
         }
+        if let Err(failure) = self.exchange(bridge, &overlay).await {
+            return Err(self.undo(engine, bridge, Some(overlay), failure).await);
+        }
+        // after the transaction there is no way back: what fails now is taken up again later
+        finish::finish(engine, bridge, &self.disk, &self.journal).await
+    }
+
+    /// The transaction.
+    async fn exchange(&self, bridge: &Bridge, overlay: &Overlay) -> Result<(), Failure> {
+        // what was begun elsewhere meanwhile
+        migration::refuse(bridge).await?;
         let snapshot = TransactionAction::BlockdevSnapshot(BlockdevSnapshot {
             node: self.root.clone(),
             overlay: overlay.format.clone(),
         });
-        if let Err(error) = bridge.transaction(vec![snapshot]).await {
-            return Err(self.undo(engine, bridge, Some(overlay), error.into()).await);
-        }
-        // after the transaction there is no way back: what fails now is taken up again later
-        finish::finish(engine, bridge, &self.disk, &self.journal).await
+        Ok(bridge.transaction(vec![snapshot]).await?)
     }
 
     /// The marks, the name that the active file is to keep, and the overlay.

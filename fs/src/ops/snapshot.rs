@@ -8,6 +8,7 @@
 mod seal;
 
 use super::engine::{DiskGuard, Engine, Standstill};
+use super::migration;
 use super::quiesce::Quiescing;
 use super::settle;
 use crate::errno::{Errno, Failure};
@@ -44,6 +45,7 @@ pub(super) async fn take_all(
     of: Of,
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
+    migration::refuse(bridge).await?;
     let mut seals = Vec::new();
     for disk in disks {
         let disk_name = disk.name.clone();
@@ -165,10 +167,14 @@ async fn instant(
     // where nobody can be stopped
     quiescing.freeze(files()).await?;
     let time = crate::render::now();
-    match seal_all(engine, bridge, seals).await {
+    let sealed = async {
+        // what is begun elsewhere meanwhile
+        migration::refuse(bridge).await?;
+        seal_all(engine, bridge, seals).await.map_err(Failure::from)
+    };
+    match sealed.await {
         Ok(()) => Ok(Passed { standstill, time }),
-        Err(error) => {
-            let failure = Failure::from(error);
+        Err(failure) => {
             if failure.outcome_known()
                 && let Err(stuck) = engine.go_on(standstill).await
             {

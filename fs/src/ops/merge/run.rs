@@ -11,8 +11,10 @@ use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::engine::{DiskGuard, Engine};
+use crate::ops::migration;
+use crate::ops::nodes::Carried;
 use crate::view::LayerSpec;
-use qmpbridge::{Cancel, JobHandle};
+use qmpbridge::{Bridge, Cancel, JobHandle};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -155,7 +157,7 @@ async fn work(
         Ok(()) => {
             // what its file holds now is another point, which may be read
             drop(closed);
-            let finished = finish::after(engine, bridge, merge, &carried).await;
+            let finished = put_right(engine, bridge, merge, &carried).await;
             if finished.is_err() {
                 // QEMU has done its part: names are put right as soon as that is possible
                 engine.settle_later(guard.name());
@@ -170,6 +172,20 @@ async fn work(
             Err(failure)
         }
     }
+}
+
+/// The nodes and names after the job. What leaves the chain may be open in a QEMU that the VM is just moving to; but
+/// after a pivot the guest stands still for its disk's name.
+async fn put_right(
+    engine: &Engine,
+    bridge: &Bridge,
+    merge: &Merge,
+    carried: &Carried,
+) -> Result<(), Failure> {
+    if merge.verb != Verb::CommitActive {
+        migration::refuse(bridge).await?;
+    }
+    finish::after(engine, bridge, merge, carried).await
 }
 
 /// A merge that leaves everything as it was is written down no more, at the latest when the file can be written again.
@@ -190,7 +206,8 @@ async fn follow(
 ) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let rehearsal = layer_file::alias_path(&merge.disk.active_path);
-    let mut ready = None;
+    let mut waits = None;
+    let mut durable = false;
     let mut finalizes = merge.verb.job() != "stream";
     loop {
         let stage = tokio::select! {
@@ -205,46 +222,72 @@ async fn follow(
                 continue;
             }
         };
-        match stage {
-            Stage::Copied => {
-                if let Err(failure) = steps::make_durable(engine, bridge, merge).await {
-                    if failure.outcome_known() {
-                        // before its last step it has changed nothing
-                        bridge.cancel_job(&merge.job, Cancel::Force).await?;
-                        let _ = job.wait_concluded().await;
-                    }
-                    return Err(failure);
-                }
-                finalizes = true;
-            }
+        let (what, not_yet) = match stage {
             Stage::Concluded => return Ok(()),
+            Stage::Copied => {
+                if !durable {
+                    make_durable(engine, merge, &mut job).await?;
+                    durable = true;
+                }
+                match not_while_it_moves(bridge).await? {
+                    None => {
+                        finalizes = true;
+                        continue;
+                    }
+                    Some(failure) => ("the merge cannot end yet", failure),
+                }
+            }
             Stage::Ready => {
                 engine.show_progress(guard.name(), merge.job.as_str()).await;
                 let not_yet = match steps::rehearse(merge, &rehearsal).await {
                     Err(failure) => failure.next("make that directory writable: the VM runs on, and the merge goes on by itself"),
-                    Ok(()) if !engine.begin_pivot(guard.name(), &merge.job).await? => {
-                        // a person holds it: the guest is not stopped for a pivot that does not come
-                        tokio::time::sleep(PROGRESS_EVERY).await;
-                        continue;
-                    }
-                    Ok(()) => match pivot(engine, merge, &mut job).await? {
-                        Pivot::Done => return Ok(()),
-                        Pivot::Refused(failure) => {
-                            engine.end_pivot(guard.name());
-                            failure.next("the VM runs on, and the merge goes on by itself as soon as QEMU lets it")
+                    Ok(()) => match not_while_it_moves(bridge).await? {
+                        Some(failure) => failure,
+                        None if !engine.begin_pivot(guard.name(), &merge.job).await? => {
+                            // a person holds it: the guest is not stopped for a pivot that does not come
+                            tokio::time::sleep(PROGRESS_EVERY).await;
+                            continue;
                         }
+                        None => match pivot(engine, merge, &mut job).await? {
+                            Pivot::Done => return Ok(()),
+                            Pivot::Refused(failure) => {
+                                engine.end_pivot(guard.name());
+                                failure.next("the VM runs on, and the merge goes on by itself as soon as QEMU lets it")
+                            }
+                        },
                     },
                 };
-                if *ready.get_or_insert_with(Instant::now) + PIVOT_PATIENCE < Instant::now() {
-                    return Err(not_moved(engine, guard, merge, &mut job, not_yet).await?);
-                }
-                engine.report_once(&format!(
-                    "disk '{}': the VM cannot be moved yet: {not_yet}",
-                    guard.name()
-                ));
-                tokio::time::sleep(PIVOT_RETRY).await;
+                ("the VM cannot be moved yet", not_yet)
             }
+        };
+        if *waits.get_or_insert_with(Instant::now) + PIVOT_PATIENCE < Instant::now() {
+            return Err(not_moved(engine, guard, merge, &mut job, not_yet).await?);
         }
+        engine.report_once(&format!("disk '{}': {what}: {not_yet}", guard.name()));
+        tokio::time::sleep(PIVOT_RETRY).await;
+    }
+}
+
+/// What a stream has copied, on stable storage; a stream that cannot have that ends.
+async fn make_durable(engine: &Engine, merge: &Merge, job: &mut JobHandle) -> Result<(), Failure> {
+    let bridge = engine.bridge()?;
+    let Err(failure) = steps::make_durable(engine, bridge, merge).await else {
+        return Ok(());
+    };
+    if failure.outcome_known() {
+        // before its last step it has changed nothing
+        bridge.cancel_job(&merge.job, Cancel::Force).await?;
+        let _ = job.wait_concluded().await;
+    }
+    Err(failure)
+}
+
+/// Why the chain stays as it is for now: another QEMU is about to have the VM, or has it.
+async fn not_while_it_moves(bridge: &Bridge) -> Result<Option<Failure>, Failure> {
+    match migration::refuse(bridge).await {
+        Ok(()) => Ok(None),
+        Err(failure) if failure.outcome_known() => Ok(Some(failure)),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -277,11 +320,7 @@ async fn pivot(
     }
     let told = match steps::stop_before_pivot(engine, merge).await {
         Err(failure) => Err(failure),
-        Ok(()) => match bridge.complete_job(&merge.job).await {
-            // a slow QEMU still does it: the guest waits until that is known
-            Err(qmpbridge::Error::TimedOut { .. }) => Ok(()),
-            told => told.map_err(Failure::from),
-        },
+        Ok(()) => complete(bridge, merge).await,
     };
     match told {
         Ok(()) => {
@@ -299,6 +338,17 @@ async fn pivot(
     }
 }
 
+/// Has the job end with the guest on the layer that was committed into.
+async fn complete(bridge: &Bridge, merge: &Merge) -> Result<(), Failure> {
+    // what was begun elsewhere meanwhile
+    migration::refuse(bridge).await?;
+    match bridge.complete_job(&merge.job).await {
+        // a slow QEMU still does it: the guest waits until that is known
+        Err(qmpbridge::Error::TimedOut { .. }) => Ok(()),
+        told => told.map_err(Failure::from),
+    }
+}
+
 /// Ends a job that could move the VM, and must not: nothing is changed by that but time lost.
 async fn not_moved(
     engine: &Rc<Engine>,
@@ -310,7 +360,10 @@ async fn not_moved(
     let bridge = engine.bridge()?;
     bridge.cancel_job(&merge.job, Cancel::Force).await?;
     let _ = job.wait_concluded().await;
-    engine.settle_later(guard.name());
+    if !merge.point_intact() {
+        // it is begun again
+        engine.settle_later(guard.name());
+    }
     Ok(failure)
 }
 

@@ -45,7 +45,9 @@ async fn stream(bridge: &Bridge, merge: &Merge) -> Result<JobHandle, Failure> {
     let mut command = BlockStream::new(merge.job.clone(), node(merge.up().node.as_ref())?);
     if let Some(below) = merge.below() {
         command.base_node = Some(node(below.node.as_ref())?);
-        command.backing_file = Some(below.path.clone());
+        // of what only QEMU can read a path does not say how to open it: it writes down its own name for that
+        let is_read_here = !matches!(below.format, Format::Other(_));
+        command.backing_file = is_read_here.then(|| below.path.clone());
     }
     Ok(bridge.start_job(merge.job.clone(), command).await?)
 }

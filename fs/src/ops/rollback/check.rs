@@ -7,7 +7,7 @@ use crate::model::{Disk, Format, Layer, PointRecord};
 use crate::ops::check::refuse_if_mixed;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::lasting_name;
-use crate::ops::{carried, overlay};
+use crate::ops::{carried, migration, overlay};
 use crate::sys;
 use crate::tree::{Found, PointKey, find_in, first_free};
 use qmpbridge::Bridge;
@@ -20,6 +20,7 @@ pub(super) async fn check(
     disk: Disk,
     point: &PointKey,
 ) -> Result<Rollback, Failure> {
+    migration::refuse(bridge).await?;
     let (root, file) = overlay::top_of(&disk)?;
     let active = disk.active_path.clone();
     let onto = onto(&disk, point)?;
@@ -137,11 +138,11 @@ async fn debt(
     Ok(match bridge.run(QueryStatus).await?.status.as_str() {
         "prelaunch" => GuestDebt::Nothing,
         "running" | "suspended" => GuestDebt::ResetAndGo,
-        "inmigrate" | "postmigrate" | "finish-migrate" | "colo" | "save-vm" | "restore-vm" => {
-            return Err(Failure::new(
-                Errno::EBUSY,
-                "the VM is being migrated or saved",
-            ));
+        "save-vm" | "restore-vm" => {
+            return Err(
+                Failure::new(Errno::EBUSY, "the VM is being saved or loaded")
+                    .next("wait for the other tool"),
+            );
         }
         _ => GuestDebt::Reset,
     })
