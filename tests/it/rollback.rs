@@ -1,6 +1,7 @@
 //! `echo NAME > rollback`: a disk goes back to a point, forward again, and loses nothing on either way.
 
 use std::fs::File;
+use std::thread;
 
 use libc::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EOPNOTSUPP, EPERM, EROFS};
 use qmpfs_tests::bench::Bench;
@@ -8,6 +9,7 @@ use qmpfs_tests::faults::{SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
 use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::off::{Off, SIZE};
+use qmpfs_tests::rewrite::holding;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::assert_errno;
 use qmpfs_tests::{oracle, sh, wait};
@@ -352,5 +354,36 @@ fn a_vm_that_a_reset_would_end_is_not_rolled_back() {
     assert_errno(disk.roll_back("one"), &[EOPNOTSUPP]);
     assert!(mount.text("log").contains("-no-reboot"));
     assert_eq!(machine.qmp.run("query-status", json!({}))["running"], true);
+    assert_eq!(disk.list("snapshots"), ["one"]);
+}
+
+/// By another monitor, between the look at the disk and the exchange: a running VM's disk does not change its size by it.
+#[test]
+fn a_disk_that_is_resized_meanwhile_is_not_rolled_back() {
+    let scratch = Scratch::new("rollback-resized");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 16 << 20);
+    let disks = [Disk::qcow2("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    // nobody resizes under a server
+    machine.qmp.run("nbd-server-stop", json!({}));
+    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], LIVE);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    disk.snapshot("one").make().expect("a snapshot");
+    let node = disk.json()["node_name"].clone();
+    let (monitor, held) = holding(&scratch, machine.qmpfs_socket(), "stop");
+    mount.mount_through(&monitor);
+    let rolled_back = thread::scope(|scope| {
+        let back = scope.spawn(|| disk.roll_back("one"));
+        let size = json!({"node-name": node, "size": 32 << 20});
+        held.meanwhile(|| machine.qmp.run("block_resize", size));
+        back.join().expect("no panic")
+    });
+    assert_errno(rolled_back, &[EBUSY]);
+    let log = mount.text("log");
+    assert!(log.contains("resized in this moment"), "{log}");
+    assert_eq!(machine.qmp.run("query-status", json!({}))["running"], true);
+    assert_eq!(disk.json()["virtual_size"], 32 << 20);
     assert_eq!(disk.list("snapshots"), ["one"]);
 }

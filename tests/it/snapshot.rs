@@ -14,7 +14,7 @@ use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::process::Process;
 use qmpfs_tests::proxy::Proxy;
 use qmpfs_tests::qmp::Graph;
-use qmpfs_tests::rewrite::rewriting;
+use qmpfs_tests::rewrite::{holding, rewriting};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::steps::{Deed, FILES, Steps};
 use qmpfs_tests::tree::{assert_errno, write_line};
@@ -686,4 +686,34 @@ fn a_monitor_of_another_machine_changes_nothing_here() {
     let left = names(&scratch.dir("images"));
     assert_eq!(left, [".web1.qcow2.0123456789ab", "web1.qcow2"]);
     far.kill9();
+
+/// By another monitor, between the look at the disk and its instant: an overlay of the old size would cut the guest's disk.
+#[test]
+fn a_disk_that_is_resized_meanwhile_keeps_its_new_size() {
+    let scratch = Scratch::new("snapshot-resized");
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, 16 << 20);
+    let disks = [Disk::qcow2("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    // nobody resizes under a server
+    machine.qmp.run("nbd-server-stop", json!({}));
+    let (monitor, held) = holding(&scratch, machine.qmpfs_socket(), "stop");
+    let mount = Mounted::new(&scratch, &[&monitor], &[]);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    let made = thread::scope(|scope| {
+        let made = scope.spawn(|| disk.snapshot("one").make());
+        held.meanwhile(|| machine.resize("vda", 32 << 20));
+        made.join().expect("no panic")
+    });
+    assert_errno(made, &[EBUSY]);
+    let log = mount.text("log");
+    assert!(
+        log.contains("resized in this moment, from 16777216 bytes to 33554432"),
+        "{log}"
+    );
+    assert_eq!(names(&scratch.dir("images")), ["web1.qcow2"]);
+    assert_eq!(machine.qmp.run("query-status", json!({}))["running"], true);
+    disk.snapshot("one").make().expect("a snapshot");
+    assert_eq!(disk.json()["virtual_size"], 32 << 20);
 }

@@ -5,7 +5,7 @@ use super::engine::Engine;
 use crate::errno::{Errno, Failure};
 use crate::leases::{Closed, Holder, LeaseKey};
 use crate::model::{Disk, FileId, Internal, Layer};
-use qmpbridge::NodeName;
+use qmpbridge::{BlockGraph, NodeName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The file of a layer, which must be the one that QEMU has open.
@@ -46,6 +46,26 @@ pub(super) fn root_of(disk: &Disk) -> Result<NodeName, Failure> {
         Failure::new(Errno::ENOTCONN, "the disk has no node")
             .next("look again: ls disks; another tool may have changed it in this moment")
     })
+}
+
+/// Refused where a disk has not the size it was looked at with: what is put in its place would give it that again.
+pub(super) fn refuse_if_resized(
+    graph: &BlockGraph,
+    root: &NodeName,
+    size: u64,
+) -> Result<(), Failure> {
+    match graph.node(root) {
+        Some(node) if node.virtual_size != size => Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "the disk was resized in this moment, from {size} bytes to {}",
+                node.virtual_size
+            ),
+        )
+        .next("do it again")),
+        // without a node QEMU refuses it by itself
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Between two looks, the second of which counts, other disks came to take part.

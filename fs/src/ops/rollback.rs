@@ -13,6 +13,7 @@ pub(super) use finish::settle;
 pub(super) use names::settle_names;
 
 use super::blocking::blocking;
+use super::check::refuse_if_resized;
 use super::engine::{DiskGuard, Engine};
 use super::migration;
 use super::nodes::Carried;
@@ -53,6 +54,8 @@ pub(super) async fn to(
 struct Rollback {
     disk: String,
     root: NodeName,
+    /// Its bytes, as they were looked at.
+    size: u64,
     carried: Carried,
     /// The point's top layer, by the name that it keeps.
     onto: Layer,
@@ -85,6 +88,7 @@ impl Rollback {
     async fn exchange(&self, bridge: &Bridge, overlay: &Overlay) -> Result<(), Failure> {
         // what was begun elsewhere meanwhile
         migration::refuse(bridge).await?;
+        refuse_if_resized(&bridge.graph().await?, &self.root, self.size)?;
         let snapshot = TransactionAction::BlockdevSnapshot(BlockdevSnapshot {
             node: self.root.clone(),
             overlay: overlay.format.clone(),

@@ -170,6 +170,7 @@ async fn instant(
     let sealed = async {
         // what is begun elsewhere meanwhile
         migration::refuse(bridge).await?;
+        refuse_if_resized(bridge, seals).await?;
         seal_all(engine, bridge, seals).await.map_err(Failure::from)
     };
     match sealed.await {
@@ -189,6 +190,16 @@ async fn instant(
             Err(failure)
         }
     }
+}
+
+/// An overlay has the size that its disk had when it was looked at.
+async fn refuse_if_resized(bridge: &Bridge, seals: &[Seal]) -> Result<(), Failure> {
+    let graph = bridge.graph().await?;
+    for seal in seals {
+        let same = seal.refuse_if_resized(&graph);
+        same.map_err(|failure| failure.of_disk(seal.disk()))?;
+    }
+    Ok(())
 }
 
 /// The transaction. A snapshot is not refused for a bitmap's sake: that would only make a later backup smaller.

@@ -31,6 +31,7 @@ pub(super) async fn check(
     Ok(Rollback {
         disk: disk.name.clone(),
         root,
+        size: disk.active.virtual_size,
         carried: engine.carried(&disk),
         file,
         record: PointRecord {

@@ -110,6 +110,11 @@ impl Seal {
         }))
     }
 
+    /// The guest's disk would be cut to what it had before somebody made it larger.
+    pub(super) fn refuse_if_resized(&self, graph: &BlockGraph) -> Result<(), Failure> {
+        check::refuse_if_resized(graph, &self.root, self.disk.active.virtual_size)
+    }
+
     /// What takes the dirty bitmaps of backups along, behind that.
     pub(super) fn bitmaps(&self) -> Vec<TransactionAction> {
         let overlay = self.overlay.as_ref();
