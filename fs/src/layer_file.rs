@@ -16,7 +16,8 @@ pub use foreign::name_foreign;
 pub use links::{fsync_dir, fsync_file, link_new, replace};
 pub use names::{active_of_alias, alias_path, random_hex, resolve, sealed_path};
 pub use neighbours::{
-    backing_file, dependents, free_bytes, is_name_of, namesakes, siblings, strays,
+    backing_file, dependents, free_bytes, is_kept_from_us, is_name_of, namesakes, said_by_sibling,
+    siblings, strays,
 };
 pub use record::{
     FreezeMark, FreezeNote, GuestDebt, LoadJournal, LoadStep, MergeJournal, QemuIdentity,

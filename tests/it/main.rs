@@ -73,5 +73,6 @@ mod several_faults;
 mod snapshot;
 mod stable_path;
 mod tree;
+mod unreadable;
 mod verify;
 mod waiting;

@@ -86,6 +86,19 @@ pub fn siblings(active: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
+/// Whether a sibling may not be read. Whoever wrote something down there could read it: it is somebody else's.
+pub fn is_kept_from_us(failure: &Failure) -> bool {
+    matches!(failure.errno, Errno::EACCES | Errno::EPERM)
+}
+
+/// What is written down on a sibling; nothing where it is kept from us.
+pub fn said_by_sibling<T>(told: Result<Option<T>, Failure>) -> Result<Option<T>, Failure> {
+    match told {
+        Err(failure) if is_kept_from_us(&failure) => Ok(None),
+        told => told,
+    }
+}
+
 /// Whether a path is a name that a file of this disk has or had: D, a sealed name, an alias.
 pub fn is_name_of(path: &Path, active: &Path) -> bool {
     let named = active_of_alias(path).unwrap_or_else(|| path.to_owned());

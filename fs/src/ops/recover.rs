@@ -78,7 +78,7 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     }
     // the other QEMU has the files open by the names they have now
     migration::refuse(bridge).await?;
-    let ended = dismiss_ended(bridge, &disk).await?;
+    let ended = dismiss_ended(engine, bridge, &disk).await?;
     idle_nodes(engine, bridge, &disk, Whose::Ours).await?;
     seal::unfinished(engine, bridge, &disk).await?;
     rollback::settle(engine, bridge, &disk).await?;
@@ -91,8 +91,12 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
 }
 
 /// The jobs of this disk that have ended, dismissed. Those of other disks are their verbs' business.
-async fn dismiss_ended(bridge: &Bridge, disk: &Disk) -> Result<Vec<JobInfo>, Failure> {
-    let mut of_this_disk: Vec<String> = merges::journals(disk)?
+async fn dismiss_ended(
+    engine: &Engine,
+    bridge: &Bridge,
+    disk: &Disk,
+) -> Result<Vec<JobInfo>, Failure> {
+    let mut of_this_disk: Vec<String> = merges::journals(engine, disk)?
         .into_iter()
         .map(|(_, _, journal)| journal.job)
         .collect();

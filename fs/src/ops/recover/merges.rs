@@ -22,7 +22,10 @@ pub(super) enum Resume {
 }
 
 /// Files of this disk that carry the journal of a merge.
-pub(super) fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure> {
+pub(super) fn journals(
+    engine: &Engine,
+    disk: &Disk,
+) -> Result<Vec<(PathBuf, FileId, MergeJournal)>, Failure> {
     let namesakes = layer_file::namesakes(&disk.active_path)?;
     let mut found: Vec<(PathBuf, FileId, MergeJournal)> = Vec::new();
     for path in layer_file::siblings(&disk.active_path)? {
@@ -32,7 +35,19 @@ pub(super) fn journals(disk: &Disk) -> Result<Vec<(PathBuf, FileId, MergeJournal
         if found.iter().any(|(_, known, _)| *known == file) {
             continue;
         }
-        let Some(journal) = layer_file::read_merge(&path)? else {
+        let journal = match layer_file::read_merge(&path) {
+            Err(failure)
+                if layer_file::is_kept_from_us(&failure) && disk.files().all(|its| its != file) =>
+            {
+                engine.report_once(&format!(
+                    "disk '{}': a file that is named like one of its layers is passed over: {failure}",
+                    disk.name
+                ));
+                continue;
+            }
+            told => told?,
+        };
+        let Some(journal) = journal else {
             continue;
         };
         let of = |other: &PathBuf| layer_file::is_name_of(&journal.upper, other);
@@ -55,7 +70,7 @@ pub(super) async fn ended(
     ended: &[JobInfo],
 ) -> Result<(), Failure> {
     let at_work = bridge.jobs().await?;
-    for (path, file, journal) in journals(disk)? {
+    for (path, file, journal) in journals(engine, disk)? {
         if at_work.iter().any(|job| job.id.as_str() == journal.job) {
             continue;
         }
@@ -314,7 +329,7 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
     if engine.config.verbs.read_only {
         return Ok(Resume::Nothing);
     }
-    for (path, file, mut journal) in journals(&disk)? {
+    for (path, file, mut journal) in journals(engine, &disk)? {
         if engine.was_refused(&journal.job) {
             // it was told so, and nothing was begun
             layer_file::clear_merge(&path)?;

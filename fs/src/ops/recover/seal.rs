@@ -4,7 +4,7 @@
 use super::{Whose, idle_nodes, lost_active};
 use crate::errno::Failure;
 use crate::layer_file::{self, SealMarker};
-use crate::model::Disk;
+use crate::model::{Disk, Format};
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Role};
 use crate::ops::settle;
@@ -116,7 +116,8 @@ fn sealed_with_mark(disk: &Disk) -> Result<Option<(usize, SealMarker)>, Failure>
             let active = layer_file::active_of_alias(&marker.overlay);
             marker.sealed == path && active.as_ref() == Some(&disk.active_path)
         };
-        if let Some(marker) = layer_file::read_seal(&path)?.filter(of_this_disk) {
+        let marker = layer_file::said_by_sibling(layer_file::read_seal(&path))?;
+        if let Some(marker) = marker.filter(of_this_disk) {
             return Ok(Some((below, marker)));
         }
     }
@@ -134,7 +135,7 @@ async fn resume(engine: &Engine, disk: &Disk, marker: &SealMarker) -> Result<(),
         return Ok(());
     }
     for other in engine.observe().await? {
-        if other.name != disk.name && waits_for_resume(&other)? {
+        if other.name != disk.name && waits_for_resume(&other) {
             return Ok(());
         }
     }
@@ -144,13 +145,15 @@ async fn resume(engine: &Engine, disk: &Disk, marker: &SealMarker) -> Result<(),
     engine.resume_guest().await
 }
 
-fn waits_for_resume(disk: &Disk) -> Result<bool, Failure> {
-    if disk.active.file.is_none() {
-        return Ok(false);
+/// Whether the guest stands still for this disk, too. One that was never to be sealed has no mark, and one that cannot be read
+/// has none that we wrote.
+fn waits_for_resume(disk: &Disk) -> bool {
+    if disk.active.file.is_none() || disk.active.format != Format::Qcow2 {
+        return false;
     }
-    let marker = match layer_file::read_seal(&disk.active.path)? {
-        Some(marker) => Some(marker),
-        None => sealed_with_mark(disk)?.map(|(_, marker)| marker),
+    let marker = match layer_file::read_seal(&disk.active.path) {
+        Ok(None) => sealed_with_mark(disk).map(|sealed| sealed.map(|(_, marker)| marker)),
+        told => told,
     };
-    Ok(marker.is_some_and(|marker| marker.resume))
+    matches!(marker, Ok(Some(marker)) if marker.resume)
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 pub(super) fn journals(active: &Path) -> Result<Vec<RollbackJournal>, Failure> {
     let mut found: Vec<RollbackJournal> = Vec::new();
     for path in layer_file::siblings(active)? {
-        let journal = layer_file::read_rollback(&path)?;
+        let journal = layer_file::said_by_sibling(layer_file::read_rollback(&path))?;
         if let Some(journal) = journal.filter(|journal| journal.active == active)
             && !found.contains(&journal)
         {
