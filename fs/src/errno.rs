@@ -203,7 +203,7 @@ impl From<qmpbridge::Error> for Failure {
             Error::MonitorTaken => Errno::EBUSY,
             Error::NoSocket { .. } => Errno::ENOENT,
             Error::NotASocket { .. } | Error::NotQmp { .. } => Errno::EINVAL,
-            Error::TimedOut { .. } => Errno::ETIMEDOUT,
+            Error::TimedOut { .. } | Error::JobAtWork { .. } => Errno::ETIMEDOUT,
             Error::TooOld { .. } => Errno::EOPNOTSUPP,
             Error::Io(source) => io_errno(source),
             // QEMU's words are for people; what can be told beforehand, our own checks have told
@@ -228,7 +228,7 @@ impl From<qmpbridge::Error> for Failure {
             Error::Disconnected => {
                 "sealed points stay readable; verbs work again when the VM is back on the same socket"
             }
-            Error::TimedOut { .. } => {
+            Error::TimedOut { .. } | Error::JobAtWork { .. } => {
                 "look whether QEMU hangs; the outcome is settled as soon as it answers"
             }
             Error::TooOld { .. } => "use QEMU 7.2 or newer, built with that command",

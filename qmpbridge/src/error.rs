@@ -41,6 +41,11 @@ pub enum Error {
         /// QMP name.
         command: &'static str,
     },
+    /// A job has not ended by its deadline. It may still do so.
+    JobAtWork {
+        /// The job.
+        job: JobId,
+    },
     /// QEMU said no.
     Refused {
         /// QMP name.
@@ -85,6 +90,7 @@ impl fmt::Display for Error {
             Error::NobodyListens { address } => write!(f, "nobody listens at {address}"),
             Error::NotQmp { got } => write!(f, "not a QMP monitor: it said {got:?}"),
             Error::TimedOut { command } => write!(f, "{command} was not answered in time"),
+            Error::JobAtWork { job } => write!(f, "the job {job} has not ended in time"),
             Error::Refused {
                 command,
                 class,

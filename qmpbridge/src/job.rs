@@ -270,6 +270,17 @@ impl JobHandle {
         self.wait(|_| false).await.map(drop)
     }
 
+    /// The same for a job that takes no time where QEMU is well: [`Error::JobAtWork`] when it is not over by then, and
+    /// it may go on.
+    pub async fn wait_concluded_within(&mut self, limit: Duration) -> Result<(), Error> {
+        let ended = tokio::time::timeout(limit, self.wait_concluded()).await;
+        ended.unwrap_or_else(|_| {
+            Err(Error::JobAtWork {
+                job: self.id.clone(),
+            })
+        })
+    }
+
     /// Waits until a job that was told not to finalize itself, as all streams are, has done its work and changed
     /// nothing else yet (`Pending`), or is over (`Concluded`).
     pub async fn wait_pending_or_concluded(&mut self) -> Result<JobStatus, Error> {

@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use libc::{EACCES, EBUSY, EEXIST, EOPNOTSUPP, EPERM, EROFS};
+use libc::{EACCES, EBUSY, EEXIST, EOPNOTSUPP, EPERM, EROFS, ETIMEDOUT};
 use qmpfs_tests::bench::{Bench, SIZE, WRITERS};
 use qmpfs_tests::faults::{Immutable, SmallFilesystem, names};
 use qmpfs_tests::machine::{Attachment, Disk, Machine};
@@ -686,6 +687,7 @@ fn a_monitor_of_another_machine_changes_nothing_here() {
     let left = names(&scratch.dir("images"));
     assert_eq!(left, [".web1.qcow2.0123456789ab", "web1.qcow2"]);
     far.kill9();
+}
 
 /// By another monitor, between the look at the disk and its instant: an overlay of the old size would cut the guest's disk.
 #[test]
@@ -716,4 +718,40 @@ fn a_disk_that_is_resized_meanwhile_keeps_its_new_size() {
     assert_eq!(machine.qmp.run("query-status", json!({}))["running"], true);
     disk.snapshot("one").make().expect("a snapshot");
     assert_eq!(disk.json()["virtual_size"], 32 << 20);
+}
+
+/// It has begun to format the overlay, and answers nobody from then on.
+#[test]
+fn a_qemu_that_hangs_while_it_formats_holds_mkdir_up_once() {
+    let mut bench = Bench::new("snapshot-format-hangs", Attachment::Blockdev);
+    let (formats, hangs) = (AtomicBool::new(false), AtomicBool::new(false));
+    let pid = bench.machine.pid();
+    let monitor = rewriting(
+        bench.scratch(),
+        bench.machine.qmpfs_socket(),
+        move |message| {
+            if message["execute"] == "blockdev-create" {
+                formats.store(true, Ordering::SeqCst);
+            } else if formats.load(Ordering::SeqCst) && !hangs.swap(true, Ordering::SeqCst) {
+                sh!("kill -STOP {pid}");
+            }
+        },
+    );
+    bench.mount.mount_through(&monitor);
+    bench.wait_for_disk();
+    let point = bench.point("one");
+    let made = thread::scope(|scope| {
+        let made = scope.spawn(|| point.make());
+        wait::poll(Duration::from_secs(60), || made.is_finished().then_some(()));
+        sh!("kill -CONT {pid}");
+        made.join().expect("no panic")
+    });
+    assert_errno(made, &[ETIMEDOUT]);
+    wait::until_true("it is settled", || {
+        bench.mount.text("log").contains("settled\n") && !point.exists()
+    });
+    bench.verify();
+    bench.seal("one");
+    bench.remove("one");
+    bench.finish();
 }

@@ -15,6 +15,10 @@ use qmpbridge::command::{
 };
 use qmpbridge::{BlockGraph, Bridge, JobId, NodeName};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long QEMU may take to format a file, for milliseconds as a rule; the caller's directory is locked until then.
+const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Options of the VM's own node that the nodes in its place must have too.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -118,7 +122,11 @@ pub(super) async fn create(
         options,
     };
     let mut job = bridge.start_job(job_id.clone(), command).await?;
-    let outcome = job.wait_concluded().await;
+    let outcome = job.wait_concluded_within(CREATE_DEADLINE).await;
+    if let Err(late @ qmpbridge::Error::JobAtWork { .. }) = outcome {
+        // a QEMU that hangs is asked no more: whoever settles this finds the job by its name
+        return Err(late.into());
+    }
     bridge.dismiss_job(&job_id).await?;
     Ok(outcome?)
 }

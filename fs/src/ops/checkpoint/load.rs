@@ -20,6 +20,10 @@ use qmpbridge::command::{QueryStatus, SnapshotLoad, SnapshotSave};
 use qmpbridge::{Bridge, JobId, JobStatus, NodeName};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a load may take to be over when the RAM was read, for milliseconds as a rule.
+const END_DEADLINE: Duration = Duration::from_secs(30);
 
 /// All that is needed to go back, and to come back from there.
 struct Load {
@@ -337,7 +341,11 @@ async fn load_back(
         vmstate: found.state.0.root.clone().ok_or_else(changed)?,
         devices: devices(&disks)?,
     };
-    let loaded = async { bridge.start_job(id, load).await?.wait_concluded().await };
+    let loaded = async {
+        let mut job = bridge.start_job(id, load).await?;
+        // it was answered when the RAM was read
+        job.wait_concluded_within(END_DEADLINE).await
+    };
     match loaded.await.map_err(Failure::from) {
         Ok(_) => Ok(true),
         Err(failure) if failure.outcome_known() => Ok(false),
