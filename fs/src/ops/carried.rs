@@ -104,7 +104,7 @@ impl CommandLine {
     fn of(pid: i32) -> Option<CommandLine> {
         Some(CommandLine {
             arguments: command_line(pid)?,
-            sight: Sight::of(Some(pid), &[], false),
+            sight: Sight::of_process(Some(pid)),
         })
     }
 
@@ -355,7 +355,7 @@ mod tests {
     fn a_name_is_seen_from_where_qemu_runs() {
         let dir = tempfile::tempdir().unwrap();
         let here = sys::process_directory(std::process::id().cast_signed()).unwrap();
-        let sight = Sight::of(Some(std::process::id().cast_signed()), &[], false);
+        let sight = Sight::of_process(Some(std::process::id().cast_signed()));
         let (active, link) = (dir.path().join("web1.qcow2"), dir.path().join("link"));
         let other = dir.path().join("other/web1.qcow2");
         std::fs::write(&active, b"").unwrap();

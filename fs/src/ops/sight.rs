@@ -23,16 +23,23 @@ pub(super) struct Sight {
 impl Sight {
     /// As seen by QEMU at the other end of the monitor.
     pub(super) fn of(bridge: &Bridge, embedded: &[(PathBuf, String)], read_only: bool) -> Self {
-        let pid = bridge.peer_pid();
-        let directory = pid.and_then(|pid| sys::process_directory(pid).ok());
-        let root = pid.and_then(sys::foreign_root);
         Sight {
-            pid,
-            directory,
-            root,
             elsewhere: bridge.is_elsewhere(),
             embedded: embedded.to_vec(),
             read_only,
+            ..Self::of_process(bridge.peer_pid())
+        }
+    }
+
+    /// As seen by a process of this machine.
+    pub(super) fn of_process(pid: Option<i32>) -> Self {
+        Sight {
+            pid,
+            directory: pid.and_then(|pid| sys::process_directory(pid).ok()),
+            root: pid.and_then(sys::foreign_root),
+            elsewhere: false,
+            embedded: Vec::new(),
+            read_only: false,
         }
     }
 

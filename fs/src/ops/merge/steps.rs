@@ -7,6 +7,7 @@ use super::plan::Verb;
 use super::{Merge, node};
 use crate::errno::Failure;
 use crate::layer_file;
+use crate::model::Format;
 use crate::ops::durable;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::{self, Carried, Role};
