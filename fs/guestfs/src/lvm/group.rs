@@ -14,8 +14,14 @@ const VOLUMES_MAX: usize = 1024;
 const PHYSICAL_MAX: usize = 1024;
 /// Stretches of physical volumes that all logical ones of a group are made of.
 const AREAS_MAX: usize = 1 << 15;
-/// What tells physical volumes apart has 32 letters.
+/// What tells physical volumes, and groups, apart has 32 letters.
 const UUID_MAX: usize = 64;
+/// The longest name of a group or a volume; LVM itself takes half of it.
+const NAME_MAX: usize = 251;
+/// Bytes that are kept of what a guest calls a device; Linux has no longer names of them.
+const DEVICE_MAX: usize = 255;
+/// Bytes that are kept of the kind of a segment: each has one short word.
+const KIND_MAX: usize = 64;
 /// Stripes of one segment, as many as LVM makes.
 const STRIPES_MAX: usize = 128;
 
@@ -79,15 +85,11 @@ impl Group {
                 let start = bytes(volume.number("pe_start")?)?;
                 let extents = volume.number("pe_count")?;
                 let length = extents.checked_mul(extent).ok_or(DAMAGE)?;
-                let uuid = volume.text("id")?.replace('-', "");
-                if uuid.len() > UUID_MAX {
-                    return Err(DAMAGE);
-                }
-                let uuid: Arc<str> = uuid.into();
-                let device = volume.text("device").unwrap_or_default().to_owned();
+                let uuid: Arc<str> = uuid(volume)?.into();
+                let device = volume.text("device").unwrap_or_default();
                 members.push(Member {
                     uuid: Arc::clone(&uuid),
-                    device,
+                    device: cut(device, DEVICE_MAX).to_owned(),
                 });
                 Ok((name.as_str(), (Area { uuid, start }, length)))
             })
@@ -107,19 +109,42 @@ impl Group {
             .take(VOLUMES_MAX)
             .map(|(name, volume)| {
                 Ok(Logical {
-                    name: name.clone(),
+                    name: own(name)?,
                     layout: layout(volume, extent, &physical, &mut areas)?,
                 })
             })
             .collect();
         Ok(Group {
-            uuid: group.text("id")?.replace('-', ""),
-            name: name.clone(),
+            uuid: uuid(group)?,
+            name: own(name)?,
             sequence: group.number("seqno")?,
             physical: members,
             logical: logical?,
         })
     }
+}
+
+/// What tells a group or a physical volume from others.
+fn uuid(of: &Value) -> Result<String, Error> {
+    let uuid = of.text("id")?.replace('-', "");
+    match uuid.len() {
+        ..=UUID_MAX => Ok(uuid),
+        _ => Err(DAMAGE),
+    }
+}
+
+/// What its owner calls a group or a volume.
+fn own(name: &str) -> Result<String, Error> {
+    match name.len() {
+        ..=NAME_MAX => Ok(name.to_owned()),
+        _ => Err(DAMAGE),
+    }
+}
+
+/// The beginning of a text, in whole letters: what a guest writes is kept for every volume that names it.
+fn cut(text: &str, length: usize) -> &str {
+    let mut ends = (0..=length).rev();
+    ends.find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// Sectors as bytes.
@@ -140,7 +165,7 @@ fn layout(
     for (_, segment) in named {
         let kind = segment.text("type")?;
         if kind != "striped" {
-            return Ok(Err(kind.to_owned()));
+            return Ok(Err(cut(kind, KIND_MAX).to_owned()));
         }
         let segment = striped(segment, extent, physical)?;
         *areas = areas.saturating_add(segment.areas.len());
@@ -226,10 +251,7 @@ mod tests {
         let [member] = &found.physical[..] else {
             panic!("one");
         };
-        assert_eq!(
-            (&*member.uuid, member.device.as_str()),
-            ("ccdd", "/dev/vdb")
-        );
+        assert_eq!((&*member.uuid, &*member.device), ("ccdd", "/dev/vdb"));
         let [volume] = &found.logical[..] else {
             panic!("one that can be seen");
         };
@@ -242,6 +264,26 @@ mod tests {
             thin.logical[0].layout.as_ref().err().map(String::as_str),
             Some("thin")
         );
+    }
+
+    /// What is kept of a group is kept for each of its volumes, and for as long as its disk is remembered.
+    #[test]
+    fn what_a_guest_writes_is_kept_in_part() {
+        let long = "\u{e9}".repeat(1 << 20);
+        let text = |volume: &str, kind: &str| {
+            format!(
+                "vg {{ id = \"a\" seqno = 3 extent_size = 8\n\
+                 physical_volumes {{ pv0 {{ id = \"c\" device = \"{long}\" pe_start = 0 pe_count = 10 }} }}\n\
+                 logical_volumes {{ {volume} {{ status = [\"VISIBLE\"] segment1 {{ type = \"{kind}\" }} }} }} }}"
+            )
+        };
+        let found = Group::parse(text("lv", &long).as_bytes()).expect("it is right");
+        assert_eq!(found.physical[0].device.len(), super::DEVICE_MAX - 1);
+        let kind = found.logical[0].layout.as_ref().err();
+        assert_eq!(kind.map(String::len), Some(super::KIND_MAX));
+        let name = |length| Group::parse(text(&"v".repeat(length), "thin").as_bytes());
+        name(super::NAME_MAX).expect("as long as one can be");
+        name(super::NAME_MAX + 1).expect_err("longer");
     }
 
     /// A text of some hundred kilobytes is not to become a gigabyte.
