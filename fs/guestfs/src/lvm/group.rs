@@ -25,6 +25,9 @@ const KIND_MAX: usize = 64;
 /// Stripes of one segment, as many as LVM makes.
 const STRIPES_MAX: usize = 128;
 
+/// The kind of a volume that lies on other volumes.
+const OF_OTHERS: &str = "on other volumes";
+
 const DAMAGE: Error = Error::Corrupt("the metadata of a volume group");
 
 /// A volume group.
@@ -167,7 +170,9 @@ fn layout(
         if kind != "striped" {
             return Ok(Err(cut(kind, KIND_MAX).to_owned()));
         }
-        let segment = striped(segment, extent, physical)?;
+        let Some(segment) = striped(segment, extent, physical)? else {
+            return Ok(Err(OF_OTHERS.to_owned()));
+        };
         *areas = areas.saturating_add(segment.areas.len());
         if *areas > AREAS_MAX {
             return Err(Error::Unsupported(
@@ -179,7 +184,12 @@ fn layout(
     Layout::new(segments).map(Ok)
 }
 
-fn striped(segment: &Value, extent: u64, physical: &Physical<'_>) -> Result<Segment, Error> {
+/// A segment on physical volumes; None where it is on others: one that `pvmove` is moving is on a volume of its own.
+fn striped(
+    segment: &Value,
+    extent: u64,
+    physical: &Physical<'_>,
+) -> Result<Option<Segment>, Error> {
     let stripes = segment.list("stripes");
     let (pairs, rest) = stripes.as_chunks::<2>();
     let count = pairs.len() as u64;
@@ -198,34 +208,39 @@ fn striped(segment: &Value, extent: u64, physical: &Physical<'_>) -> Result<Segm
     {
         return Err(DAMAGE);
     }
-    let areas: Result<Vec<Area>, Error> = pairs
+    let areas: Result<Option<Vec<Area>>, Error> = pairs
         .iter()
         .map(|pair| {
             let [Value::Text(name), Value::Number(first)] = pair else {
                 return Err(DAMAGE);
             };
-            let (of, size) = physical.get(name.as_str()).ok_or(DAMAGE)?;
+            let Some((of, size)) = physical.get(name.as_str()) else {
+                return Ok(None);
+            };
             let within = first.checked_mul(extent).ok_or(DAMAGE)?;
             let end = within.checked_add(on_each).ok_or(DAMAGE)?;
             let start = of.start.checked_add(within).ok_or(DAMAGE)?;
             if end > *size || start.checked_add(on_each).is_none() {
                 return Err(DAMAGE);
             }
-            Ok(Area {
+            Ok(Some(Area {
                 uuid: Arc::clone(&of.uuid),
                 start,
-            })
+            }))
         })
         .collect();
-    Ok(Segment {
+    let Some(areas) = areas? else {
+        return Ok(None);
+    };
+    Ok(Some(Segment {
         start: segment
             .number("start_extent")?
             .checked_mul(extent)
             .ok_or(DAMAGE)?,
         length,
         stripe,
-        areas: areas?,
-    })
+        areas,
+    }))
 }
 
 #[cfg(test)]
@@ -263,6 +278,35 @@ mod tests {
         assert_eq!(
             thin.logical[0].layout.as_ref().err().map(String::as_str),
             Some("thin")
+        );
+    }
+
+    /// As while `pvmove` is at work: the other volumes of the group are where they were.
+    #[test]
+    fn a_volume_on_another_one_is_not_read() {
+        let volume = |name: &str, on: &str| {
+            format!(
+                "{name} {{ status = [\"VISIBLE\"] segment1 {{ type = \"striped\" start_extent = 0 extent_count = 4 \
+                 stripes = [\"{on}\", 0] }} }}"
+            )
+        };
+        let text = format!(
+            "vg {{ id = \"a\" seqno = 3 extent_size = 8 physical_volumes {{ pv0 {{ id = \"c\" pe_start = 0 \
+             pe_count = 10 }} }} logical_volumes {{ {} {} }} }}",
+            volume("moved", "pvmove0"),
+            volume("other", "pv0")
+        );
+        let found = Group::parse(text.as_bytes()).expect("it is right");
+        let [moved, other] = &found.logical[..] else {
+            panic!("two");
+        };
+        assert_eq!(
+            moved.layout.as_ref().err().map(String::as_str),
+            Some(super::OF_OTHERS)
+        );
+        assert_eq!(
+            other.layout.as_ref().expect("it is linear").length(),
+            4 * 4096
         );
     }
 
@@ -317,7 +361,6 @@ mod tests {
         let striped = |rest: &str| format!("type = \"striped\" start_extent = 0 {rest}");
         for rest in [
             "extent_count = 4 stripes = [\"pv0\", 7]",
-            "extent_count = 4 stripes = [\"pv1\", 0]",
             "extent_count = 4 stripes = []",
             "extent_count = 4 stripes = [\"pv0\"]",
             "extent_count = 3 stripe_size = 8 stripes = [\"pv0\", 0, \"pv0\", 5]",
