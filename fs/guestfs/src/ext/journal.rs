@@ -6,7 +6,7 @@ use super::content;
 use super::inode::Inode;
 use super::{Blocks, Ext};
 use crate::Error;
-use crate::bytes::{be16, be32, slice};
+use crate::bytes::{be16, be32, le16, le32, slice};
 use crate::filesystem::{Journal, Place};
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,6 +30,8 @@ const SAME_UUID: u32 = 2;
 const LAST: u32 = 8;
 /// Blocks of a fast commit area where the journal does not say.
 const FAST_BLOCKS: u64 = 256;
+/// The kernel leaves a journal no fewer blocks for whole transactions.
+const WHOLE_BLOCKS_MIN: u64 = 1024;
 /// Blocks that are kept track of: a journal of 1 GiB with small blocks has no more.
 const BLOCKS_MAX: usize = 1 << 20;
 /// Pieces that a journal may lie in.
@@ -122,16 +124,16 @@ pub(super) fn replay(ext: &Ext, inode: u64) -> Result<Replay, Error> {
         (true, 0) => FAST_BLOCKS,
         (true, blocks) => blocks,
     };
-    let fast_start = log.end.saturating_sub(fast);
-    log.end = fast_start;
-    let journal = match has_fast && log.has_fast_commits(fast_start)? {
-        true => Journal::Partly,
-        false => Journal::Replayed,
+    let length = log.end;
+    log.end = match length.saturating_sub(fast) {
+        rest @ WHOLE_BLOCKS_MIN.. => rest,
+        _ => length,
     };
     if start == 0 {
+        // Nor does the kernel look for fast commits then.
         return Ok(Replay {
             overlay: Overlay::default(),
-            journal,
+            journal: Journal::Replayed,
         });
     }
     if !(log.first..log.end).contains(&start) || log.first == 0 {
@@ -140,6 +142,13 @@ pub(super) fn replay(ext: &Ext, inode: u64) -> Result<Replay, Error> {
     let sequence = be32(&head, 24)?;
     let (revoked, last) = log.scan(start, sequence)?;
     let overlay = log.saved(start, sequence, last, &revoked)?;
+    // One block lies between: the kernel takes the first behind the end for the last before it.
+    let fast_start = log.end + 1;
+    let has_fast = has_fast && fast_start < length && log.has_fast_commits(fast_start, last)?;
+    let journal = match has_fast {
+        true => Journal::Partly,
+        false => Journal::Replayed,
+    };
     Ok(Replay { overlay, journal })
 }
 
@@ -175,11 +184,12 @@ impl Log<'_> {
         self.first + (number - self.first + blocks) % length
     }
 
-    /// Fast commits begin with a tag that says so.
-    fn has_fast_commits(&self, start: u64) -> Result<bool, Error> {
+    /// Fast commits begin with a tag that says so, and of which transaction they are; those of one that is whole by
+    /// now are left where they were.
+    fn has_fast_commits(&self, start: u64, sequence: u32) -> Result<bool, Error> {
         const HEAD: u16 = 0x9;
         let block = self.block(start)?;
-        Ok(u16::from_le_bytes([block[0], block[1]]) == HEAD)
+        Ok(le16(&block, 0)? == HEAD && le32(&block, 8)? == sequence)
     }
 
     fn has_checksums(&self) -> bool {

@@ -1,0 +1,86 @@
+//! Filesystems that the kernel has written to. It needs loop devices.
+
+use qmpfs_guestfs::{Filesystem, Journal, Kind, open};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// Runs a program, which must do what it is to do.
+#[track_caller]
+fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
+    let done = Command::new(program).args(arguments).args(paths).status();
+    let done = done.expect("it is there: mountscripts/setup installs it");
+    assert!(done.success(), "{program} {arguments:?} {paths:?}");
+}
+
+/// A new filesystem, mounted by the kernel until it is dropped.
+struct Mounted {
+    directory: TempDir,
+    kind: Kind,
+}
+
+impl Mounted {
+    fn new(kind: Kind, megabytes: u64, make: &[&str]) -> Mounted {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let image = directory.path().join("fs.raw");
+        let made = File::create(&image).expect("room");
+        made.set_len(megabytes << 20).expect("a sparse file");
+        run(make[0], &make[1..], &[&image]);
+        let at = directory.path().join("kernel");
+        fs::create_dir(&at).expect("room");
+        run("mount", &["-o", "loop"], &[&image, &at]);
+        Mounted { directory, kind }
+    }
+
+    fn at(&self) -> PathBuf {
+        self.directory.path().join("kernel")
+    }
+
+    /// All that was written is on the disk.
+    fn sync(&self) {
+        run("sync", &["-f"], &[&self.at()]);
+    }
+
+    /// The filesystem as the image has it now.
+    fn read(&self) -> Box<dyn Filesystem> {
+        let image = fs::read(self.directory.path().join("fs.raw")).expect("it can be read");
+        open(self.kind, Arc::new(image)).expect("a filesystem")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &[], &[&self.at()]);
+    }
+}
+
+/// A new file whose bytes are on the disk when this returns.
+fn write_through(path: &Path) {
+    fs::write(path, b"new\n").expect("room");
+    let file = File::open(path).expect("it is there");
+    file.sync_all().expect("it is written");
+}
+
+/// They lie behind the journal's transactions, and count until the next whole one.
+#[test]
+fn fast_commits_are_told_until_a_whole_commit() {
+    let mounted = Mounted::new(
+        Kind::Ext4,
+        64,
+        &["mkfs.ext4", "-q", "-F", "-O", "fast_commit"],
+    );
+    fs::write(mounted.at().join("old"), b"old\n").expect("room");
+    mounted.sync();
+    let read = mounted.read();
+    assert_eq!(read.journal(), Journal::Replayed);
+    write_through(&mounted.at().join("new"));
+    let read = mounted.read();
+    assert_eq!(read.journal(), Journal::Partly);
+    assert!(read.lookup(read.root(), b"new").is_err(), "not read here");
+    mounted.sync();
+    let read = mounted.read();
+    assert_eq!(read.journal(), Journal::Replayed);
+    read.lookup(read.root(), b"new").expect("in a whole commit");
+}
