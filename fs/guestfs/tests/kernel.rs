@@ -2,6 +2,7 @@
 
 use qmpfs_guestfs::{Filesystem, Journal, Kind, open};
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -83,4 +84,31 @@ fn fast_commits_are_told_until_a_whole_commit() {
     let read = mounted.read();
     assert_eq!(read.journal(), Journal::Replayed);
     read.lookup(read.root(), b"new").expect("in a whole commit");
+}
+
+/// Without `no-holes` a hole is an item of any length, which the log cuts where something is written into it.
+#[test]
+fn a_long_hole_is_cut_by_the_log() {
+    let make = ["mkfs.btrfs", "-q", "-O", "^no-holes"];
+    let mounted = Mounted::new(Kind::Btrfs, 128, &make);
+    let path = mounted.at().join("holes");
+    let file = File::create(&path).expect("room");
+    file.set_len(3 << 30).expect("it is sparse");
+    file.write_all_at(&[b'a'; 4096], 0).expect("room");
+    mounted.sync();
+    file.write_all_at(&[b'b'; 4096], 2 << 30).expect("room");
+    file.sync_all().expect("it is written");
+    let read = mounted.read();
+    assert_eq!(read.journal(), Journal::Replayed);
+    let node = read.lookup(read.root(), b"holes").expect("it is there");
+    for (offset, byte) in [
+        (0, b'a'),
+        (4096, 0),
+        (1 << 30, 0),
+        (2 << 30, b'b'),
+        ((2 << 30) + 4096, 0),
+    ] {
+        let bytes = read.read(node, offset, 4096).expect("it can be read");
+        assert!(bytes == [byte; 4096], "{offset}");
+    }
 }

@@ -26,7 +26,7 @@ impl Replay<'_> {
     /// Takes a stretch out of a file.
     pub(super) fn drop_extents(&mut self, inode: u64, start: u64, end: u64) -> Result<(), Error> {
         let (mut from, to) = all(inode, EXTENT_DATA);
-        from.offset = start.saturating_sub(EXTENT_MAX);
+        from.offset = self.reach(inode, start)?;
         let mut found = Vec::new();
         self.space.each(self.root, (from, to), &mut |key, item| {
             if key.offset >= end {
@@ -64,6 +64,38 @@ impl Replay<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Where to look from for what reaches into a file from its byte `start` on: extents have a longest length, but
+    /// holes that are items have none, and nothing else begins in them.
+    fn reach(&self, inode: u64, start: u64) -> Result<u64, Error> {
+        let near = start.saturating_sub(EXTENT_MAX);
+        if near == 0 || self.has_beginning(inode, near, start)? {
+            return Ok(near);
+        }
+        // The last one that begins before is between these two.
+        let (mut low, mut high) = (0, near);
+        while high - low > EXTENT_MAX {
+            let middle = low.midpoint(high);
+            match self.has_beginning(inode, middle, high)? {
+                true => low = middle,
+                false => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// Whether an extent of a file begins in a stretch of it that is not empty.
+    fn has_beginning(&self, inode: u64, start: u64, end: u64) -> Result<bool, Error> {
+        self.spend(1)?;
+        let (mut from, mut to) = all(inode, EXTENT_DATA);
+        (from.offset, to.offset) = (start, end - 1);
+        let mut found = false;
+        self.space.each(self.root, (from, to), &mut |_, _| {
+            found = true;
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
     }
 
     /// Sets what an inode says of itself: its names, the names in it, its blocks.
