@@ -286,7 +286,11 @@ impl Filesystem for Iso {
                 };
                 let was_continued =
                     std::mem::replace(&mut is_continued, record.flags & CONTINUED != 0);
-                let ridge = self.ridge(&record)?;
+                let ridge = match self.ridge(&record) {
+                    // It hides no other name, and says so itself when it is asked for.
+                    Err(Error::Corrupt(_)) => Ridge::default(),
+                    ridge => ridge?,
+                };
                 let is_hidden = self.names == Names::Plain && record.flags & HIDDEN != 0;
                 if let Some(name) = self.name(&record, &ridge)?
                     && is_name(&name)

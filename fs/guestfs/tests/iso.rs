@@ -200,3 +200,47 @@ fn an_interleaved_file_is_listed_and_not_read() {
     );
     assert_eq!(plain.expect("it can be read"), b"y\n");
 }
+
+/// Its name in small letters stands for the one that cannot be had.
+#[test]
+fn a_bad_record_hides_no_other_name() {
+    let directory = TempDir::new().expect("room");
+    let mut bytes = made(
+        &directory,
+        "echo x >tree/aaaa.txt; echo y >tree/bbbb.txt",
+        "-R",
+    );
+    let at = record(&bytes, b"AAAA.TXT;1");
+    let name = bytes[at..].windows(4).position(|it| it == b"NM\x0d\x01");
+    // A field of which the last bytes are missing.
+    bytes[at + name.expect("its name") + 2] = 0xff;
+    let filesystem = open(Kind::Iso9660, Arc::new(bytes)).expect("it is whole");
+    let entries = filesystem
+        .list(filesystem.root(), 0)
+        .expect("names")
+        .entries;
+    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
+    assert_eq!(names, [b"aaaa.txt", b"bbbb.txt"]);
+    let [bad, good] = [0, 1].map(|index| filesystem.attributes(entries[index].node));
+    assert!(matches!(bad, Err(Error::Corrupt(_))), "{bad:?}");
+    assert_eq!(good.expect("it is whole").size, 2);
+}
+
+/// The bytes of an image of what a script makes.
+fn made(directory: &TempDir, script: &str, options: &str) -> Vec<u8> {
+    let line = format!("mkdir tree; {script}; genisoimage -quiet {options} -o image tree 2>&1");
+    let made = Command::new("sh")
+        .args(["-euc", &line])
+        .current_dir(directory)
+        .status()
+        .expect("sh");
+    assert!(made.success(), "mountscripts/setup --tests");
+    fs::read(directory.path().join("image")).expect("the image")
+}
+
+/// Where the record of a name is.
+fn record(bytes: &[u8], name: &[u8]) -> usize {
+    let at = bytes.windows(name.len()).position(|it| it == name);
+    // The name is the 34th byte of it.
+    at.expect("its record") - 33
+}
