@@ -33,6 +33,7 @@ const PIECES_MAX: usize = 1024;
 
 const HIDDEN: u8 = 1;
 const DIRECTORY: u8 = 2;
+const ASSOCIATED: u8 = 4;
 /// The file goes on in the next record.
 const CONTINUED: u8 = 0x80;
 
@@ -291,7 +292,9 @@ impl Filesystem for Iso {
                     Err(Error::Corrupt(_)) => Ridge::default(),
                     ridge => ridge?,
                 };
-                let is_hidden = self.names == Names::Plain && record.flags & HIDDEN != 0;
+                // What is associated with the file of the same name is no file of its own: Linux leaves it out.
+                let is_hidden = self.names == Names::Plain && record.flags & HIDDEN != 0
+                    || record.flags & ASSOCIATED != 0;
                 if let Some(name) = self.name(&record, &ridge)?
                     && is_name(&name)
                     && !was_continued

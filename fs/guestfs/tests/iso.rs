@@ -226,6 +226,31 @@ fn a_bad_record_hides_no_other_name() {
     assert_eq!(good.expect("it is whole").size, 2);
 }
 
+/// As the resources of a file of a Mac, which stand before it under the same name.
+#[test]
+fn an_associated_file_is_not_listed() {
+    let directory = TempDir::new().expect("room");
+    let mut bytes = made(
+        &directory,
+        "echo x >tree/aaaa.txt; echo y >tree/aaab.txt",
+        "",
+    );
+    let [resources, data] = [b"AAAA.TXT;1", b"AAAB.TXT;1"].map(|name| record(&bytes, name));
+    bytes[resources + 25] |= 4;
+    bytes[data + 33 + 3] = b'A';
+    let filesystem = open(Kind::Iso9660, Arc::new(bytes)).expect("it is whole");
+    let entries = filesystem
+        .list(filesystem.root(), 0)
+        .expect("names")
+        .entries;
+    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
+    assert_eq!(names, [b"aaaa.txt"]);
+    let node = filesystem
+        .lookup(filesystem.root(), b"aaaa.txt")
+        .expect("it is listed");
+    assert_eq!(filesystem.read(node, 0, 9).expect("it can be read"), b"y\n");
+}
+
 /// The bytes of an image of what a script makes.
 fn made(directory: &TempDir, script: &str, options: &str) -> Vec<u8> {
     let line = format!("mkdir tree; {script}; genisoimage -quiet {options} -o image tree 2>&1");
