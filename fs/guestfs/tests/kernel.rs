@@ -112,3 +112,40 @@ fn a_long_hole_is_cut_by_the_log() {
         assert!(bytes == [byte; 4096], "{offset}");
     }
 }
+
+#[test]
+fn blocks_in_clusters_are_what_the_kernel_writes() {
+    for (block, features) in [
+        ("4096", "bigalloc"),
+        ("1024", "bigalloc"),
+        ("1024", "bigalloc,meta_bg,^resize_inode"),
+    ] {
+        let make = [
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-b",
+            block,
+            "-C",
+            "16384",
+            "-O",
+            features,
+        ];
+        let mounted = Mounted::new(Kind::Ext4, 192, &make);
+        let name = |number: u8| format!("file {number}");
+        let content = |number: u8| vec![number; 1000 * usize::from(number)];
+        for number in 1..=100 {
+            fs::write(mounted.at().join(name(number)), content(number)).expect("room");
+        }
+        mounted.sync();
+        let read = mounted.read();
+        for number in 1..=100 {
+            let node = read.lookup(read.root(), name(number).as_bytes());
+            let bytes = read.read(node.expect("it is there"), 0, 1 << 20);
+            assert!(
+                bytes.expect("it can be read") == content(number),
+                "{block} {number}"
+            );
+        }
+    }
+}

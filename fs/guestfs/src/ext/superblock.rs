@@ -36,6 +36,7 @@ mod incompat {
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 const RO_COMPAT_HUGE_FILE: u32 = 0x8;
+const RO_COMPAT_BIGALLOC: u32 = 0x200;
 const INCOMPAT_LARGEDIR: u32 = 0x4000;
 
 /// Blocks of 1 KiB to 64 KiB.
@@ -104,9 +105,14 @@ impl Superblock {
         }
         let (blocks_per_group, inodes_per_group) = (le32(bytes, 0x20)?, le32(bytes, 0x28)?);
         let first_data_block = le32(bytes, 0x14)?;
+        let ro_compat = le32(bytes, 0x64)?;
+        let cluster = match ro_compat & RO_COMPAT_BIGALLOC {
+            0 => 1,
+            _ => cluster(log_block_size, le32(bytes, 0x1c)?)?,
+        };
         if blocks_per_group == 0
             || inodes_per_group == 0
-            || blocks_per_group > block_size.saturating_mul(8)
+            || blocks_per_group > block_size.saturating_mul(8).saturating_mul(cluster)
             || inodes_per_group > block_size.saturating_mul(8)
             || u64::from(first_data_block) >= blocks
         {
@@ -114,7 +120,6 @@ impl Superblock {
         }
         let groups = (blocks - u64::from(first_data_block)).div_ceil(blocks_per_group.into());
         let has_meta_groups = incompat & incompat::META_BG != 0;
-        let ro_compat = le32(bytes, 0x64)?;
         let sparse = if le32(bytes, 0x5c)? & COMPAT_SPARSE_SUPER2 != 0 {
             Sparse::Two([le32(bytes, 0x24c)?, le32(bytes, 0x250)?])
         } else if ro_compat & RO_COMPAT_SPARSE_SUPER != 0 {
@@ -177,13 +182,16 @@ impl Superblock {
         let (nth, index) = (group / per_block, group % per_block);
         let within = index as usize * self.descriptor_size;
         let first = u64::from(self.first_data_block);
+        // Where blocks are counted in clusters, that of a first kibibyte without a use is counted as well.
+        let own = u64::from(self.block_size == 1024);
         let block = match self.first_meta_group {
             Some(from) if nth >= from => {
                 let owner = nth * per_block;
                 let start = first + owner * u64::from(self.blocks_per_group);
-                start + u64::from(self.has_copy(owner))
+                let before = if nth == 0 { own - own.min(first) } else { 0 };
+                start + before + u64::from(self.has_copy(owner))
             }
-            Some(_) | None => first + 1 + nth,
+            Some(_) | None => own + 1 + nth,
         };
         Ok((block, within))
     }
@@ -205,6 +213,13 @@ impl Superblock {
             }
         }
     }
+}
+
+/// Blocks that are taken and given back together: a bitmap of a group has a bit for each such cluster.
+fn cluster(log_block_size: u32, log_cluster_size: u32) -> Result<u32, Error> {
+    let power = log_cluster_size.checked_sub(log_block_size);
+    let cluster = power.and_then(|power| 1u32.checked_shl(power));
+    cluster.ok_or(Error::Corrupt("the size of clusters"))
 }
 
 /// Where a group's inodes are.
