@@ -161,6 +161,29 @@ fn a_disk_without_a_table_is_one_stretch() {
     }
 }
 
+/// As on the images of CDs that start from a stick, too.
+#[test]
+fn a_partition_without_a_type_is_one() {
+    let directory = TempDir::new().expect("a scratch directory");
+    let path = image(&directory, 64);
+    sfdisk(
+        &path,
+        "label: dos\nsize=4MiB, type=83\nsize=8MiB, type=ef\n",
+    );
+    let mut bytes = std::fs::read(&path).expect("the image");
+    bytes[446 + 4] = 0;
+    let table = Table::read(&bytes).expect("a table");
+    let found: Vec<_> = table
+        .partitions
+        .iter()
+        .map(|it| (it.number, it.length, it.kind.as_str()))
+        .collect();
+    assert_eq!(found, [(1, 4 << 20, "00"), (2, 8 << 20, "ef")]);
+    bytes[446 + 4 + 16..][..12].fill(0);
+    let alone = Table::read(&bytes).expect("a table");
+    assert_eq!(alone.partitions, table.partitions[..1]);
+}
+
 #[test]
 fn a_ring_of_logical_partitions_ends() {
     let directory = TempDir::new().expect("a scratch directory");

@@ -67,11 +67,10 @@ pub(super) fn first_sector(disk: &dyn ReadAt) -> Result<First, Error> {
         if !matches!(u8(&sector, at)?, 0 | 0x80) {
             return Ok(First::Nothing);
         }
-        match u8(&sector, at.saturating_add(4))? {
-            PROTECTIVE => return Ok(First::Protective),
-            0 => {}
-            _ => used = true,
+        if u8(&sector, at.saturating_add(4))? == PROTECTIVE {
+            return Ok(First::Protective);
         }
+        used |= le32(&sector, at.saturating_add(12))? != 0;
     }
     Ok(if used {
         First::Entries(sector)
@@ -91,7 +90,8 @@ pub(super) fn read(disk: &dyn ReadAt, sector: &[u8]) -> Result<Table, Error> {
         if entry.is_extended() {
             extended.get_or_insert(entry);
         } else {
-            let partition = (entry.kind != 0).then(|| entry.partition(number, 0));
+            // As in Linux one is there if it has a size: the first one of a CD's image may have no type.
+            let partition = (entry.sectors != 0).then(|| entry.partition(number, 0));
             table.partitions.extend(partition.flatten());
         }
     }
@@ -120,7 +120,7 @@ fn logical(disk: &dyn ReadAt, extended: &Entry, found: &mut Vec<Partition>) -> R
         }
         let entries = entries(&sector)?;
         for entry in entries.iter().take(2) {
-            if entry.kind != 0 && entry.sectors != 0 && !entry.is_extended() {
+            if entry.sectors != 0 && !entry.is_extended() {
                 found.extend(entry.partition(number, at));
                 number = number.saturating_add(1);
             }
