@@ -262,12 +262,28 @@ pub enum Place {
 /// A name and a value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
-/// The longest name that Linux knows; with a longer one among them a listing comes to nothing.
-const NAME_MAX: usize = 255;
+/// The longest name that FUSE takes; with a longer one among them a listing comes to nothing. Linux's own filesystems
+/// have names of 255 bytes, those of Windows of 255 units of UTF-16, which are up to 765 bytes.
+const NAME_MAX: usize = 1024;
 
 /// Whether a name can stand in a directory. What a guest calls `..` leads nowhere.
 pub(crate) fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..")
         && name.len() <= NAME_MAX
         && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NAME_MAX, is_name};
+
+    #[test]
+    fn names_are_what_a_directory_takes() {
+        let windows = "\u{6587}".repeat(255);
+        assert!(is_name(windows.as_bytes()) && is_name(b"..."));
+        assert!(is_name(&[b'x'; NAME_MAX]) && !is_name(&[b'x'; NAME_MAX + 1]));
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
+            assert!(!is_name(bad), "{bad:?}");
+        }
+    }
 }

@@ -40,7 +40,7 @@ pub(super) fn bare(
 fn add(page: &mut Vec<u8>, entry: &Entry, next: u64) -> bool {
     let name = entry.name.as_bytes();
     let length = (NOTHING_TOLD + NAME + name.len()).next_multiple_of(8);
-    // No name is longer than 255 bytes.
+    // No name is longer than 1024 bytes.
     let (true, Ok(name_length)) = (page.len() + length <= PAGE, u32::try_from(name.len())) else {
         return false;
     };
