@@ -32,6 +32,16 @@ fn unit(ntfs: &Ntfs, attribute: &Attribute, it: &Elsewhere) -> Result<Option<u64
     }
 }
 
+/// Holes have runs, too: where these end before the bytes do, some were lost, as those of a record that was given to
+/// another file, and would be read as zeros.
+fn reaches(ntfs: &Ntfs, it: &Elsewhere, bytes: u64) -> Result<(), Error> {
+    let clusters = it.runs.last().map_or(0, |run| run.at + run.count);
+    match clusters.saturating_mul(ntfs.cluster) < bytes {
+        true => Err(Error::Corrupt("a file ends before its size")),
+        false => Ok(()),
+    }
+}
+
 pub(super) fn size(attribute: &Attribute) -> u64 {
     match &attribute.body {
         Body::Here(bytes) => bytes.len() as u64,
@@ -60,8 +70,10 @@ pub(super) fn extents(
         Body::Elsewhere(it) => it,
     };
     if unit(ntfs, attribute, it)?.is_some() {
+        reaches(ntfs, it, it.size)?;
         return Ok(reader);
     }
+    reaches(ntfs, it, it.written)?;
     let mut found = Vec::new();
     for run in &it.runs {
         let Some(at) = run
@@ -112,6 +124,7 @@ pub(super) fn read(
         // It may be asked for what no sum reaches.
         return Ok(Vec::new());
     }
+    reaches(ntfs, it, it.size)?;
     let end = offset + length as u64;
     let mut bytes = Vec::with_capacity(length);
     let mut at = offset / unit * unit;
