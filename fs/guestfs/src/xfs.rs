@@ -1,6 +1,8 @@
 //! XFS, by the crate `rust-fs-xfs`: its log is recovered in memory when it is opened.
-//! Here is what it leaves open: where extents are in bytes, devices, ACLs as the kernel gives them, and limits: it
-//! goes through as much as an inode says that it has.
+//! Here is what it leaves open: where the log ends, where extents are in bytes, devices, ACLs as the kernel gives them, and
+//! limits: it goes through as much as an inode says that it has.
+
+mod log;
 
 use crate::bytes::{be16, be32};
 use crate::filesystem::{
@@ -9,6 +11,8 @@ use crate::filesystem::{
 };
 use crate::{Error, ReadAt};
 use fs_xfs::inode::{Format, Inode};
+use fs_xfs::superblock::Superblock;
+use log::Log;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names of one listing.
@@ -23,16 +27,39 @@ const ACLS: [(&[u8], &[u8]); 2] = [
     (b"trusted.SGI_ACL_DEFAULT", b"system.posix_acl_default"),
 ];
 
-/// The disk as that crate reads it.
-struct Disk(Arc<dyn ReadAt>);
+/// The sector of the superblock, of any size that there is.
+const SUPERBLOCK: usize = 4096;
+
+/// The disk as that crate reads it: its log without what does not count.
+struct Disk {
+    source: Arc<dyn ReadAt>,
+    log: Option<Log>,
+}
+
+impl Disk {
+    fn new(source: Arc<dyn ReadAt>) -> Result<Disk, Error> {
+        let superblock = source.bytes(0, SUPERBLOCK)?;
+        let superblock = Superblock::parse(&superblock).map_err(failed)?;
+        // One on another disk is refused by the crate.
+        let log = match superblock.has_internal_log() {
+            true => Some(Log::find(&source, &superblock)?),
+            false => None,
+        };
+        Ok(Disk { source, log })
+    }
+}
 
 impl fs_core::BlockRead for Disk {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> fs_core::Result<()> {
-        Ok(self.0.read_at(offset, buffer)?)
+        self.source.read_at(offset, buffer)?;
+        if let Some(log) = &self.log {
+            log.hide(offset, buffer);
+        }
+        Ok(())
     }
 
     fn size_bytes(&self) -> u64 {
-        self.0.size()
+        self.source.size()
     }
 }
 
@@ -68,7 +95,8 @@ fn failed(error: fs_xfs::Error) -> Error {
 impl Xfs {
     /// Reads the superblock, and recovers the log if that is needed.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Xfs, Error> {
-        let filesystem = fs_xfs::Filesystem::mount(Arc::new(Disk(source))).map_err(failed)?;
+        let disk = Arc::new(Disk::new(source)?);
+        let filesystem = fs_xfs::Filesystem::mount(disk).map_err(failed)?;
         let root = filesystem.root_inode().map_err(failed)?.ino;
         Ok(Xfs {
             filesystem,
