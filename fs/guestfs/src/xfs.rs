@@ -2,6 +2,7 @@
 //! Here is what it leaves open: where the log ends, where extents are in bytes, devices, ACLs as the kernel gives them, and
 //! limits: it goes through as much as an inode says that it has.
 
+mod intents;
 mod log;
 
 use crate::bytes::{be16, be32};
@@ -12,6 +13,7 @@ use crate::filesystem::{
 use crate::{Error, ReadAt};
 use fs_xfs::inode::{Format, Inode};
 use fs_xfs::superblock::Superblock;
+use intents::Unfinished;
 use log::Log;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -67,6 +69,8 @@ impl fs_core::BlockRead for Disk {
 pub struct Xfs {
     filesystem: fs_xfs::Filesystem,
     root: u64,
+    /// What the log has begun, which is not ended here.
+    unfinished: Unfinished,
     /// The names of the directory that was listed last: they come all at once.
     listed: Mutex<(u64, Vec<DirEntry>)>,
     /// The size and the extents of the file that was asked for last, which come all at once as well.
@@ -95,12 +99,15 @@ fn failed(error: fs_xfs::Error) -> Error {
 impl Xfs {
     /// Reads the superblock, and recovers the log if that is needed.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Xfs, Error> {
-        let disk = Arc::new(Disk::new(source)?);
-        let filesystem = fs_xfs::Filesystem::mount(disk).map_err(failed)?;
+        let mut disk = Disk::new(source)?;
+        let log = disk.log.as_mut();
+        let unfinished = log.map(|log| std::mem::take(&mut log.unfinished));
+        let filesystem = fs_xfs::Filesystem::mount(Arc::new(disk)).map_err(failed)?;
         let root = filesystem.root_inode().map_err(failed)?.ino;
         Ok(Xfs {
             filesystem,
             root,
+            unfinished: unfinished.unwrap_or_default(),
             listed: Mutex::new((0, Vec::new())),
             mapped: Mutex::default(),
         })
@@ -117,6 +124,16 @@ impl Xfs {
             return Err(Error::Unsupported("a file in so many pieces"));
         }
         Ok((inode, raw))
+    }
+
+    /// An inode whose bytes are asked for. Those of one that is being changed are neither what they were nor what they will be.
+    fn inode_of_data(&self, node: u64) -> Result<(Inode, Vec<u8>), Error> {
+        match self.unfinished.data.contains(&node) {
+            true => Err(Error::Unsupported(
+                "its log has only begun to change this file",
+            )),
+            false => self.inode(node),
+        }
     }
 
     /// Whether a directory's extents are as long as it is, and no longer.
@@ -144,7 +161,7 @@ impl Xfs {
         if let Some((_, mapped)) = known.as_ref().filter(|(its, _)| *its == node) {
             return Ok(Arc::clone(mapped));
         }
-        let (inode, raw) = self.inode(node)?;
+        let (inode, raw) = self.inode_of_data(node)?;
         if !inode.is_regular_file() {
             return Err(Error::WrongKind);
         }
@@ -172,7 +189,7 @@ impl Xfs {
     }
 
     fn names(&self, directory: u64) -> Result<Vec<DirEntry>, Error> {
-        let (inode, raw) = self.inode(directory)?;
+        let (inode, raw) = self.inode_of_data(directory)?;
         if !inode.is_dir() {
             return Err(Error::WrongKind);
         }
@@ -211,9 +228,12 @@ impl Filesystem for Xfs {
     }
 
     fn journal(&self) -> Journal {
-        match self.filesystem.was_replayed() {
-            true => Journal::Replayed,
-            false => Journal::Clean,
+        let unfinished = &self.unfinished;
+        let is_whole = unfinished.data.is_empty() && unfinished.attributes.is_empty();
+        match (self.filesystem.was_replayed(), is_whole) {
+            (true, true) => Journal::Replayed,
+            (true, false) => Journal::Partly,
+            (false, _) => Journal::Clean,
         }
     }
 
@@ -241,7 +261,7 @@ impl Filesystem for Xfs {
     }
 
     fn lookup(&self, directory: u64, name: &[u8]) -> Result<u64, Error> {
-        let (inode, raw) = self.inode(directory)?;
+        let (inode, raw) = self.inode_of_data(directory)?;
         if !is_name(name) {
             return Err(Error::NotFound);
         }
@@ -262,7 +282,7 @@ impl Filesystem for Xfs {
     }
 
     fn target(&self, node: u64) -> Result<Vec<u8>, Error> {
-        let (inode, raw) = self.inode(node)?;
+        let (inode, raw) = self.inode_of_data(node)?;
         if !inode.is_symlink() {
             return Err(Error::WrongKind);
         }
@@ -282,7 +302,7 @@ impl Filesystem for Xfs {
     }
 
     fn read(&self, node: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let (inode, raw) = self.inode(node)?;
+        let (inode, raw) = self.inode_of_data(node)?;
         let mut bytes = vec![0; length];
         let read = self.filesystem.read_at(&inode, &raw, offset, &mut bytes);
         bytes.truncate(read.map_err(failed)?);
@@ -290,6 +310,11 @@ impl Filesystem for Xfs {
     }
 
     fn xattrs(&self, node: u64) -> Result<Vec<Xattr>, Error> {
+        if self.unfinished.attributes.contains(&node) {
+            return Err(Error::Unsupported(
+                "its log has only begun to change attributes of this file",
+            ));
+        }
         let (inode, raw) = self.inode(node)?;
         let found = self.filesystem.list_xattrs(&inode, &raw).map_err(failed)?;
         let mut all = Vec::new();

@@ -225,3 +225,51 @@ fn records_of_the_round_before_do_not_count() {
         assert!(we_show(&*ours) == expected, "{missing:?}");
     }
 }
+
+/// A clone of a file goes on in several transactions, each of which says what the next one will do. Where the log ends between
+/// two of them the kernel does what was said; here those files are refused, and all others are as the kernel shows them.
+#[test]
+fn what_the_log_has_only_begun_is_refused() {
+    /// Copies that are looked at; in one of two a clone is under way.
+    const TRIES: usize = 12;
+    let Some(scratch) = Scratch::new() else {
+        return;
+    };
+    let clones = "perl -e 'open F, q(>), q(kernel/source) or die $!; for (1..400) { sysseek F, $_ * 8192, 0; syswrite F, qq($_) x 4096 }'; \
+         sync -f kernel; \
+         (while cp --reflink=always kernel/source kernel/clone-1; do :; done) 2>/dev/null & \
+         (while cp --reflink=always kernel/source kernel/clone-2; do :; done) 2>/dev/null & \
+         perl -MIO::Handle -e 'open F, q(>), q(kernel/beside) or die $!; F->autoflush; \
+         for (1..1000000) { print F qq($_\\n) or exit; F->sync or exit }' & \
+         sleep 0.7; xfs_io -x -c shutdown kernel; wait";
+    let mut refused = 0;
+    for _ in 0..TRIES {
+        let image = in_use(&scratch, clones);
+        let expected = scratch.kernel_shows(&image).expect("it is mounted");
+        let ours = opened(&image).expect("it is whole");
+        let mut found = Vec::new();
+        nodes(&*ours, ours.root(), "", &mut found);
+        assert_eq!(found.len(), expected.len());
+        let mut of_this = 0;
+        for (path, node) in found {
+            match content(&*ours, node) {
+                Ok(bytes) => assert!(bytes == expected[&path], "{path}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::Unsupported(_)), "{path}: {error}");
+                    assert!(ours.extents(node, 0, 9).is_err(), "{path}");
+                    of_this += 1;
+                }
+            }
+        }
+        let journal = match of_this {
+            0 => Journal::Replayed,
+            _ => Journal::Partly,
+        };
+        assert_eq!(ours.journal(), journal, "{of_this} files");
+        refused += of_this;
+        if refused >= 2 {
+            return;
+        }
+    }
+    assert!(refused > 0, "in no copy a clone was under way");
+}

@@ -5,6 +5,7 @@
 //! it, or half of one. The kernel ends the log where the last whole record ends; what is behind that is hidden from the crate,
 //! which would take the record with the greatest number for the newest.
 
+use super::intents::{Intents, Unfinished};
 use crate::bytes::{be32, be64, le32, slice, u8};
 use crate::{Error, ReadAt};
 use fs_xfs::superblock::Superblock;
@@ -43,6 +44,8 @@ pub(super) struct Log {
     head: u64,
     /// The cycle of what is before the head; what is behind it is of the one before.
     cycle: u32,
+    /// The changes that it has begun and not ended.
+    pub(super) unfinished: Unfinished,
 }
 
 impl Log {
@@ -60,7 +63,10 @@ impl Log {
             }
             let tail = ring.tail(&newest)?;
             match ring.walk(tail, &newest)? {
-                Walk::Whole => return ring.log_until(tail, &newest),
+                Walk::Whole(unfinished) => {
+                    let log = ring.log_until(tail, &newest)?;
+                    return Ok(Log { unfinished, ..log });
+                }
                 Walk::Torn(last, at) if ring.may_be_torn(at, head)? => newest = last,
                 Walk::Torn(..) => return Err(DAMAGED),
             }
@@ -144,8 +150,8 @@ impl Record {
 
 /// How a walk from the tail to a record ended.
 enum Walk {
-    /// All that is between them is whole.
-    Whole,
+    /// All that is between them is whole; what it has not ended.
+    Whole(Unfinished),
     /// The last record that is whole, and the block where the next one is not.
     Torn(Record, u64),
 }
@@ -181,6 +187,7 @@ impl<'a> Ring<'a> {
             active,
             head,
             cycle,
+            unfinished: Unfinished::default(),
         }
     }
 
@@ -364,12 +371,14 @@ impl<'a> Ring<'a> {
     fn walk(&self, tail: Position, newest: &Record) -> Result<Walk, Error> {
         let mut at = tail;
         let mut last = None;
+        let mut intents = Intents::default();
         // Each record has a block at least, and all are before the newest.
         while at <= newest.position {
-            let Some(record) = self.whole(at)? else {
+            let Some((record, data)) = self.whole(at)? else {
                 let last = last.ok_or(DAMAGED)?;
                 return Ok(Walk::Torn(last, at.block));
             };
+            intents.record(&data, record.operations)?;
             at.block += record.blocks();
             if at.block >= self.blocks {
                 at.block -= self.blocks;
@@ -378,13 +387,14 @@ impl<'a> Ring<'a> {
             last = Some(record);
         }
         match last.is_some_and(|last| last.position == newest.position) {
-            true => Ok(Walk::Whole),
+            true => Ok(Walk::Whole(intents.unfinished()?)),
             false => Err(DAMAGED),
         }
     }
 
-    /// The record at a position, if it is there and whole. Its checksum is of the header, and of the rest as it was written.
-    fn whole(&self, at: Position) -> Result<Option<Record>, Error> {
+    /// The record at a position and what it holds, if it is there and whole. Its checksum is of the header, and of the rest as
+    /// it was written.
+    fn whole(&self, at: Position) -> Result<Option<(Record, Vec<u8>)>, Error> {
         let block = self.read(at.block, 1)?;
         let record = self.record(&block, at.block)?;
         let Some(record) = record.filter(|record| record.position == at) else {
@@ -396,7 +406,10 @@ impl<'a> Ring<'a> {
         // Version 4 may have none.
         let said = le32(&bytes, 32)?;
         let is_whole = said == 0 || said == fs_xfs::log::record_checksum(&bytes[..headers], data);
-        Ok(is_whole.then_some(record))
+        match is_whole {
+            true => Ok(Some((record, unpacked(&bytes, headers, data)?))),
+            false => Ok(None),
+        }
     }
 
     /// Whether what begins at a block is among the last records that were written.
@@ -413,4 +426,22 @@ impl<'a> Ring<'a> {
         }
         Ok(records <= TORN_MAX)
     }
+}
+
+/// What a record holds as it was before its blocks got their cycle (`xlog_unpack_data`): the first word of each is kept in the
+/// header, of those of 32 KiB in each block of that.
+fn unpacked(record: &[u8], headers: usize, data: &[u8]) -> Result<Vec<u8>, Error> {
+    /// Words that each block of the header has.
+    const WORDS: usize = (CYCLE_SIZE as u64 / BLOCK) as usize;
+    let mut data = data.to_vec();
+    for (number, block) in data.chunks_mut(BLOCK as usize).enumerate() {
+        let at = match number / WORDS {
+            0 => 44 + number * 4,
+            header => header * BLOCK as usize + 4 + number % WORDS * 4,
+        };
+        let word = slice(&record[..headers], at, 4)?;
+        let length = block.len().min(4);
+        block[..length].copy_from_slice(&word[..length]);
+    }
+    Ok(data)
 }
