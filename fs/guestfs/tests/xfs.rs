@@ -4,6 +4,7 @@
 use qmpfs_guestfs::{Error, FileKind, Filesystem, Journal, Kind, open};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -272,4 +273,58 @@ fn what_the_log_has_only_begun_is_refused() {
         }
     }
     assert!(refused > 0, "in no copy a clone was under way");
+}
+
+/// What a log changes is in memory all at once: of one that would need more of it than a reader has that is said.
+#[test]
+fn a_log_that_is_too_large_for_the_memory_is_refused() {
+    /// Where the newest record is, whose tail is the first.
+    const NEWEST: usize = 160 << 20;
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    let path = directory.path().join("large.raw");
+    fs::File::create(&path)
+        .and_then(|file| file.set_len(2 << 30))
+        .expect("a sparse file");
+    let made = Command::new("mkfs.xfs")
+        .args(["-q", "-f", "-l", "size=256m"])
+        .arg(&path)
+        .status();
+    assert!(made.expect("mkfs.xfs: mountscripts/setup").success());
+    let disk = fs::File::options().read(true).write(true).open(&path);
+    let disk = disk.expect("made");
+    let mut superblock = vec![0; BLOCK];
+    disk.read_exact_at(&mut superblock, 0).expect("made");
+    let number = |at: usize, length: usize| {
+        let bytes = superblock[at..at + length].iter();
+        bytes.fold(0u64, |all, byte| all << 8 | u64::from(*byte))
+    };
+    let (start, group_bits) = (number(48, 8), superblock[124]);
+    let block = (start >> group_bits) * number(84, 4) + (start & ((1 << group_bits) - 1));
+    // Each block of a log begins with its cycle.
+    let mut log = vec![0; NEWEST + 2 * BLOCK];
+    for block in log.chunks_mut(BLOCK) {
+        block[..4].copy_from_slice(&1u32.to_be_bytes());
+    }
+    let header = &mut log[NEWEST..][..BLOCK];
+    header[..4].copy_from_slice(&MAGIC);
+    for (at, value) in [
+        (4, 1u32),
+        (8, 2),
+        (12, 512),
+        (16, 1),
+        (20, (NEWEST / BLOCK) as u32),
+        (24, 1),
+        (40, 2),
+        (300, 1),
+        (320, 32768),
+    ] {
+        header[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+    header[304..320].copy_from_slice(&superblock[32..48]);
+    disk.write_all_at(&log, block * number(4, 4)).expect("room");
+    let refused = open(Kind::Xfs, Arc::new(disk))
+        .err()
+        .expect("it is too large");
+    let said = "not supported: its log is too large to be replayed in memory";
+    assert_eq!(refused.to_string(), said);
 }

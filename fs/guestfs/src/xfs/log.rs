@@ -27,6 +27,9 @@ const RECORD_BLOCKS_MAX: u64 = RECORD_MAX as u64 / BLOCK + (RECORD_MAX / CYCLE_S
 const TORN_MAX: usize = 8;
 /// How far before its end the log may have blocks that were not written (`XLOG_TOTAL_REC_SHIFT`).
 const WINDOW: u64 = TORN_MAX as u64 * RECORD_MAX as u64 / BLOCK;
+/// The most bytes of a log that are replayed: what it changes is in memory all at once, and a reader has 512 MiB in all. Of
+/// 177 MiB one was lost.
+const ACTIVE_MAX: u64 = 128 << 20;
 /// The flag of an operation that says that the filesystem was unmounted (`XLOG_UNMOUNT_TRANS`).
 const UNMOUNTED: u8 = 0x20;
 
@@ -62,6 +65,11 @@ impl Log {
                 return ring.log_until(newest.position, &newest);
             }
             let tail = ring.tail(&newest)?;
+            if ring.distance(tail.block, newest.position.block) > ACTIVE_MAX / BLOCK {
+                return Err(Error::Unsupported(
+                    "its log is too large to be replayed in memory",
+                ));
+            }
             match ring.walk(tail, &newest)? {
                 Walk::Whole(unfinished) => {
                     let log = ring.log_until(tail, &newest)?;
