@@ -2,7 +2,7 @@
 //! It knows files and process ids; it does not know what a view is or how it reads.
 
 use crate::model::FileId;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a view holds: a point, by the file that makes it.
@@ -33,7 +33,7 @@ pub struct Leases {
 struct Book {
     next: u64,
     held: HashMap<u64, (LeaseKey, u32)>,
-    closed: HashSet<LeaseKey>,
+    closed: HashMap<u64, LeaseKey>,
     /// States that lie in another file by now, by the file that others may still ask for.
     became: HashMap<FileId, Became>,
 }
@@ -95,7 +95,7 @@ pub struct Lease {
 #[derive(Debug)]
 #[must_use = "dropping it lets readers in again"]
 pub struct Closed {
-    key: LeaseKey,
+    number: u64,
     leases: Leases,
 }
 
@@ -114,7 +114,8 @@ impl Leases {
             internal: None,
             ..key.clone()
         };
-        if book.closed.contains(&key) || book.closed.contains(&own_state) {
+        let mut closed = book.closed.values();
+        if closed.any(|closed| *closed == key || *closed == own_state) {
             return None;
         }
         let number = book.next;
@@ -136,9 +137,15 @@ impl Leases {
         if !readers.is_empty() {
             return Err(readers);
         }
-        book.closed.insert(key.clone());
+        let key = LeaseKey {
+            file: book.now(key.file),
+            ..key
+        };
+        let number = book.next;
+        book.next += 1;
+        book.closed.insert(number, key);
         Ok(Closed {
-            key,
+            number,
             leases: self.clone(),
         })
     }
@@ -160,7 +167,9 @@ impl Leases {
         if book.now(to) == from {
             return;
         }
-        for (key, _) in book.held.values_mut() {
+        let Book { held, closed, .. } = &mut *book;
+        let keys = held.values_mut().map(|(key, _)| key);
+        for key in keys.chain(closed.values_mut()) {
             if key.file == from && key.internal.is_none() {
                 key.file = to;
             }
@@ -209,7 +218,7 @@ impl Lease {
 
 impl Drop for Closed {
     fn drop(&mut self) {
-        self.leases.book().closed.remove(&self.key);
+        self.leases.book().closed.remove(&self.number);
     }
 }
 
@@ -290,9 +299,11 @@ mod tests {
         let closed = leases.close(key(a, None)).expect("nobody reads");
         assert!(leases.hold(key(b, None), 13).is_none());
         drop(closed);
+        // one that waits for its turn to go
+        let waits = leases.close(key(b, None)).expect("nobody reads");
         leases.became("vda", c, a);
         assert_eq!(leases.readers(a).len(), 1);
-        drop(of_another);
+        drop((of_another, waits));
         // a new file with the number of one that is gone
         leases.shown(|disk, file| disk == "vda" && file == a);
         let new = leases.hold(key(b, None), 14).expect("nothing is closed");
