@@ -145,7 +145,7 @@ impl Rollback {
         let owed = layer_file::read_rollback(&self.journal.active);
         if let Ok(Some(journal)) = owed
             && journal.guest == GuestDebt::ResetAndGo
-            && let Err(stuck) = engine.resume_guest().await
+            && let Err(stuck) = engine.let_go_on().await
         {
             engine.log.note(&format!(
                 "the VM stays stopped after a rollback that was not done: {stuck}; next: continue it yourself"

@@ -263,7 +263,11 @@ async fn finish(
         && standstill.is_still()
         && !are_named(seals).await?
     {
-        // what it wrote from now on would be lost at the VM's next start; whoever settles this lets it go on
+        // what it wrote from now on would be lost at the VM's next start; whoever settles this lets it go on, also where
+        // the mark cannot be read just now
+        for seal in seals {
+            engine.settle_later(seal.disk());
+        }
         return Err(failure.clone().next(settle::STANDS_STILL));
     }
     engine.go_on(standstill).await?;

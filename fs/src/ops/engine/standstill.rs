@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a verb waits for another one that has stopped the guest, for milliseconds as a rule.
 const STANDSTILL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the end of a mount waits for it: a load of a VM with much RAM takes minutes.
+const LAST_DEADLINE: Duration = Duration::from_secs(300);
 /// Between two attempts where another process has it.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
@@ -66,10 +68,18 @@ impl Engine {
 
     /// Lets the guest go on, if it was stopped for this.
     pub(in crate::ops) async fn go_on(&self, standstill: Standstill) -> Result<(), Failure> {
-        if standstill.stopped {
-            self.resume_guest().await?;
+        match standstill.stopped {
+            true => self.let_go_on().await,
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Lets a guest go on that we have stopped. One that has gone to another QEMU meanwhile does not run here once more.
+    pub(in crate::ops) async fn let_go_on(&self) -> Result<(), Failure> {
+        match self.paused().await? {
+            true => self.resume_guest().await,
+            false => Ok(()),
+        }
     }
 
     /// Waits for the right to stop the guest.
@@ -105,8 +115,8 @@ impl Engine {
         })
     }
 
-    /// Waits until whoever has stopped the guest has let it go on; from then on nobody stops it. Not where QEMU is gone: the
-    /// next mount does what is left.
+    /// Waits until whoever has stopped the guest has let it go on; from then on nobody stops it. Not where QEMU is gone, or
+    /// hangs: the next mount does what is left.
     pub(in crate::ops) async fn last_standstill(&self) -> Option<OwnedMutexGuard<()>> {
         let standing = Arc::clone(&self.standing);
         if let Ok(nobody) = Arc::clone(&standing).try_lock_owned() {
@@ -122,6 +132,7 @@ impl Engine {
         tokio::select! {
             nobody = standing.lock_owned() => Some(nobody),
             _ = gone => None,
+            () = sleep(LAST_DEADLINE) => None,
         }
     }
 

@@ -300,7 +300,7 @@ pub(in crate::ops) async fn pivot(
             .map_err(|failure| failure.next(settle::STANDS_STILL))?;
     }
     if done.resume {
-        engine.resume_guest().await?;
+        engine.let_go_on().await?;
     }
     layer_file::clear_point(&done.active)?;
     settle::remove_file(&done.sealed, done.file)?;

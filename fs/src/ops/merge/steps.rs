@@ -258,7 +258,7 @@ pub(super) async fn stop_before_pivot(engine: &Engine, merge: &mut Merge) -> Res
 pub(super) async fn go_on_before_pivot(engine: &Engine, merge: &mut Merge) -> Result<(), Failure> {
     // without the right to it another verb may need the guest to stand still
     if merge.journal.resume && merge.alone.is_some() {
-        engine.resume_guest().await?;
+        engine.let_go_on().await?;
         merge.journal.resume = false;
         layer_file::write_merge(&merge.here().path, &merge.journal)?;
     }
