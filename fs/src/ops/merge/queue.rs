@@ -3,13 +3,13 @@
 //! commit copies is known only then. Nothing was done to a point that waits: a daemon that dies
 //! forgets the queue, and the points are there.
 
-use super::run::one;
+use super::run::{close, one};
 use super::text::{self, Measure, Which};
 use super::{begin, plan};
 use crate::errno::{Errno, Failure};
 use crate::model::{Disk, FileId, Job};
 use crate::ops::blocking::blocking;
-use crate::ops::check::{self, refuse_if_read};
+use crate::ops::check::refuse_if_read;
 use crate::ops::engine::{DiskGuard, Engine, NextTurn as Turn, Queued};
 use crate::tree::layer_identity;
 use qmpbridge::JobId;
@@ -35,7 +35,7 @@ pub(super) async fn accept(
     let looked_at = shown.clone();
     let facts =
         blocking(move || text::facts(&looked_at, index, Measure::Roughly, &leaving)).await?;
-    plan::choose(&shown, index, &facts, engine.merge_policy())?;
+    let plan = plan::choose(&shown, index, &facts, engine.merge_policy())?;
     let job = JobId::fresh("merge")?;
 
     // from here on nothing waits: another caller may have been here meanwhile
@@ -47,10 +47,7 @@ pub(super) async fn accept(
         .index_in(&now)
         .ok_or_else(|| which.missing())?;
     let closed = match now.layers[index].file {
-        Some(file) => {
-            let point = format!("'{name}'");
-            Some(check::close(engine, check::state_of(file), &point)?)
-        }
+        Some(file) => close(engine, plan.verb, file, &name)?,
         None => None,
     };
     let path = text::listed_path(&now, index);

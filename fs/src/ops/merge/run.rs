@@ -6,6 +6,8 @@ use super::steps::{self, Stage};
 use super::{Merge, entry, finish, node, queue, text};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
+use crate::leases::Closed;
+use crate::model::FileId;
 use crate::ops::Answer;
 use crate::ops::backup::bitmaps;
 use crate::ops::blocking::blocking;
@@ -111,11 +113,13 @@ async fn work(
         pin,
     );
     // it may have been opened since the plan was made; from here on nobody finds it, nor opens a guest's file of it
-    let point = format!("'{}'", merge.journal.point.name);
-    let file = merge.here().file.map(check::state_of);
-    let closed = match file.map(|file| check::close(engine, file, &point)) {
-        Some(Err(open)) if !merge.resumed => return Err(open),
-        closed => closed.and_then(Result::ok),
+    let name = &merge.journal.point.name;
+    let closed = match merge.here().file {
+        Some(file) => match close(engine, merge.verb, file, name) {
+            Err(open) if !merge.resumed => return Err(open),
+            closed => closed.unwrap_or(None),
+        },
+        None => None,
     };
     let carried = engine.carried(&merge.disk);
     if let Err(failure) = layer_file::write_merge(merge.journal_path(), &merge.journal) {
@@ -146,7 +150,7 @@ async fn work(
     let outcome = follow(engine, guard, merge, started).await;
     if outcome.is_err() && merge.journal.resume {
         // the pivot did not happen; the guest goes on where it stood
-        engine.resume_guest().await?;
+        engine.let_go_on().await?;
         merge.journal.resume = false;
     }
     if !matches!(&outcome, Err(failure) if failure.errno == Errno::ENOTCONN) {
@@ -186,6 +190,21 @@ async fn put_right(
         migration::refuse(bridge).await?;
     }
     finish::after(engine, bridge, merge, carried).await
+}
+
+/// Lets nobody open what goes. Somebody else's layer stays as it is, and other disks may stand on it.
+pub(super) fn close(
+    engine: &Engine,
+    verb: Verb,
+    file: FileId,
+    name: &str,
+) -> Result<Option<Closed>, Failure> {
+    match verb {
+        Verb::Release => check::refuse_if_read(engine, file, name).map(|()| None),
+        Verb::Stream | Verb::Commit | Verb::CommitActive => {
+            check::close(engine, check::state_of(file), &format!("'{name}'")).map(Some)
+        }
+    }
 }
 
 /// A merge that leaves everything as it was is written down no more, at the latest when the file can be written again.
