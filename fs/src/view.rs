@@ -29,7 +29,7 @@ use extents::Extents;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Where the bytes are.
@@ -45,7 +45,8 @@ pub struct View {
     content: Content,
     /// Bytes that are data, once somebody has asked.
     allocated: OnceLock<u64>,
-    lease: Lease,
+    /// None once it was given back.
+    lease: Mutex<Option<Lease>>,
 }
 
 impl View {
@@ -54,7 +55,7 @@ impl View {
         View {
             content: Content::Chain(opened),
             allocated: OnceLock::new(),
-            lease,
+            lease: Mutex::new(Some(lease)),
         }
     }
 
@@ -63,7 +64,7 @@ impl View {
         View {
             content: Content::Served(disk, identity.to_owned()),
             allocated: OnceLock::new(),
-            lease,
+            lease: Mutex::new(Some(lease)),
         }
     }
 
@@ -77,8 +78,18 @@ impl View {
                 }
             },
             allocated: OnceLock::new(),
-            lease: self.lease.again(pid)?,
+            lease: Mutex::new(Some(self.lease().as_ref()?.again(pid)?)),
         })
+    }
+
+    /// Gives the point back while the files of its layers may be open yet: nobody reads it any more.
+    pub fn give_back(&self) {
+        self.lease().take();
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Option<Lease>> {
+        // it is taken, or looked at: a panic elsewhere leaves it whole
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a server has some of the bytes: who must not wait asks [`View::read_later`].

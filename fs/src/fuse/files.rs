@@ -175,6 +175,12 @@ pub(super) fn release(shared: &Shared, fh: FileHandle) {
     {
         shared.pages.close(&open.point, open.files);
     }
+    // first: whoever has closed a point may remove it at once, however long its storage takes
+    match &*handle {
+        Handle::View(open) => open.view.give_back(),
+        Handle::GuestFile(file) => file.disks.give_back(),
+        _ => {}
+    }
     // the last reader closes the files of the layers, for which their storage may be waited as well
     if let Some(_turn) = shared.storage.turn() {
         return drop(handle);

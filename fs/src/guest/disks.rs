@@ -116,6 +116,11 @@ impl Disks {
         views.map(Disks)
     }
 
+    /// Gives the points back: nobody reads them any more.
+    pub fn give_back(&self) {
+        self.0.iter().for_each(|view| view.give_back());
+    }
+
     /// Whether some of it is read over a server.
     pub fn has_server(&self) -> bool {
         self.0.iter().any(|view| view.waits())

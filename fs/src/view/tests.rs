@@ -233,6 +233,24 @@ fn holes_of_a_raw_base_are_holes() {
 }
 
 #[test]
+fn a_point_is_given_back_while_its_files_are_open() {
+    let (_images, chain) = Images::chain();
+    let leases = Leases::default();
+    let key = LeaseKey {
+        file: FileId { dev: 0, ino: 1 },
+        internal: None,
+    };
+    let lease = leases.hold(key.clone(), 1).unwrap();
+    let view = View::open(&LayerCache::default(), &chain, None, lease).unwrap();
+    let again = view.again(2).unwrap();
+    view.give_back();
+    assert!(view.again(3).is_none());
+    assert_eq!(leases.readers(key.file).len(), 1);
+    again.give_back();
+    assert!(leases.close(key).is_ok());
+}
+
+#[test]
 fn a_plan_counts_what_the_layer_itself_holds() {
     let (images, chain) = Images::chain();
     assert_eq!(layer_allocated(&chain[1]).unwrap(), 1 << 20);
