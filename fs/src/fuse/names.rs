@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 /// Unit of statfs.
 const STATFS_BLOCK: u32 = 4096;
-/// Longest directory entry, as on other filesystems.
-const NAME_MAX: u32 = 255;
+/// Longest directory entry, of files of guests: the most that FUSE takes.
+const NAME_MAX: u32 = 1024;
 /// On the root: the daemon's process id, by which `qmpfs umount` knows when it is gone.
 pub(crate) const PID_XATTR: &str = "user.qmpfs.pid";
 

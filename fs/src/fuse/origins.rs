@@ -45,7 +45,17 @@ pub(super) fn ioctl(
                 return answer(Ok(Origins::default()), reply);
             }
             if let Some(window) = file.known(offset) {
-                return answer(of_guest_file(file, &window, offset, end), reply);
+                if let Some(_turn) = shared.storage.turn() {
+                    return answer(of_guest_file(file, &window, offset, end), reply);
+                }
+                let (disk, handle) = (file.tree.home.disk().to_owned(), Arc::clone(&handle));
+                return shared.storage.hand_over(&disk, move |turn| match &*handle {
+                    Handle::GuestFile(file) => {
+                        let found = turn.and_then(|()| of_guest_file(file, &window, offset, end));
+                        answer(found, reply);
+                    }
+                    _ => reply.error(fuser::Errno::EBADF),
+                });
             }
             let (tree, file) = (Arc::clone(&file.tree), Arc::clone(&handle));
             tree.work(move |desk| {
