@@ -18,7 +18,7 @@ use qmpfs_tests::qmp::Graph;
 use qmpfs_tests::rewrite::{holding, rewriting};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::steps::{Deed, FILES, Steps};
-use qmpfs_tests::tree::{assert_errno, write_line};
+use qmpfs_tests::tree::{DiskDir, assert_errno, write_line};
 use qmpfs_tests::{oracle, sh, wait};
 use serde_json::json;
 
@@ -754,4 +754,43 @@ fn a_qemu_that_hangs_while_it_formats_holds_mkdir_up_once() {
     bench.seal("one");
     bench.remove("one");
     bench.finish();
+}
+
+/// Two disks whose files are called the same, in two directories: each goes on with its own options.
+#[test]
+fn disks_whose_files_are_called_the_same_have_options_of_their_own() {
+    let scratch = Scratch::new("snapshot-called-the-same");
+    let images = ["a", "b"].map(|dir| scratch.dir(dir).join("web1.qcow2"));
+    images
+        .iter()
+        .for_each(|image| oracle::create(image, 16 << 20));
+    let tuned = format!(
+        "file={},if=none,id=d1,format=qcow2,cache=none,aio=native,discard=unmap",
+        images[1].display()
+    );
+    let extra = [
+        "-drive",
+        &tuned,
+        "-device",
+        "virtio-blk-pci,drive=d1,id=vdb",
+    ];
+    let machine = Machine::start_with(
+        &scratch,
+        "vm",
+        Attachment::Blockdev,
+        &[Disk::qcow2("vda", &images[0])],
+        &extra.map(str::to_owned),
+    );
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let disks = ["vda", "vdb"].map(|name| mount.disk(name));
+    wait::until_true("the disks are in the mount", || {
+        disks.iter().all(|disk| disk.0.is_dir())
+    });
+    let assumed = |disk: &DiskDir| disk.json()["assumed"].as_array().map(Vec::len);
+    assert_eq!(disks.each_ref().map(assumed), [Some(2), Some(0)]);
+    for disk in &disks {
+        let made = disk.snapshot("one").make();
+        made.unwrap_or_else(|error| panic!("{error}\n{}", mount.text("log")));
+    }
+    assert_eq!(disks.each_ref().map(assumed), [Some(2), Some(0)]);
 }
