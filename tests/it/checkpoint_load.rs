@@ -44,6 +44,13 @@ fn kept(mount: &Mounted) -> Vec<String> {
     kept
 }
 
+fn remove_kept(mount: &Mounted) {
+    for kept in kept(mount) {
+        fs::remove_dir(mount.path().join("checkpoints").join(kept)).expect("rmdir");
+        mount.wait_idle();
+    }
+}
+
 fn status(machine: &mut Machine) -> String {
     let status = machine.qmp.run("query-status", json!({}));
     status["status"].as_str().unwrap_or_default().to_owned()
@@ -278,10 +285,7 @@ fn killed_at_every_command_of_a_load_that_fails() {
         vm.is_as_it_was();
         let jobs = vm.machine.qmp.run("query-jobs", json!({}));
         assert_eq!(jobs, json!([]));
-        for kept in kept(&vm.mount) {
-            fs::remove_dir(vm.mount.path().join("checkpoints").join(kept)).expect("rmdir");
-            vm.mount.wait_idle();
-        }
+        remove_kept(&vm.mount);
     }
     vm.is_as_it_was();
 }
@@ -376,10 +380,7 @@ fn killed_at_every_command_of_a_load() {
             as_it_was.is_ok() || as_one.is_ok(),
             "{as_it_was:?} {as_one:?}"
         );
-        for kept in kept(&bench.mount) {
-            fs::remove_dir(bench.mount.path().join("checkpoints").join(kept)).expect("rmdir");
-            bench.mount.wait_idle();
-        }
+        remove_kept(&bench.mount);
         bench.go_on_holding(&now);
         number += 1;
     }
@@ -395,10 +396,7 @@ fn commands_before_a_load(bench: &mut Bench, steps: &Steps, expected: &Path) -> 
     bench.mount.wait_idle();
     let (_, commands) = steps.disarm();
     bench.go_on_holding(expected);
-    for kept in kept(&bench.mount) {
-        fs::remove_dir(bench.mount.path().join("checkpoints").join(kept)).expect("rmdir");
-        bench.mount.wait_idle();
-    }
+    remove_kept(&bench.mount);
     let load = commands
         .iter()
         .position(|name| name.contains("snapshot-load"));

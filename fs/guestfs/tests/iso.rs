@@ -1,12 +1,25 @@
 //! ISO 9660 as xorriso (Rock Ridge) and 7z (Joliet) extract it.
 
-use qmpfs_guestfs::{Error, FileKind, Filesystem, Kind, Place, ReadAt, open};
+use qmpfs_guestfs::{DirEntry, Error, FileKind, Filesystem, Kind, Place, ReadAt, open};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
+
+/// The entries of the root, which have these names.
+#[track_caller]
+fn at_the_top(filesystem: &dyn Filesystem, names: &[&[u8]]) -> Vec<DirEntry> {
+    let listing = filesystem.list(filesystem.root(), 0).expect("names");
+    let found: Vec<_> = listing
+        .entries
+        .iter()
+        .map(|entry| &entry.name[..])
+        .collect();
+    assert_eq!(found, names);
+    listing.entries
+}
 
 /// What is in an image, with permissions and times or without: a line for each path.
 fn shown(image: &Path, has_attributes: bool) -> Vec<String> {
@@ -179,20 +192,13 @@ fn an_interleaved_file_is_listed_and_not_read() {
     assert!(made.success(), "mountscripts/setup --tests");
     let image = directory.path().join("image");
     let mut bytes = fs::read(&image).expect("the image");
-    let name = b"AAAA.TXT;1";
-    let at = bytes.windows(name.len()).position(|it| it == name);
-    // The name is the 34th byte of the record; two others are the sizes of the pieces and of the gaps.
-    let record = at.expect("its record") - 33;
-    bytes[record + 26] = 1;
+    // It and the next are the sizes of the pieces and of the gaps.
+    let at = record(&bytes, b"AAAA.TXT;1") + 26;
+    bytes[at] = 1;
     fs::write(&image, bytes).expect("the image");
     let source = Arc::new(File::open(&image).expect("the image"));
     let filesystem = open(Kind::Iso9660, source as Arc<dyn ReadAt>).expect("it is whole");
-    let entries = filesystem
-        .list(filesystem.root(), 0)
-        .expect("names")
-        .entries;
-    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
-    assert_eq!(names, [b"aaaa.txt", b"bbbb.txt"]);
+    let entries = at_the_top(&*filesystem, &[b"aaaa.txt", b"bbbb.txt"]);
     let [interleaved, plain] = [0, 1].map(|index| filesystem.read(entries[index].node, 0, 2));
     assert!(
         matches!(interleaved, Err(Error::Unsupported(_))),
@@ -215,12 +221,7 @@ fn a_bad_record_hides_no_other_name() {
     // A field of which the last bytes are missing.
     bytes[at + name.expect("its name") + 2] = 0xff;
     let filesystem = open(Kind::Iso9660, Arc::new(bytes)).expect("it is whole");
-    let entries = filesystem
-        .list(filesystem.root(), 0)
-        .expect("names")
-        .entries;
-    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
-    assert_eq!(names, [b"aaaa.txt", b"bbbb.txt"]);
+    let entries = at_the_top(&*filesystem, &[b"aaaa.txt", b"bbbb.txt"]);
     let [bad, good] = [0, 1].map(|index| filesystem.attributes(entries[index].node));
     assert!(matches!(bad, Err(Error::Corrupt(_))), "{bad:?}");
     assert_eq!(good.expect("it is whole").size, 2);
@@ -239,12 +240,7 @@ fn an_associated_file_is_not_listed() {
     bytes[resources + 25] |= 4;
     bytes[data + 33 + 3] = b'A';
     let filesystem = open(Kind::Iso9660, Arc::new(bytes)).expect("it is whole");
-    let entries = filesystem
-        .list(filesystem.root(), 0)
-        .expect("names")
-        .entries;
-    let names: Vec<_> = entries.iter().map(|entry| &entry.name[..]).collect();
-    assert_eq!(names, [b"aaaa.txt"]);
+    at_the_top(&*filesystem, &[b"aaaa.txt"]);
     let node = filesystem
         .lookup(filesystem.root(), b"aaaa.txt")
         .expect("it is listed");
