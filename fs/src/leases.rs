@@ -59,6 +59,20 @@ impl Book {
         file
     }
 
+    fn key_now(&self, key: LeaseKey) -> LeaseKey {
+        LeaseKey {
+            file: self.now(key.file),
+            ..key
+        }
+    }
+
+    /// A number that no other entry has.
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
     fn readers(&self, file: FileId) -> Vec<Holder> {
         let mut holders = self.holders(file);
         holders.retain(|holder| holder.pid != MEASURING);
@@ -106,10 +120,7 @@ impl Leases {
     /// Holds a point for a process. A point may be held many times. None while it is being removed.
     pub fn hold(&self, key: LeaseKey, pid: u32) -> Option<Lease> {
         let mut book = self.book();
-        let key = LeaseKey {
-            file: book.now(key.file),
-            ..key
-        };
+        let key = book.key_now(key);
         let own_state = LeaseKey {
             internal: None,
             ..key.clone()
@@ -118,8 +129,7 @@ impl Leases {
         if closed.any(|closed| *closed == key || *closed == own_state) {
             return None;
         }
-        let number = book.next;
-        book.next += 1;
+        let number = book.number();
         book.held.insert(number, (key, pid));
         Some(Lease {
             number,
@@ -137,12 +147,8 @@ impl Leases {
         if !readers.is_empty() {
             return Err(readers);
         }
-        let key = LeaseKey {
-            file: book.now(key.file),
-            ..key
-        };
-        let number = book.next;
-        book.next += 1;
+        let key = book.key_now(key);
+        let number = book.number();
         book.closed.insert(number, key);
         Ok(Closed {
             number,

@@ -4,6 +4,7 @@
 use super::{DiskState, Engine};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
+use crate::model::Disk;
 use crate::ops::recover;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -148,17 +149,18 @@ impl Engine {
 
     /// Keeps other mounts of the same VM from changing the disk.
     async fn claim(&self, disk: &str) -> Result<Option<Claim>, Failure> {
-        let known = self.current().disk(disk).cloned();
-        let disk = match known {
-            Some(disk) => disk,
+        let names = |disk: &Disk| (disk.active_path.clone(), disk.active.file);
+        let known = self.current().disk(disk).map(names);
+        let (active, file) = match known {
+            Some(known) => known,
             // before the first look is shown: what another mount is at work on is not for us to settle
-            None if self.bridge.is_some() => self.observe_again(disk).await?,
+            None if self.bridge.is_some() => names(&self.observe_again(disk).await?),
             None => return Ok(None),
         };
-        let claim = patiently(|| layer_file::claim(&disk.active_path)).await;
+        let claim = patiently(|| layer_file::claim(&active)).await;
         match claim {
             // of what cannot be seen from here nothing is changed
-            Err(_) if disk.active.file.is_none() => Ok(None),
+            Err(_) if file.is_none() => Ok(None),
             claim => claim.map(Some),
         }
     }
