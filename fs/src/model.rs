@@ -113,7 +113,7 @@ impl Disk {
     /// Whether a file is in its chain, in that of a point beside it, or in a backup.
     pub fn has(&self, file: FileId) -> bool {
         let branches = self.branches.iter();
-        let beside = branches.flat_map(|branch| branch.below.iter().chain([&branch.layer]));
+        let beside = branches.flat_map(Branch::chain);
         let backups = self.backups.iter().flat_map(|backup| &backup.layers);
         let mut all = self.chain().chain(beside).chain(backups);
         all.any(|layer| layer.file == Some(file))
@@ -256,6 +256,11 @@ pub struct Branch {
 }
 
 impl Branch {
+    /// What it is read through, base first, with its own layer.
+    pub fn chain(&self) -> impl Iterator<Item = &Layer> {
+        self.below.iter().chain([&self.layer])
+    }
+
     /// The point's name.
     pub fn name(&self) -> &str {
         self.layer.record.as_ref().map_or("", |record| &record.name)

@@ -68,7 +68,7 @@ impl<'a> Found<'a> {
         match self {
             Found::Layer { disk, index, .. } => disk.layers.iter().take(index + 1).collect(),
             Found::Backup { backup, .. } => backup.layers.iter().collect(),
-            Found::Branch { branch, .. } => branch.below.iter().chain([&branch.layer]).collect(),
+            Found::Branch { branch, .. } => branch.chain().collect(),
             Found::Internal {
                 disk,
                 holder,

@@ -66,7 +66,7 @@ async fn rearrange(
     let beside = || {
         let mut branches = disk.branches.iter();
         let branch = branches.find(|branch| branch.layer.file == Some(onto))?;
-        Some(branch.below.iter().chain([&branch.layer]).collect())
+        Some(branch.chain().collect())
     };
     let target: Vec<&Layer> =
         in_chain.or_else(beside).ok_or_else(|| {
