@@ -3,10 +3,7 @@
 //! is the chain on the disk right, is there no file too many.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
 
 use crate::faults::names;
 use crate::machine::{Attachment, Disk, Machine};
@@ -14,7 +11,7 @@ use crate::model::{BLOCK, Dice, Model, STEP, fill};
 use crate::mounted::Mounted;
 use crate::nbd::Nbd;
 use crate::openmetrics::Page;
-use crate::rewrite::rewriting;
+use crate::rewrite::MergeLimit;
 use crate::scratch::Scratch;
 use crate::tree::{DiskDir, Point};
 use crate::writer::Writer;
@@ -61,7 +58,7 @@ pub struct Bench {
     /// QEMU has died here once: clusters that leaked then stay so.
     has_fallen: bool,
     /// What merges are limited to as they begin, once the mount is on a monitor that does so.
-    limit: Option<Arc<AtomicU64>>,
+    limit: Option<MergeLimit>,
     below: Vec<PathBuf>,
     dir: PathBuf,
     scratch: Scratch,
@@ -340,23 +337,12 @@ impl Bench {
     /// From now on a merge begins with this limit (0: none). Jobs that run already: [`Machine::limit_jobs`].
     #[track_caller]
     pub fn limit_what_begins(&mut self, bytes_per_second: u64) {
-        if self.limit.is_none() {
-            let limit = Arc::new(AtomicU64::new(0));
-            let of_monitor = Arc::clone(&limit);
-            let upstream = self.machine.qmpfs_socket();
-            let monitor = rewriting(&self.scratch, upstream, move |message| {
-                let merges = ["block-commit", "block-stream"].map(Value::from);
-                let bytes = of_monitor.load(Ordering::Relaxed);
-                if bytes > 0 && merges.contains(&message["execute"]) {
-                    message["arguments"]["speed"] = bytes.into();
-                }
-            });
+        let limit = self.limit.get_or_insert_with(|| {
+            let (monitor, limit) = MergeLimit::new(&self.scratch, self.machine.qmpfs_socket());
             self.mount.mount_through(&monitor);
-            self.limit = Some(limit);
-        }
-        if let Some(limit) = &self.limit {
-            limit.store(bytes_per_second, Ordering::Relaxed);
-        }
+            limit
+        });
+        limit.set(bytes_per_second);
     }
 
     /// Takes up a point that was made behind the bench's back: it holds the bytes in the file `bytes`.

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -44,6 +45,32 @@ pub fn rewriting(
         }
     });
     socket
+}
+
+/// What merges begin with as their limit, in bytes a second (0: none): whoever slows a job down that runs already may meet
+/// it at its end.
+#[derive(Debug)]
+pub struct MergeLimit(Arc<AtomicU64>);
+
+impl MergeLimit {
+    /// A monitor that does so, without a limit yet. Gives its socket, too.
+    pub fn new(scratch: &Scratch, upstream: &Path) -> (PathBuf, Self) {
+        let limit = Arc::new(AtomicU64::new(0));
+        let of_monitor = Arc::clone(&limit);
+        let merges = ["block-commit", "block-stream"].map(Value::from);
+        let socket = rewriting(scratch, upstream, move |message| {
+            let bytes = of_monitor.load(Ordering::Relaxed);
+            if bytes > 0 && merges.contains(&message["execute"]) {
+                message["arguments"]["speed"] = bytes.into();
+            }
+        });
+        (socket, Self(limit))
+    }
+
+    /// From now on. Jobs that run already: [`crate::machine::Machine::limit_jobs`].
+    pub fn set(&self, bytes_per_second: u64) {
+        self.0.store(bytes_per_second, Ordering::Relaxed);
+    }
 }
 
 /// A command that waits before it reaches QEMU.

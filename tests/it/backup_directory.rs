@@ -28,7 +28,7 @@ fn a_copy(name: &str) -> (Shelf, PathBuf) {
     shelf.bench.write(10);
     shelf.keep("incremental", "three");
     let copy = shelf.bench.scratch().file("copied");
-    sh!("cp -a {} {}", shelf.dir().display(), copy.display());
+    shelf.copy_to(&copy);
     (shelf, copy)
 }
 

@@ -90,7 +90,7 @@ fn retention_is_a_line_of_shell() {
     let all = ["a", "b", "c", "d", "e", "f"];
     chain(&mut shelf, &all);
     let copy = shelf.bench.scratch().file("copied");
-    sh!("cp -a {} {}", shelf.dir().display(), copy.display());
+    shelf.copy_to(&copy);
     let scratch = Scratch::new("merge-retention-mount");
     let mut mount = Mounted::new(&scratch, &[&copy], &[]);
     let disk = disk_in(mount.path());
@@ -185,7 +185,7 @@ impl Killed {
     /// A fresh copy of the directory, and a mount whose file operations there are steps.
     fn new(shelf: &Shelf, scratch: Scratch) -> Self {
         let copy = scratch.file("backups");
-        sh!("cp -a {} {}", shelf.dir().display(), copy.display());
+        shelf.copy_to(&copy);
         let steps = Steps::new(&scratch);
         let environment = steps.environment(&copy);
         let mount = Mounted::in_environment(&scratch, &[&copy], &[], environment);
@@ -273,7 +273,7 @@ fn what_prune_shows_is_what_it_does() {
     let mut shelf = Shelf::new("merge-prune", Attachment::StorageDaemon);
     chain(&mut shelf, &["a", "b", "c", "d"]);
     let copy = shelf.bench.scratch().file("copied");
-    sh!("cp -a {} {}", shelf.dir().display(), copy.display());
+    shelf.copy_to(&copy);
     let times = [
         ("full", "2026-01-31T10:00:00Z"),
         ("a", "2026-02-10T10:00:00Z"),

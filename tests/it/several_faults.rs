@@ -7,6 +7,7 @@ use qmpfs_tests::faults::{Immutable, SmallFilesystem};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
 use qmpfs_tests::proxy::Proxy;
+use qmpfs_tests::rewrite::MergeLimit;
 use qmpfs_tests::sample::{self, Share};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::several::{RING, SEALED, Several};
@@ -238,29 +239,21 @@ fn a_disk_at_work_refuses_all() {
 /// Brings a merge on vdb about that does not end by itself. Gives the group whose point it removes.
 #[track_caller]
 fn at_work(several: &mut Several) -> String {
+    let (monitor, limit) = MergeLimit::new(several.scratch(), several.machine.qmpfs_socket());
+    several.mount.mount_through(&monitor);
+    several.wait_for_disks();
     let mut hands = several.machine.nbd("vdb");
     let mut bulk = vec![0; 1 << 20];
-    for attempt in 0..20 {
-        for offset in (4..SEALED[1].1 >> 20).map(|mebibyte| mebibyte << 20) {
-            fill(&mut bulk, offset, attempt + 1);
-            hands.write(offset, &bulk).expect("the guest can write");
-        }
-        let above = format!("above{attempt}");
-        several.seal(&above);
-        several.point(1, &above).delete().expect("rmdir of one");
-        // a machine at rest copies that in no time
-        let slowed = wait::until("the merge is slow, or over", || {
-            let slowed = several.machine.limit_jobs(1) == 1;
-            (slowed || several.mount.disk("vdb").list("jobs").is_empty()).then_some(slowed)
-        });
-        if slowed {
-            return above;
-        }
-        several.group(&above).delete().expect("rmdir of the rest");
-        several.mount.wait_idle();
-        several.forget(&above);
+    for offset in (4..SEALED[1].1 >> 20).map(|mebibyte| mebibyte << 20) {
+        fill(&mut bulk, offset, 1);
+        hands.write(offset, &bulk).expect("the guest can write");
     }
-    panic!("every merge was over before it could be slowed down");
+    let above = "above".to_owned();
+    several.seal(&above);
+    limit.set(1);
+    several.point(1, &above).delete().expect("rmdir of one");
+    limit.set(0);
+    above
 }
 
 /// Runs `verb` again and again, each time qmpfs is killed at a later step (`sample::steps`), until it ends without

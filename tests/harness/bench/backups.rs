@@ -234,12 +234,27 @@ impl Shelf {
     #[track_caller]
     pub fn read_from_a_copy(&self) {
         let copy = self.bench.scratch().file("copied");
-        sh!(
-            "rm -rf {0}; cp -r {1} {0}",
-            copy.display(),
-            self.dir.display()
-        );
+        sh!("rm -rf {}", copy.display());
+        self.copy_to(&copy);
         self.read_from(&copy);
+    }
+
+    /// `cp -a` of the backup directory, once every digest is written down: until then names come and go in it.
+    #[track_caller]
+    pub fn copy_to(&self, copy: &Path) {
+        let all = self
+            .kept
+            .iter()
+            .map(|kept| self.place().join(format!("{}.json", kept.name)));
+        for manifest in all {
+            wait::until_true("the digest is written down", || {
+                let text = std::fs::read_to_string(&manifest).unwrap_or_default();
+                let manifest: Value = serde_json::from_str(&text).unwrap_or_default();
+                manifest["digest"].is_string()
+            });
+        }
+        self.names();
+        sh!("cp -a {} {}", self.dir.display(), copy.display());
     }
 
     /// Each backup is read there by qemu-img alone.

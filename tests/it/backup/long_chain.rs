@@ -126,7 +126,7 @@ over_attachments! {
 fn in_another_place(shelf: &mut Shelf) {
     let scratch = Scratch::new("long-chain-moved");
     let moved = scratch.file("elsewhere");
-    sh!("cp -r {} {}", shelf.dir().display(), moved.display());
+    shelf.copy_to(&moved);
     let mut mount = Mounted::new(&scratch, &[&moved], &[]);
     let disk = disk_in(mount.path());
     shelf.assert_shown(&disk);

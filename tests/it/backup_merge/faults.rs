@@ -14,7 +14,7 @@ use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::{DiskDir, Point, assert_errno, text};
-use qmpfs_tests::{oracle, sh, wait};
+use qmpfs_tests::{oracle, wait};
 
 use super::{assert_verified, chain};
 use crate::backup_directory::disk_in;
@@ -41,7 +41,7 @@ impl Rig {
         let mut shelf = Shelf::new(&format!("{name}-vm"), Attachment::StorageDaemon);
         chain(&mut shelf, &["a", "b"]);
         let dir = small.path().join("backups");
-        sh!("cp -a {} {}", shelf.dir().display(), dir.display());
+        shelf.copy_to(&dir);
         let mount = Mounted::new(&scratch, &[&dir], &[]);
         let disk = disk_in(mount.path());
         Some(Rig {
