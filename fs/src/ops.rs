@@ -10,6 +10,7 @@ mod capabilities;
 mod carried;
 mod check;
 mod checkpoint;
+mod command_line;
 mod control;
 mod digest;
 mod durable;

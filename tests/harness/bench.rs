@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-
 use crate::faults::names;
 use crate::machine::{Attachment, Disk, Machine};
 use crate::model::{BLOCK, Dice, Model, STEP, fill};

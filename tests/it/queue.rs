@@ -126,6 +126,31 @@ fn the_running_one_is_cancelled_and_the_others_go_on() {
     bench.finish();
 }
 
+/// A turn that comes while the VM is on its way to another QEMU waits until it is known where it stays.
+#[test]
+fn nobody_has_a_turn_while_the_vm_moves() {
+    let points = ["one", "two", "three"];
+    let mut bench = first_of("queue-migration", Attachment::Blockdev, &points);
+    for point in ["two", "three"] {
+        bench.begin_removal(point);
+    }
+    bench.machine.begin_migration();
+    sh!("rmdir {}", job_of(&bench, "one").display());
+    wait::until_true("it is told what is waited for", || {
+        let log = bench.mount.text("log");
+        log.contains("begin when it is known where the VM stays (active)")
+    });
+    assert_eq!(state(&bench, "two"), "queued");
+    // and may be taken back
+    sh!("rmdir {}", job_of(&bench, "three").display());
+    assert!(bench.sealed("two").exists());
+    bench.machine.cancel_migration();
+    bench.disk().wait().expect("the other merge");
+    assert!(!bench.sealed("two").exists());
+    assert_eq!(bench.disk().list("snapshots"), ["one", "three"]);
+    bench.finish();
+}
+
 #[test]
 fn one_that_a_person_holds_is_passed_by_the_others() {
     let mut bench = first_of(

@@ -20,6 +20,7 @@ pub(super) use turns::{DiskGuard, Turn, at_work, patiently};
 
 use super::EngineConfig;
 use super::carried;
+use super::command_line::CommandLine;
 use super::digest::Digests;
 use super::live;
 use super::nodes::Carried;
@@ -416,7 +417,8 @@ impl Engine {
 
     /// Options that nodes in the place of the disk's own must have.
     pub(super) fn carried(&self, disk: &Disk) -> Carried {
-        carried::for_disk(disk, self.bridge.as_ref().and_then(Bridge::peer_pid)).0
+        let line = CommandLine::of(self.bridge.as_ref().and_then(Bridge::peer_pid));
+        carried::for_disk(disk, line.as_ref()).0
     }
 }
 

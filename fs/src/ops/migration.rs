@@ -9,21 +9,28 @@ use qmpbridge::command::{Migration, QueryMigrate, QueryStatus};
 
 /// Refused while the VM goes to another QEMU, has gone there, or has not come here yet.
 pub(super) async fn refuse(bridge: &Bridge) -> Result<(), Failure> {
-    // a storage daemon has no VM that could go
-    let migration = async {
-        match bridge.supports("query-migrate") {
-            true => bridge.run(QueryMigrate).await,
-            false => Ok(Migration::default()),
-        }
-    };
     let status = async {
         match bridge.supports("query-status") {
             true => Ok(bridge.run(QueryStatus).await?.status),
             false => Ok(String::new()),
         }
     };
-    let (migration, status) = tokio::try_join!(migration, status)?;
+    let (migration, status) = tokio::try_join!(ask(bridge), status)?;
     why_not(&migration, &status).map_or(Ok(()), Err)
+}
+
+/// QEMU's word for a migration that has not ended.
+pub(super) async fn under_way(bridge: &Bridge) -> Result<Option<String>, Failure> {
+    let migration = ask(bridge).await?;
+    Ok(migration.under_way().map(str::to_owned))
+}
+
+async fn ask(bridge: &Bridge) -> Result<Migration, qmpbridge::Error> {
+    match bridge.supports("query-migrate") {
+        true => bridge.run(QueryMigrate).await,
+        // a storage daemon has no VM that could go
+        false => Ok(Migration::default()),
+    }
 }
 
 fn why_not(migration: &Migration, status: &str) -> Option<Failure> {

@@ -2,6 +2,7 @@
 //! is, and what we wrote down about it. Reads names, inodes and extended attributes of the layers'
 //! files; changes nothing.
 
+use super::command_line::CommandLine;
 use super::sight::Sight;
 use super::{backup, carried, live, served};
 use crate::backups;
@@ -21,12 +22,13 @@ use std::time::{Duration, SystemTime};
 const FLASH: &str = "/machine/system.flash";
 /// The disks of a graph, sorted by name.
 pub(super) fn disks(graph: &BlockGraph, sight: &Sight) -> Vec<Disk> {
+    let line = CommandLine::of(sight.pid);
     let mut by_name: BTreeMap<String, Disk> = BTreeMap::new();
     let mut roots = graph.roots();
     roots.sort_by_key(|root| root.kind == RootKind::Unused);
     let mut seen: Vec<(RootKind, Disk)> = Vec::new();
     for (place, root) in roots.iter().enumerate() {
-        let Some(mut disk) = disk(graph, root, sight) else {
+        let Some(mut disk) = disk(graph, root, sight, line.as_ref()) else {
             continue;
         };
         disk.state_part.place = place;
@@ -70,7 +72,12 @@ fn fit_of_active(graph: &BlockGraph, disk: &Disk) -> u8 {
     }
 }
 
-fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
+fn disk(
+    graph: &BlockGraph,
+    root: &Root,
+    sight: &Sight,
+    line: Option<&CommandLine>,
+) -> Option<Disk> {
     let exports = &root.export_ids;
     let is_view =
         matches!(root.kind, RootKind::Export) && exports.iter().all(|id| served::is_view(id));
@@ -133,11 +140,12 @@ fn disk(graph: &BlockGraph, root: &Root, sight: &Sight) -> Option<Disk> {
         assumed: Vec::new(),
         state_part: state_part(root, top),
     };
-    disk.assumed = carried::for_disk(&disk, sight.pid).1;
-    if disk.no_snapshots.is_none() && carried::copies_on_read(&disk, sight.pid) {
+    disk.assumed = carried::for_disk(&disk, line).1;
+    if disk.no_snapshots.is_none() && line.is_some_and(|line| carried::copies_on_read(&disk, line))
+    {
         disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
     }
-    if carried::names_its_backing(&disk, sight.pid) {
+    if line.is_some_and(|line| carried::names_its_backing(&disk, line)) {
         disk.no_overlay = Some(format!(
             "the VM's command line says what {} stands on (backing=), and after a restart that would be so again, past the snapshot; start the VM without that: the header says it",
             disk.active_path.display()

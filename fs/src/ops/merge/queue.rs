@@ -11,6 +11,7 @@ use crate::model::{Disk, FileId, Job};
 use crate::ops::blocking::blocking;
 use crate::ops::check::refuse_if_read;
 use crate::ops::engine::{DiskGuard, Engine, NextTurn as Turn, Queued};
+use crate::ops::migration;
 use crate::tree::layer_identity;
 use qmpbridge::JobId;
 use std::rc::Rc;
@@ -123,6 +124,7 @@ async fn next(engine: &Engine, disk: &str) -> Option<Turn> {
 async fn take_turn(engine: &Rc<Engine>, guard: &DiskGuard, turn: Turn) {
     let disk = guard.name();
     let job = turn.job.as_str();
+    stay(engine, disk, job).await;
     let begun = if engine.is_unsettled(disk) {
         Err(Failure::new(
             Errno::EBUSY,
@@ -153,6 +155,26 @@ async fn take_turn(engine: &Rc<Engine>, guard: &DiskGuard, turn: Turn) {
             look(engine, guard).await;
             engine.end_job(disk, job, Some(&failure));
         }
+    }
+}
+
+/// While the VM is on its way to another QEMU nobody has a turn. What comes of it decides.
+async fn stay(engine: &Engine, disk: &str, job: &str) {
+    let mut changes = engine.work_changes();
+    while engine.is_queued(disk, job) {
+        changes.borrow_and_update();
+        let under_way = match engine.bridge() {
+            Ok(bridge) => migration::under_way(bridge).await,
+            Err(failure) => Err(failure),
+        };
+        // who cannot be asked refuses what comes next, too
+        let Ok(Some(word)) = under_way else {
+            return;
+        };
+        engine.report_once(&format!(
+            "disk '{disk}': the removals that wait begin when it is known where the VM stays ({word})"
+        ));
+        let _ = tokio::time::timeout(HELD_LOOK, changes.changed()).await;
     }
 }
 

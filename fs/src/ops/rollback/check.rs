@@ -7,7 +7,7 @@ use crate::model::{Disk, Format, Layer, PointRecord};
 use crate::ops::check::refuse_if_mixed;
 use crate::ops::engine::Engine;
 use crate::ops::nodes::lasting_name;
-use crate::ops::{carried, migration, overlay};
+use crate::ops::{command_line, migration, overlay};
 use crate::sys;
 use crate::tree::{Found, PointKey, find_in, first_free};
 use qmpbridge::Bridge;
@@ -128,7 +128,7 @@ async fn debt(
     if !bridge.supports("stop") {
         return Ok(GuestDebt::Nothing);
     }
-    let line = bridge.peer_pid().and_then(carried::command_line);
+    let line = bridge.peer_pid().and_then(command_line::arguments);
     if line.is_some_and(|line| ends_at_a_reset(&line)) {
         return Err(Failure::new(
             Errno::EOPNOTSUPP,
