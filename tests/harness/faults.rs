@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use crate::scratch::Scratch;
@@ -110,4 +111,23 @@ impl Drop for Immutable {
             .arg(&self.path)
             .status();
     }
+}
+
+/// What a mount in another network namespace (a container) holds as long as it changes what is called `name` in a directory:
+/// a lock on that. It goes with the file.
+#[track_caller]
+pub fn claimed_elsewhere(directory: &Path, name: &str) -> File {
+    let digest = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let file = File::open(directory).expect("a directory");
+    // SAFETY: `flock` is plain integers, for which all zeroes is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = i16::try_from(libc::F_RDLCK).expect("small");
+    lock.l_start = i64::try_from(digest >> 1).expect("63 bits");
+    lock.l_len = 1;
+    // SAFETY: the descriptor is open, and the lock lives across the call.
+    let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) };
+    assert_eq!(locked, 0, "{}", std::io::Error::last_os_error());
+    file
 }

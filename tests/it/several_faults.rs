@@ -3,7 +3,7 @@
 use std::fs;
 
 use libc::{EACCES, EBUSY, EEXIST, EIO, ENOSPC, EPERM, EROFS};
-use qmpfs_tests::faults::{Immutable, SmallFilesystem};
+use qmpfs_tests::faults::{Immutable, SmallFilesystem, claimed_elsewhere};
 use qmpfs_tests::machine::Attachment;
 use qmpfs_tests::model::fill;
 use qmpfs_tests::proxy::Proxy;
@@ -194,6 +194,23 @@ fn a_transaction_that_qemu_refuses_undoes_all() {
 #[test]
 fn a_transaction_that_a_storage_daemon_refuses_undoes_all() {
     refused_by_qemu("several-refused-qsd", Attachment::StorageDaemon);
+}
+
+/// A mount in a container, where the names of sockets are others, has the disk.
+#[test]
+fn a_mount_in_another_network_namespace_is_seen() {
+    let mut several = Several::new("several-namespace", Attachment::Blockdev);
+    let held = claimed_elsewhere(&several.dirs()[1], "vdb.qcow2");
+    assert_errno(several.group("x").make(), &[EBUSY]);
+    assert_errno(several.point(1, "x").make(), &[EBUSY]);
+    let log = several.mount.text("log");
+    assert!(log.contains("another qmpfs is at work on"), "{log}");
+    several.point(0, "alone").make().expect("of another disk");
+    several.point(0, "alone").delete().expect("rmdir");
+    several.mount.wait_idle();
+    drop(held);
+    several.seal("x");
+    several.finish();
 }
 
 #[test]

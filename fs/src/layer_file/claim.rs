@@ -1,10 +1,12 @@
 //! Who changes a disk, or stops a guest: one process at a time on this host, also where two mounts
 //! came through two monitors of one VM. It knows the disk's path; it does not know what is done to it.
-//! A claim is a name among abstract sockets: it ends with its process, and leaves no file.
+//! A claim is a name among abstract sockets: it ends with its process, and leaves no file. Another network namespace (a
+//! container) has other such names: so a disk's is a lock on its directory as well, of one byte for each name in it.
 
 use super::record::QemuIdentity;
 use crate::errno::{Errno, Failure};
 use crate::sys;
+use std::fs::File;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -14,6 +16,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Claim {
     _name: UnixDatagram,
+    _seat: Option<Seat>,
 }
 
 /// Claims the disk of an active path; EBUSY while another process has it.
@@ -21,20 +24,54 @@ pub fn claim(active: &Path) -> Result<Claim, Failure> {
     let doing = || format!("claim {}", active.display());
     let directory = active.parent().unwrap_or(Path::new("/"));
     let place = sys::file_id(directory).map_err(|error| Failure::io(doing(), &error))?;
-    let name = format!(
-        "qmpfs/{:x}/{:x}/{:x}",
-        place.dev,
-        place.ino,
-        digest(active.file_name().unwrap_or_default().as_bytes())
-    );
-    bind(name).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(
+    let file = digest(active.file_name().unwrap_or_default().as_bytes());
+    let taken = || {
+        Failure::new(
             Errno::EBUSY,
             format!("another qmpfs is at work on {}", active.display()),
         )
-        .next("wait for it, or use the other mount"),
+        .next("wait for it, or use the other mount")
+    };
+    let claim = bind(format!("qmpfs/{:x}/{:x}/{file:x}", place.dev, place.ino));
+    let claim = claim.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => taken(),
         _ => Failure::io(doing(), &error),
-    })
+    })?;
+    match Seat::take(directory, file >> 1) {
+        Ok(seat) => Ok(Claim {
+            _seat: Some(seat),
+            ..claim
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(taken()),
+        // a filesystem without locks
+        Err(_) => Ok(claim),
+    }
+}
+
+/// A lock on one byte of a directory. There are no exclusive ones: of two that are shared each sees the other.
+#[derive(Debug)]
+struct Seat {
+    directory: File,
+    byte: u64,
+}
+
+impl Seat {
+    fn take(directory: &Path, byte: u64) -> std::io::Result<Seat> {
+        let directory = File::open(directory)?;
+        sys::lock_byte_shared(&directory, byte)?;
+        let seat = Seat { directory, byte };
+        match sys::byte_held_elsewhere(&seat.directory, byte)? {
+            false => Ok(seat),
+            true => Err(std::io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // by name: a child that is being started has a copy of the descriptor
+        let _ = sys::unlock_byte(&self.directory, self.byte);
+    }
 }
 
 /// Claims the right to stop the guest of a QEMU, and to let it go on; EBUSY while another process has it.
@@ -67,7 +104,10 @@ pub fn claim_kept(digits: &str) -> Result<Claim, Failure> {
 
 fn bind(name: String) -> std::io::Result<Claim> {
     let name = SocketAddr::from_abstract_name(name)?;
-    UnixDatagram::bind_addr(&name).map(|name| Claim { _name: name })
+    UnixDatagram::bind_addr(&name).map(|name| Claim {
+        _name: name,
+        _seat: None,
+    })
 }
 
 /// FNV-1a: a name of any length in the few bytes that a socket's name may have.
@@ -91,6 +131,17 @@ mod tests {
         drop(held);
         claim(&one).unwrap();
         claim(&dir.path().join("x".repeat(255))).unwrap();
+    }
+
+    #[test]
+    fn a_disk_is_claimed_once_by_its_directory_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Seat::take(dir.path(), 7).unwrap();
+        let again = Seat::take(dir.path(), 7).unwrap_err();
+        assert_eq!(again.kind(), std::io::ErrorKind::WouldBlock);
+        let _other = Seat::take(dir.path(), 8).unwrap();
+        drop(held);
+        Seat::take(dir.path(), 7).unwrap();
     }
 
     #[test]

@@ -7,18 +7,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 /// Takes a shared lock on one byte, without waiting. It goes with the last descriptor of `file`.
-pub fn lock_byte_shared(file: &File, byte: u32) -> io::Result<()> {
+pub fn lock_byte_shared(file: &File, byte: u64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map(drop)
 }
 
 /// Gives a byte back. One that was not held is no error.
-pub fn unlock_byte(file: &File, byte: u32) -> io::Result<()> {
+pub fn unlock_byte(file: &File, byte: u64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte).map(drop)
 }
 
 /// Whether another open file, of this process or another, holds a lock on the byte.
 /// It only looks: nothing is taken, not even for a moment.
-pub fn byte_held_elsewhere(file: &File, byte: u32) -> io::Result<bool> {
+pub fn byte_held_elsewhere(file: &File, byte: u64) -> io::Result<bool> {
     let found = fcntl(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte)?;
     Ok(i32::from(found.l_type) != libc::F_UNLCK)
 }
@@ -27,13 +27,14 @@ fn fcntl(
     file: &File,
     command: libc::c_int,
     kind: libc::c_int,
-    byte: u32,
+    byte: u64,
 ) -> io::Result<libc::flock> {
     // SAFETY: `flock` is plain integers, for which all zeroes is a value. OFD locks want l_pid 0.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = libc::off_t::from(byte);
+    lock.l_start =
+        libc::off_t::try_from(byte).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     lock.l_len = 1;
     // SAFETY: the descriptor is open as long as `file` is borrowed, and both commands take a
     // pointer to a `flock` that lives across the call.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 /// "Somebody reads this consistently": the only byte of QEMU's we ever hold. Never byte 201 ("do
 /// not write here"), which every other reader takes: held above a commit, it crashes the VM at
 /// the end of the job.
-const CONSISTENT_READ: u32 = 100;
+const CONSISTENT_READ: u64 = 100;
 
 /// "Do not read this consistently": held by QEMU on the source of a commit.
-const NO_CONSISTENT_READ: u32 = 200;
+const NO_CONSISTENT_READ: u64 = 200;
 
 /// "I write": held by whoever has the image open for writing.
-const WRITE: u32 = 101;
+const WRITE: u64 = 101;
 
 /// Whether somebody has the image open for writing. It only looks.
 pub fn written_by_someone(image: &Path) -> Result<bool, Failure> {

@@ -111,7 +111,7 @@ fn marks(view: &View) -> Vec<u8> {
 fn held(path: &Path) -> Vec<u32> {
     let other = File::open(path).unwrap();
     BYTES
-        .filter(|byte| sys::byte_held_elsewhere(&other, *byte).unwrap())
+        .filter(|byte| sys::byte_held_elsewhere(&other, u64::from(*byte)).unwrap())
         .collect()
 }
 
