@@ -17,7 +17,7 @@ mod origins;
 mod served;
 
 pub use ahead::Cursor;
-pub use allocated::{layer_allocated, moves_when_committed_into};
+pub use allocated::{layer_allocated, layer_compressed, moves_when_committed_into};
 pub use cache::{InternalRef, LayerCache, OpenChain, Pin};
 pub use layer::{LayerSpec, OpenLayer, Reach, find_data_file};
 pub use lock::{read_by_someone, written_by_someone};

@@ -5,6 +5,7 @@ use super::place::{MANIFEST_MAX, Place, remove, write_json};
 use crate::errno::{Errno, Failure};
 use crate::model::{Finished, Manifest, Previous};
 use crate::sys;
+use crate::tree::valid_name;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
@@ -53,6 +54,16 @@ pub struct Merge {
     /// Of a commit: its file holds the other's instant, and is about to take its name.
     #[serde(default)]
     pub copied: bool,
+    /// Identities of those whose files somebody had changed before: they stay in doubt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubt: Vec<String>,
+}
+
+impl Merge {
+    /// Whether one that stands on it is not as it was when it was complete.
+    pub fn is_doubtful(&self, upper: &Previous) -> bool {
+        self.doubt.contains(&upper.id)
+    }
 }
 
 /// A file that is not complete.
@@ -124,7 +135,14 @@ impl Journal {
     pub fn read(place: &Place, name: &str) -> Option<Journal> {
         let journal: Journal = read_json(&place.journal(name)).ok()?;
         let known = [VERSION, WITH_SCRATCH].contains(&journal.version);
-        (known && journal.manifest.name == name).then_some(journal)
+        (known && journal.manifest.name == name && journal.is_sound()).then_some(journal)
+    }
+
+    /// Whether its names can be those of files beside it. It may come from anywhere.
+    fn is_sound(&self) -> bool {
+        let into = self.merge.iter().flat_map(|merge| &merge.into);
+        let mut manifests = [Some(&self.manifest), self.below.as_ref()].into_iter();
+        manifests.all(|manifest| manifest.is_none_or(is_sound)) && into.into_iter().all(leads_here)
     }
 
     /// The file that is written.
@@ -202,15 +220,42 @@ impl Journal {
         self.remove(place)
     }
 
-    /// Removes a complete backup: its name goes first, the journal that says so last.
+    /// A removal that had only begun is forgotten: the backup is listed again.
+    pub fn keep(&self, place: &Place) -> Result<(), Failure> {
+        let manifest = place.manifest(&self.manifest.name);
+        if !manifest.exists() {
+            write_json(&manifest, &self.manifest)?;
+        }
+        self.remove(place)
+    }
+
+    /// Removes a complete backup: its name goes first, the journal that says so last. Where not even that can be removed, it
+    /// stays as it is.
     pub fn remove_backup(mut self, place: &Place) -> Result<(), Failure> {
+        let merged = self.merge.is_some();
         self.stage = Stage::Removing;
         self.write(place)?;
-        remove(&place.manifest(&self.manifest.name))?;
+        let manifest = place.manifest(&self.manifest.name);
+        let removed = remove(&manifest);
+        if removed.is_err() && !merged && manifest.exists() {
+            self.remove(place)?;
+        }
+        removed?;
         remove(&place.tree(&self.manifest.name))?;
         remove(&place.file(&self.manifest.name))?;
         self.remove(place)
     }
+}
+
+/// Whether the names in a manifest can be those of files beside it. It may come from anywhere.
+pub(super) fn is_sound(manifest: &Manifest) -> bool {
+    valid_name(&manifest.name)
+        && valid_name(&manifest.id)
+        && manifest.previous.as_ref().is_none_or(leads_here)
+}
+
+fn leads_here(named: &Previous) -> bool {
+    valid_name(&named.name) && valid_name(&named.id)
 }
 
 fn unfinished(place: &Place, manifest: &Manifest) -> Unfinished {

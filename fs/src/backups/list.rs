@@ -1,7 +1,7 @@
 //! Which backups lie in a disk's directory, and what each stands on. It reads manifests and
 //! headers of backups; the names in those lead nowhere but to another backup of the directory.
 
-use super::journal::{Journal, Stage, finished, read_json};
+use super::journal::{Journal, Stage, finished, is_sound, read_json};
 use super::merged;
 use super::place::Place;
 use crate::errno::{Errno, Failure};
@@ -10,8 +10,10 @@ use crate::sys;
 use crate::tree::valid_name;
 use qmpfs_qcow2::Header;
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Manifests of one disk that are read; a directory with more is somebody's mistake.
@@ -76,7 +78,9 @@ pub fn list(place: &Place) -> Listing {
             .take(BACKUPS_MAX)
             .filter_map(|name| {
                 let manifest: Manifest = read_json(&place.manifest(&name)).ok()?;
-                (manifest.version == 1 && manifest.name == name).then_some(manifest)
+                let is_right =
+                    manifest.version == 1 && manifest.name == name && is_sound(&manifest);
+                is_right.then_some(manifest)
             })
             .collect(),
         Err(error) => {
@@ -122,12 +126,55 @@ impl Seen {
     }
 }
 
-/// Backups that are merged into others, or were when somebody was killed.
+/// Backups that are removed or merged into others, or were when somebody was killed.
 fn leaving(place: &Place) -> Vec<Manifest> {
     let journals = Journal::all(place).map(|(journals, _)| journals);
-    let merging = journals.unwrap_or_default().into_iter();
-    let merging = merging.filter(|journal| journal.stage == Stage::Merging);
-    merging.map(|journal| journal.manifest).collect()
+    let leaving = journals.unwrap_or_default().into_iter();
+    let leaving =
+        leaving.filter(|journal| matches!(journal.stage, Stage::Removing | Stage::Merging));
+    leaving.map(|journal| journal.manifest).collect()
+}
+
+/// Files of the directory whose headers name a backup's as what they stand on: backups, those that are being made, and what
+/// somebody else put there. What has no header of qcow2 stands on nothing.
+pub fn standing_on_file(place: &Place, name: &str) -> Result<Vec<PathBuf>, Failure> {
+    let directory = place.directory();
+    let list = || format!("list {}", directory.display());
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io(list(), &error)),
+    };
+    let file = place.file(name);
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| Failure::io(list(), &error))?.path();
+        let is_ours = path
+            .extension()
+            .is_some_and(|end| end == "json" || end == "blake3");
+        if !is_ours && stands_on_file(&path, &file) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn stands_on_file(path: &Path, file: &Path) -> bool {
+    let header = sys::open_for_reading(path)
+        .ok()
+        .map(|file| Header::read(&file));
+    let Some(Ok(Header {
+        backing: Some(backing),
+        ..
+    })) = header
+    else {
+        return false;
+    };
+    let named = Path::new(OsStr::from_bytes(&backing.name));
+    let below = path.parent().unwrap_or(Path::new("/")).join(named);
+    below == file
+        || matches!((sys::file_id(&below), sys::file_id(file)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Manifests are rewritten last: what a file stands on is in its header before.
@@ -198,7 +245,13 @@ fn backup(
     }
 }
 
-/// Whether somebody has written to a backup's file, or put another one in its place.
+/// Whether somebody has written to a complete backup's own file, or put another one in its place.
+pub fn is_changed(backup: &Backup) -> bool {
+    let file = backup.layers.last();
+    file.is_none_or(|file| finished(&file.path) != backup.manifest.file)
+}
+
+/// The same, in words.
 fn changed(place: &Place, manifest: &Manifest) -> Option<String> {
     let path = place.file(&manifest.name);
     (finished(&path) != manifest.file).then(|| {

@@ -46,6 +46,7 @@ impl Journal {
                     });
                     self.write(place)?;
                 }
+                holds(place, upper)?;
                 std::fs::rename(&from, &to)
                     .map_err(|error| Failure::io(format!("name {}", to.display()), &error))?;
                 layer_file::fsync_dir(&to)?;
@@ -53,7 +54,7 @@ impl Journal {
         }
         for upper in &merge.into {
             layer_file::fsync_file(&place.file(&upper.name))?;
-            rewrite(place, upper, &self.manifest)?;
+            rewrite(place, upper, &self.manifest, merge.is_doubtful(upper))?;
         }
         self.stage = Stage::Removing;
         self.remove_backup(place)
@@ -67,8 +68,8 @@ impl Journal {
         };
         for upper in &merge.into {
             if is_merged(place, upper, &self.manifest)? {
-                rewrite(place, upper, &self.manifest)?;
-            } else {
+                rewrite(place, upper, &self.manifest, merge.is_doubtful(upper))?;
+            } else if !merge.is_doubtful(upper) {
                 restamp(place, upper)?;
             }
         }
@@ -80,10 +81,29 @@ fn not_a_merge() -> Failure {
     Failure::new(Errno::EIO, "a journal of a merge does not say of which")
 }
 
-/// The manifest of what stood on the merged one, as it is now.
-fn rewrite(place: &Place, upper: &Previous, gone: &Manifest) -> Result<(), Failure> {
+/// The manifest of the backup that this one's bytes are, and no other's of that name.
+fn holds(place: &Place, upper: &Previous) -> Result<Manifest, Failure> {
     let path = place.manifest(&upper.name);
-    let mut manifest: Manifest = read_json(&path)?;
+    let manifest: Manifest = read_json(&path)?;
+    if manifest.id == upper.id {
+        return Ok(manifest);
+    }
+    Err(Failure::new(
+        Errno::EIO,
+        format!("{} is not of the backup that was merged", path.display()),
+    )
+    .next("see what has that name, and move it away"))
+}
+
+/// The manifest of what stood on the merged one, as it is now. Of a file that was in doubt the stamp stays, and so the doubt.
+fn rewrite(
+    place: &Place,
+    upper: &Previous,
+    gone: &Manifest,
+    in_doubt: bool,
+) -> Result<(), Failure> {
+    let path = place.manifest(&upper.name);
+    let mut manifest = holds(place, upper)?;
     if manifest
         .previous
         .as_ref()
@@ -99,13 +119,15 @@ fn rewrite(place: &Place, upper: &Previous, gone: &Manifest) -> Result<(), Failu
             ));
         }
     }
-    manifest.file = finished(&place.file(&upper.name));
+    if !in_doubt {
+        manifest.file = finished(&place.file(&upper.name));
+    }
     write_json(&path, &manifest)
 }
 
 fn restamp(place: &Place, upper: &Previous) -> Result<(), Failure> {
     let path = place.manifest(&upper.name);
-    let mut manifest: Manifest = read_json(&path)?;
+    let mut manifest = holds(place, upper)?;
     manifest.file = finished(&place.file(&upper.name));
     write_json(&path, &manifest)
 }

@@ -1,6 +1,7 @@
 //! One disk's directory in the backup directory: what its files are called, made durable, given
 //! their final names, and removed. It knows names; it does not know what is in a manifest.
 
+use super::list::standing_on_file;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::sys;
@@ -151,7 +152,8 @@ impl Place {
                     |error| Failure::io(format!("give away {}", directory.display()), &error),
                 )?;
             }
-            layer_file::fsync_dir(directory)?;
+            // the entry of it is in the one above
+            layer_file::fsync_dir(directory.parent().unwrap_or(&self.root))?;
         }
         Ok(())
     }
@@ -177,10 +179,11 @@ impl Place {
         Ok(made)
     }
 
-    /// Whether a name is free: no file, no manifest, and none on its way.
+    /// Whether a name is free: no file, no manifest, none on its way, and nothing left that stood on one of that name.
     pub fn is_free(&self, name: &str) -> bool {
         let names = [self.file(name), self.manifest(name), self.journal(name)];
         names.iter().all(|path| path.symlink_metadata().is_err())
+            && standing_on_file(self, name).is_ok_and(|orphans| orphans.is_empty())
     }
 
     /// Gives a complete file its final name, if nobody has it. Done already is fine.

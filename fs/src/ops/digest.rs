@@ -33,6 +33,7 @@ pub(super) struct Digests {
 
 struct AtWork {
     disk: String,
+    place: Place,
     stop: Arc<AtomicBool>,
     ended: watch::Receiver<bool>,
 }
@@ -41,6 +42,11 @@ impl Digests {
     /// Nothing of this disk is read any more when it returns, nor will be while the caller holds the disk.
     pub(super) async fn stop(&self, disk: &str) {
         self.stop_where(|at_work| at_work.disk == disk).await;
+    }
+
+    /// Nothing of a directory is read any more, nor written down.
+    pub(super) async fn stop_in(&self, place: &Place) {
+        self.stop_where(|at_work| at_work.place == *place).await;
     }
 
     /// Nothing is read any more.
@@ -137,6 +143,7 @@ async fn one(engine: &Engine, wanted: Wanted) {
     let (has_ended, ended) = watch::channel(false);
     *engine.digests.at_work.borrow_mut() = Some(AtWork {
         disk: disk.clone(),
+        place: wanted.place.clone(),
         stop: Arc::clone(&stop),
         ended,
     });

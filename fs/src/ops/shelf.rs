@@ -2,6 +2,7 @@
 //! directories have changed; each disk is called `VM/DISK` and has nothing but backups.
 
 use super::Source;
+use super::blocking::blocking;
 use super::engine::{Engine, patiently};
 use crate::backups::{self, Listing, Place, Stamp};
 use crate::errno::{Errno, Failure};
@@ -27,11 +28,24 @@ pub(super) async fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim
     if root(engine).is_some() {
         return Ok(None);
     }
-    // a digest of ours is written down in a moment
-    match patiently(|| place.claim()).await {
+    let mut claimed = patiently(|| place.claim()).await;
+    if matches!(&claimed, Err(failure) if failure.errno == Errno::EBUSY) {
+        // it may be a digest of ours that is being written down: on slow storage that takes a while
+        engine.digests.stop_in(place).await;
+        claimed = patiently(|| place.claim()).await;
+    }
+    match claimed {
         // nothing was ever put there
         Err(failure) if failure.errno == Errno::ENOENT => Ok(None),
         claimed => claimed.map(Some),
+    }
+}
+
+/// Refused where the VM has no name, and its backups would be among those of another that has none.
+pub(super) async fn refuse_anothers(engine: &Engine) -> Result<(), Failure> {
+    match engine.unnamed().await? {
+        Some(unnamed) => blocking(move || unnamed.refuse_anothers()).await,
+        None => Ok(()),
     }
 }
 

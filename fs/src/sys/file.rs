@@ -102,13 +102,13 @@ pub fn forget_pages(file: &File) {
 }
 
 /// Gives a file another name, which must be free; the old one goes.
-pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub fn rename_new(source: &Path, target: &Path) -> io::Result<()> {
     let (from, to) = (
-        CString::new(from.as_os_str().as_bytes())?,
-        CString::new(to.as_os_str().as_bytes())?,
+        CString::new(source.as_os_str().as_bytes())?,
+        CString::new(target.as_os_str().as_bytes())?,
     );
     // SAFETY: both paths end with NUL and live across the call.
-    retried(|| unsafe {
+    let renamed = retried(|| unsafe {
         libc::renameat2(
             libc::AT_FDCWD,
             from.as_ptr(),
@@ -116,8 +116,25 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
             to.as_ptr(),
             libc::RENAME_NOREPLACE,
         )
-    })
-    .map(drop)
+    });
+    match renamed {
+        // NFS has no such rename
+        Err(error) if knows_no_flags(&error) => rename_by_link(source, target),
+        renamed => renamed.map(drop),
+    }
+}
+
+fn knows_no_flags(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)
+    )
+}
+
+/// The same in two steps; where it ends in between the file has both names.
+fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::hard_link(from, to)?;
+    std::fs::remove_file(from)
 }
 
 /// A part of a file that is all data or all hole.
@@ -247,6 +264,25 @@ mod tests {
         std::fs::remove_file(&b).unwrap();
         rename_new(&a, &b).unwrap();
         assert!(!a.exists() && b.exists());
+    }
+
+    #[test]
+    fn a_name_is_given_by_a_link_where_renames_know_no_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&a, b"new").unwrap();
+        std::fs::write(&b, b"old").unwrap();
+        let error = rename_by_link(&a, &b).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(a.exists());
+        std::fs::remove_file(&b).unwrap();
+        rename_by_link(&a, &b).unwrap();
+        assert!(!a.exists());
+        assert_eq!(std::fs::read(&b).unwrap(), b"new");
+        for error in [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP] {
+            assert!(knows_no_flags(&io::Error::from_raw_os_error(error)));
+        }
+        assert!(!knows_no_flags(&io::Error::from_raw_os_error(libc::EEXIST)));
     }
 
     #[test]

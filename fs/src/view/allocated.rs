@@ -37,6 +37,11 @@ pub fn layer_allocated(spec: &LayerSpec) -> Result<u64, Failure> {
     Ok(holds(spec)?.all)
 }
 
+/// Bytes of the disk that the layer holds compressed.
+pub fn layer_compressed(spec: &LayerSpec) -> Result<u64, Failure> {
+    Ok(holds(spec)?.compressed)
+}
+
 /// Whether a commit of `above` into a layer moves bytes that `above` does not cover: a compressed cluster that is written in
 /// part is written anew as a whole, elsewhere, and what it took is free for the next one. Maps made before are wrong then.
 pub fn moves_when_committed_into(spec: &LayerSpec, above: &Path) -> Result<bool, Failure> {

@@ -127,7 +127,8 @@ async fn one(
     for journal in left {
         // what was cut short comes first: the chain is not what manifests say until then
         let is_it = journal.manifest.id == removal.id;
-        merge(engine, guard, &place, &removal.job, journal, None, answer).await?;
+        let begun = Begun::Before;
+        merge(engine, guard, &place, &removal.job, journal, begun, answer).await?;
         if is_it {
             return Ok(());
         }
@@ -151,8 +152,15 @@ async fn one(
         }
     };
     let above = remove::standing_on(&listing.backups, &removal.id);
-    if above.is_empty() {
-        let journal = Journal::new("", backup.manifest.clone());
+    let (looked_at, name) = (place.clone(), backup.manifest.name.clone());
+    let expected: Vec<PathBuf> = above
+        .iter()
+        .map(|it| place.file(&it.manifest.name))
+        .collect();
+    let is_leaf = above.is_empty();
+    blocking(move || remove::refuse_if_needed(&looked_at, &name, &expected, is_leaf)).await?;
+    if is_leaf {
+        let journal = Journal::new(removal.job.as_str(), backup.manifest.clone());
         blocking(move || journal.remove_backup(&place)).await?;
     } else {
         let (looked_at, gone) = (
@@ -161,7 +169,8 @@ async fn one(
         );
         let plan = blocking(move || choose(&looked_at, &gone, Look::AtFiles)).await?;
         let journal = Journal::of_merge(removal.job.as_str(), backup.manifest.clone(), plan);
-        merge(engine, guard, &place, &removal.job, journal, closed, answer).await?;
+        let begun = Begun::Now(closed);
+        merge(engine, guard, &place, &removal.job, journal, begun, answer).await?;
     }
     remove::drop_bitmap_of(engine, guard.name(), &backup.manifest).await
 }
@@ -187,6 +196,14 @@ fn refuse_unfinished(journals: &[Journal]) -> Result<(), Failure> {
     }
 }
 
+/// Who began a merge.
+enum Begun {
+    /// Somebody who is gone, or failed.
+    Before,
+    /// This removal, which keeps readers away.
+    Now(Option<Closed>),
+}
+
 /// Merges: from the journal to the last name. The journal may have been written by somebody else.
 async fn merge(
     engine: &Rc<Engine>,
@@ -194,7 +211,7 @@ async fn merge(
     place: &Place,
     job: &JobId,
     journal: Journal,
-    closed: Option<Closed>,
+    begun: Begun,
     answer: &mut Option<Answer<()>>,
 ) -> Result<(), Failure> {
     let Some(plan) = journal.merge.clone() else {
@@ -232,6 +249,11 @@ async fn merge(
     )
     .await;
     let place = place.clone();
+    let (untouched, closed) = match begun {
+        Begun::Before => (false, None),
+        // as long as nobody was told that it began, no job of this removal has written anything
+        Begun::Now(closed) => (answer.is_some(), closed),
+    };
     if outcome.is_ok() && plan.verb == MergeVerb::Commit {
         // what its file holds now is the other backup, which may be read
         drop(closed);
@@ -248,7 +270,7 @@ async fn merge(
     match (outcome, plan.verb) {
         (Ok(()), _) => blocking(move || journal.conclude(&place)).await,
         // its file holds neither its own instant nor the other's: the next attempt brings it to its end
-        (Err(failure), MergeVerb::Commit) if answer.is_none() => Err(failure.next(
+        (Err(failure), MergeVerb::Commit) if !untouched => Err(failure.next(
             "rmdir of its job in jobs/ tries again, as does the next mount; the other backups are as they were",
         )),
         (Err(failure), _) => {

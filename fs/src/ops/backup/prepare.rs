@@ -84,13 +84,17 @@ pub(super) async fn prepare(
     let claim = shelf::claim(engine, &place).await?;
     let size = disk.active.virtual_size;
     let (looked_at, like, wanted) = (place.clone(), disk.active_path.clone(), name.to_owned());
+    let unnamed = engine.unnamed().await?;
     let listing = blocking(move || {
         looked_at.make(&like)?;
+        if let Some(unnamed) = unnamed {
+            unnamed.take_name()?;
+        }
         if !looked_at.is_free(&wanted) {
             return Err(Failure::new(
                 Errno::EEXIST,
                 format!(
-                    "{} exists, or is on its way",
+                    "{} exists, is on its way, or something still stands on one of that name",
                     looked_at.file(&wanted).display()
                 ),
             )

@@ -23,13 +23,7 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     let_go_on(engine, &place, guard.name()).await?;
     let looked_at = place.clone();
     let (journals, strange) = blocking(move || Journal::all(&looked_at)).await?;
-    for name in strange {
-        engine.report_once(&format!(
-            "disk '{}': {} is no journal that this qmpfs knows; it is left alone",
-            guard.name(),
-            place.directory().join(name).display()
-        ));
-    }
+    tell_strange(engine, &place, guard.name(), strange);
     let (merging, journals): (Vec<Journal>, Vec<Journal>) = journals
         .into_iter()
         .partition(|it| it.stage == Stage::Merging);
@@ -50,6 +44,10 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     blocking(move || backups::sweep(&swept)).await?;
     let mut guard = guard;
     for journal in journals {
+        if journal.stage == Stage::Removing {
+            end_removal(engine, &place, guard.name(), journal).await?;
+            continue;
+        }
         let job = JobId::new(journal.job.as_str())?;
         let mut making = Making {
             guard,
@@ -72,6 +70,15 @@ pub(in crate::ops) async fn settle(engine: &Rc<Engine>, guard: DiskGuard) -> Res
     match merging.next() {
         Some(journal) => take_up(engine, guard, journal),
         None => Ok(()),
+    }
+}
+
+fn tell_strange(engine: &Engine, place: &Place, disk: &str, strange: Vec<String>) {
+    for name in strange {
+        engine.report_once(&format!(
+            "disk '{disk}': {} is no journal that this qmpfs knows; it is left alone",
+            place.directory().join(name).display()
+        ));
     }
 }
 
@@ -133,7 +140,8 @@ pub(in crate::ops) async fn settle_shelf(engine: &Rc<Engine>) {
 async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
     let place = engine.place_of(disk).await?;
     let looked_at = place.clone();
-    let (journals, _) = blocking(move || Journal::all(&looked_at)).await?;
+    let (journals, strange) = blocking(move || Journal::all(&looked_at)).await?;
+    tell_strange(engine, &place, disk, strange);
     let guard = engine.hold(disk).await?;
     let swept = place.clone();
     blocking(move || backups::sweep(&swept)).await?;
@@ -143,15 +151,40 @@ async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
     }
     for journal in journals {
         match journal.stage {
-            Stage::Removing => {
-                let place = place.clone();
-                blocking(move || journal.remove_backup(&place)).await?;
-                engine.backups_changed(disk);
-            }
+            Stage::Removing => end_removal(engine, &place, disk, journal).await?,
             Stage::Merging => return take_up(engine, guard, journal),
             Stage::Running | Stage::Below | Stage::Copied => {}
         }
     }
+    Ok(())
+}
+
+/// A removal that was cut short is finished; where something stands on the backup by now, it stays.
+async fn end_removal(
+    engine: &Engine,
+    place: &Place,
+    disk: &str,
+    journal: Journal,
+) -> Result<(), Failure> {
+    let name = journal.manifest.name.clone();
+    let place = place.clone();
+    let needed =
+        blocking(
+            move || match backups::standing_on_file(&place, &journal.manifest.name)?.pop() {
+                Some(needed) => journal.keep(&place).map(|()| Some(needed)),
+                None => journal.remove_backup(&place).map(|()| None),
+            },
+        );
+    match needed.await? {
+        None => engine.log.note(&format!(
+            "disk '{disk}': finishing the removal of the backup '{name}'"
+        )),
+        Some(needed) => engine.log.note(&format!(
+            "disk '{disk}': the backup '{name}' stays: {} stands on it",
+            needed.display()
+        )),
+    }
+    engine.backups_changed(disk);
     Ok(())
 }
 
@@ -171,12 +204,6 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
             .note(&format!("disk '{}': {what} '{name}'", making.guard.name()));
     };
     match making.journal.stage {
-        Stage::Removing => {
-            note("finishing the removal of the backup");
-            let (journal, place) = (making.journal.clone(), making.place.clone());
-            blocking(move || journal.remove_backup(&place)).await?;
-            return Ok(Next::Nothing);
-        }
         Stage::Copied => {
             let others = together::others(engine, bridge, making).await?;
             // mirrors that are not all known to have ended at one instant did not
@@ -191,8 +218,8 @@ async fn one(engine: &Engine, bridge: &Bridge, making: &mut Making) -> Result<Ne
                 return Ok(Next::Nothing);
             }
         }
-        // it was taken up before the others
-        Stage::Merging => return Ok(Next::Nothing),
+        // they were taken up before the others
+        Stage::Removing | Stage::Merging => return Ok(Next::Nothing),
         Stage::Running | Stage::Below => {}
     }
     let jobs = bridge.jobs().await?;

@@ -1,7 +1,7 @@
 //! `rmdir backups/KIND/N` and `rm bitmaps/N`; and the dirty bitmaps that are done with.
 
 use super::{Making, merge, plan};
-use crate::backups::{self, MergeVerb};
+use crate::backups::{self, MergeVerb, Place};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk, Manifest};
 use crate::ops::Answer;
@@ -9,9 +9,11 @@ use crate::ops::blocking::blocking;
 use crate::ops::check;
 use crate::ops::control;
 use crate::ops::engine::{DiskGuard, Engine, Turn, at_work};
+use crate::view;
 use qmpbridge::Bridge;
 use qmpbridge::command::BlockDirtyBitmapRemove;
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::oneshot;
 
@@ -93,6 +95,35 @@ pub(super) fn standing_on<'a>(backups: &'a [Backup], id: &str) -> Vec<&'a Backup
         previous.is_some_and(|previous| previous.id == id)
     };
     backups.iter().filter(on).collect()
+}
+
+/// Refused while something else stands on a backup's file than what it is to be merged into (none where it just goes), or while
+/// somebody else reads it.
+pub(super) fn refuse_if_needed(
+    place: &Place,
+    name: &str,
+    expected: &[PathBuf],
+    just_goes: bool,
+) -> Result<(), Failure> {
+    let standing = backups::standing_on_file(place, name)?;
+    if let Some(stranger) = standing.into_iter().find(|path| !expected.contains(path)) {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!(
+                "{} stands on '{name}', and is no backup that can be merged",
+                stranger.display()
+            ),
+        )
+        .next("remove that file if nobody needs it; a backup whose point.json says what is wrong with it, mend first"));
+    }
+    let file = place.file(name);
+    if just_goes && file.exists() && view::read_by_someone(&file)? {
+        return Err(
+            Failure::new(Errno::EBUSY, format!("somebody reads {}", file.display()))
+                .next("see who: lslocks, or fuser -v FILE; then rmdir again"),
+        );
+    }
+    Ok(())
 }
 
 /// What `rmdir` of a backup would do, in words.

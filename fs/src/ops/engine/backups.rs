@@ -3,7 +3,7 @@
 //! is shown until the next one. It does not know how a backup is made.
 
 use super::{DiskGuard, Engine};
-use crate::backups::{self, Listing, Place, Stamp};
+use crate::backups::{self, Listing, Place, Stamp, Unnamed};
 use crate::errno::{Errno, Failure};
 use crate::model::{Backup, Disk, Job};
 use crate::ops::shelf;
@@ -147,14 +147,34 @@ impl Engine {
 
     /// What the VM is called, as soon as QEMU can be asked.
     pub(in crate::ops) async fn vm_name(&self) -> Result<String, Failure> {
+        let known = || self.current().vm.name.clone();
+        Ok(self.given_name().await?.unwrap_or_else(known))
+    }
+
+    /// What somebody has called the VM.
+    async fn given_name(&self) -> Result<Option<String>, Failure> {
         let bridge = self.bridge()?;
         let name = match &self.config.vm_name {
             Some(name) => Some(name.clone()),
             None if bridge.supports("query-name") => bridge.run(QueryName).await?.name,
             None => None,
         };
-        let known = || self.current().vm.name.clone();
-        Ok(name.filter(|name| !name.is_empty()).unwrap_or_else(known))
+        Ok(name.filter(|name| !name.is_empty()))
+    }
+
+    /// The VM, where it has no name of its own, and may have backups.
+    pub(in crate::ops) async fn unnamed(&self) -> Result<Option<Unnamed>, Failure> {
+        let Some(root) = &self.config.backup.directory else {
+            return Ok(None);
+        };
+        if self.given_name().await?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(Unnamed {
+            root: root.clone(),
+            vm: self.current().vm.name.clone(),
+            from: self.config.source.whence(),
+        }))
     }
 
     /// Where a disk's backups are; None without a backup directory.

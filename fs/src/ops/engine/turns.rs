@@ -159,8 +159,8 @@ impl Engine {
         };
         let claim = patiently(|| layer_file::claim(&active)).await;
         match claim {
-            // of what cannot be seen from here nothing is changed
-            Err(_) if file.is_none() => Ok(None),
+            // of what cannot be seen from here nothing is changed; backups have no disk, and a directory that can be claimed
+            Err(failure) if file.is_none() && failure.errno != Errno::EBUSY => Ok(None),
             claim => claim.map(Some),
         }
     }
