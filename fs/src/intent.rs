@@ -186,6 +186,7 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
                 },
             },
         },
+        NodeKey::Disk(name) => let_go(model, name)?,
         NodeKey::Job(disk, id) => {
             not_of_others(model, disk, id)?;
             Intent::CancelJob {
@@ -212,7 +213,6 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         | NodeKey::Disks
         | NodeKey::Vm(_)
         | NodeKey::VmDisks(_)
-        | NodeKey::Disk(_)
         | NodeKey::DiskFile(..)
         | NodeKey::Section(..)
         | NodeKey::Backups(_)
@@ -228,6 +228,32 @@ pub fn rmdir(model: &Model, verbs: Verbs, key: &NodeKey) -> Result<Intent, Failu
         Contents::Backups => {}
     }
     Ok(intent)
+}
+
+/// What QEMU has open of a disk is closed when nobody uses it any more.
+fn let_go(model: &Model, name: &str) -> Result<Intent, Failure> {
+    let disk = model
+        .disk(name)
+        .filter(|_| model.vm.contents == Contents::Machine && !model.vm.switched_off)
+        .ok_or_else(|| no_verb("rmdir"))?;
+    if !disk.tuning.unplugged {
+        return Err(Failure::new(
+            Errno::EBUSY,
+            format!("disk '{name}' is in use: its directory goes when it is unplugged"),
+        )
+        .next("device_del of its device, or block-export-del of its export; then rmdir again"));
+    }
+    let root = disk.root.as_ref();
+    match root.filter(|root| !root.is_ours()) {
+        Some(root) => Err(Failure::new(
+            Errno::EPERM,
+            format!("'{root}' is the node of who plugged the disk in"),
+        )
+        .next(format!("blockdev-del {root}"))),
+        None => Ok(Intent::CloseDisk {
+            disk: name.to_owned(),
+        }),
+    }
 }
 
 /// What a line written to the file `key` means; `data` is what one write(2) brought.

@@ -92,6 +92,10 @@ pub struct Tuning {
     pub detect_zeroes: Option<String>,
     /// It is written by clients of an export alone, whom nobody can stop.
     pub exported: bool,
+    /// Nobody uses it, neither a device nor an export: it was unplugged. Not of disks whose VM is off.
+    pub unplugged: bool,
+    /// Its name leads to another file than the one that QEMU has open.
+    pub replaced: bool,
 }
 
 impl Disk {

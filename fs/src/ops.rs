@@ -39,6 +39,7 @@ mod shelf;
 mod sight;
 mod snapshot;
 mod socket_directory;
+mod unplug;
 mod watch;
 
 use crate::errno::{Errno, Failure};
@@ -199,6 +200,24 @@ pub enum Source {
 }
 
 impl Source {
+    /// From where it is mounted, in words that are the same from every directory.
+    fn whence(&self) -> String {
+        let path = match self {
+            Source::Qmp(Address::Unix(path)) => Some(path),
+            Source::Qmp(Address::Tcp(_)) => None,
+            Source::Images { paths, .. } => paths.first(),
+            Source::Backups(root) => Some(root),
+        };
+        match (path, self) {
+            (Some(path), _) => {
+                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+                path.display().to_string()
+            }
+            (None, Source::Qmp(address)) => address.to_string(),
+            (None, Source::Images { .. } | Source::Backups(_)) => String::new(),
+        }
+    }
+
     /// What the VM is called when neither it nor the user says: the first file's name without
     /// its extension, or the address.
     fn name(&self) -> String {

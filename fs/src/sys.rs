@@ -25,7 +25,8 @@ pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};
 pub use process::{
-    die_with_parent, foreign_root, give_way, process_directory, process_memory, raise_file_limit,
+    die_with_parent, foreign_root, give_way, open_files, process_directory, process_memory,
+    process_program, raise_file_limit,
 };
 pub use socket::connect_unix;
 pub use xattr::{xattr_get, xattr_remove, xattr_set, xattrs_of};

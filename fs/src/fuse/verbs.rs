@@ -213,7 +213,11 @@ fn refused_unlink(shared: &Arc<Shared>, pid: u32, parent: INodeNo, name: &OsStr)
     };
     if !matches!(
         directory,
-        NodeKey::Point(_) | NodeKey::Group(_) | NodeKey::Checkpoint(_) | NodeKey::Job(..)
+        NodeKey::Disk(_)
+            | NodeKey::Point(_)
+            | NodeKey::Group(_)
+            | NodeKey::Checkpoint(_)
+            | NodeKey::Job(..)
     ) {
         return;
     }

@@ -82,6 +82,10 @@ pub fn suits_the_manager(model: &Model, verbs: Verbs, intent: &Intent) -> Result
             Reach::Chain,
             format!("virsh backup-begin {}", model.vm.name),
         ),
+        Intent::CloseDisk { disk } => (
+            Reach::Chain,
+            format!("virsh detach-disk {} {disk}", model.vm.name),
+        ),
         // a mirror of ours cannot have begun: it would be of the chain
         Intent::CancelJob { .. } | Intent::ControlJob { .. } => (
             Reach::Beside,

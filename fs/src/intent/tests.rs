@@ -6,6 +6,7 @@ use crate::model::{ConnectionState, Model};
 use crate::tree::{
     DiskFile, GroupKey, GroupKind, JobFile, NodeKey, RootFile, Section, lookup, sample,
 };
+use qmpbridge::NodeName;
 
 /// What a mount has without options.
 pub(super) const ALL: Verbs = Verbs {
@@ -173,12 +174,7 @@ fn of_two_points_with_one_name_none_is_removed() {
 #[test]
 fn rmdir_is_refused_everywhere_else() {
     let model = sample::two_disks();
-    for key in [
-        NodeKey::Root,
-        NodeKey::Disks,
-        NodeKey::Disk("vda".into()),
-        place(Section::Snapshots),
-    ] {
+    for key in [NodeKey::Root, NodeKey::Disks, place(Section::Snapshots)] {
         assert_eq!(
             rmdir(&model, ALL, &key).map_err(|f| f.errno),
             Err(Errno::EPERM),
@@ -204,6 +200,22 @@ fn rmdir_is_refused_everywhere_else() {
         removed(&model, read_only, Section::Internal, "clean"),
         Err(Errno::EROFS)
     );
+}
+
+#[test]
+fn rmdir_of_a_disk_closes_what_is_ours_of_one_that_nobody_uses() {
+    let mut model = sample::two_disks();
+    let closed = |model: &Model| rmdir(model, ALL, &NodeKey::Disk("vda".into()));
+    let errno = |model: &Model| closed(model).map_err(|failure| failure.errno);
+    assert_eq!(errno(&model), Err(Errno::EBUSY));
+    model.disks[0].tuning.unplugged = true;
+    model.disks[0].root = Some(NodeName::new("disk0").unwrap());
+    assert_eq!(errno(&model), Err(Errno::EPERM), "it has a name of its own");
+    model.disks[0].root = Some(NodeName::fresh());
+    let disk = "vda".to_owned();
+    assert_eq!(closed(&model).unwrap(), Intent::CloseDisk { disk });
+    model.vm.switched_off = true;
+    assert_eq!(errno(&model), Err(Errno::EPERM));
 }
 
 fn written(model: &Model, verbs: Verbs, key: &NodeKey, data: &[u8]) -> Result<Intent, Errno> {

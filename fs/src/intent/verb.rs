@@ -159,6 +159,11 @@ pub enum Intent {
         /// Its name in the tree.
         name: String,
     },
+    /// `rmdir disks/DISK` of a disk that was unplugged
+    CloseDisk {
+        /// The disk's name.
+        disk: String,
+    },
     /// `rmdir disks/DISK/jobs/ID`
     CancelJob {
         /// The disk's name.
@@ -244,6 +249,7 @@ impl Intent {
                 ("rmdir", format!("/backups/{}/{name}", kind.name()))
             }
             Intent::DeleteBitmap { disk, name } => ("rm", format!("/disks/{disk}/bitmaps/{name}")),
+            Intent::CloseDisk { disk } => ("rmdir", disk_path(disk)),
             Intent::CancelJob { disk, id } => ("rmdir", format!("{}/jobs/{id}", disk_path(disk))),
             Intent::ControlJob { disk, id, command } => (
                 "write",

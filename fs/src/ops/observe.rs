@@ -134,6 +134,8 @@ fn disk(
             filtered: !root.filters_above.is_empty(),
             detect_zeroes: Some(top.detect_zeroes.clone()).filter(|mode| mode != "off"),
             exported: matches!(root.kind, RootKind::Export),
+            unplugged: matches!(root.kind, RootKind::Unused) && sight.embedded.is_empty(),
+            replaced: false,
         },
         branches: Vec::new(),
         no_overlay: None,
@@ -141,6 +143,14 @@ fn disk(
         state_part: state_part(root, top),
     };
     disk.assumed = carried::for_disk(&disk, line).1;
+    if disk.no_snapshots.is_none() && is_replaced(&disk, sight) {
+        disk.tuning.replaced = true;
+        disk.no_snapshots = Some(format!(
+            "{} is not the file that QEMU has open: somebody renamed or replaced it, and a restart would boot what is there now; give the open one its name back before the VM is switched off (ls -l /proc/{}/fd)",
+            disk.active.path.display(),
+            sight.pid.unwrap_or_default()
+        ));
+    }
     if disk.no_snapshots.is_none() && line.is_some_and(|line| carried::copies_on_read(&disk, line))
     {
         disk.no_snapshots = Some("the drive has copy-on-read=on, which keeps QEMU from sealing it; start the VM without that".into());
@@ -158,6 +168,12 @@ fn disk(
     }
     disk.branches = crate::offline::branches(&disk);
     Some(disk)
+}
+
+/// Whether the name by which QEMU has opened the active layer leads to another file by now.
+fn is_replaced(disk: &Disk, sight: &Sight) -> bool {
+    let file = disk.active.file;
+    file.and_then(|file| sight.has_open(file)) == Some(false)
 }
 
 /// What the disk is to a checkpoint; its place is not known here.

@@ -7,7 +7,7 @@ use super::published::Published;
 use super::{Answer, EngineConfig, Request, Source, WaitScope};
 use super::{
     backup, branch, checkpoint, control, digest, group, internal, live, merge, open, rollback,
-    served, shelf, snapshot, watch,
+    served, shelf, snapshot, unplug, watch,
 };
 use crate::errno::{Errno, Failure};
 use crate::intent::{self, Intent};
@@ -114,6 +114,7 @@ async fn begin(
     }
     let engine = Rc::new(Engine::new(bridge, config.clone(), published, cache));
     if engine.bridge().is_ok() {
+        shelf::refuse_anothers(&engine).await?;
         watch::recover_all(&engine).await;
         // a QEMU that cannot be looked at is told here, on the terminal
         engine.refresh(&[]).await?;
@@ -236,6 +237,10 @@ async fn verb(engine: Rc<Engine>, intent: Intent, pid: u32, answer: Answer<()>) 
         }
         Intent::ReleaseLayer { disk, identity, .. } => {
             merge::remove(engine, &disk, merge::Which::Layer(identity), logged).await;
+        }
+        Intent::CloseDisk { disk } => {
+            let close = async |guard: &DiskGuard| unplug::close(&engine, guard).await;
+            logged(held(&engine, engine.hold(&disk), close).await);
         }
         Intent::CancelJob { disk, id } => {
             logged(end_job(engine, disk, &id).await);

@@ -2,8 +2,11 @@
 //! leads to there and here. It knows paths and inodes, nothing of disks.
 
 use crate::layer_file;
+use crate::model::FileId;
 use crate::sys;
 use qmpbridge::Bridge;
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// From where QEMU's file names are seen.
@@ -13,6 +16,8 @@ pub(super) struct Sight {
     directory: Option<PathBuf>,
     /// QEMU's root directory, where it sees other mounts than we do.
     root: Option<PathBuf>,
+    /// What QEMU has open, where that can be seen.
+    open_files: OnceCell<Option<HashSet<FileId>>>,
     /// QEMU is on another machine: what has its files' names here are others.
     elsewhere: bool,
     /// Disks of our own storage daemon: their active path and the name to show.
@@ -37,6 +42,7 @@ impl Sight {
             pid,
             directory: pid.and_then(|pid| sys::process_directory(pid).ok()),
             root: pid.and_then(sys::foreign_root),
+            open_files: OnceCell::new(),
             elsewhere: false,
             embedded: Vec::new(),
             read_only: false,
@@ -50,6 +56,18 @@ impl Sight {
         }
         let found = layer_file::resolve(path, self.directory.as_deref()).ok()?;
         self.is_theirs(path, &found).then_some(found)
+    }
+
+    /// Whether QEMU has this file open; None where that cannot be seen, as behind a proxy.
+    pub(super) fn has_open(&self, file: FileId) -> Option<bool> {
+        let look = || {
+            let pid = self.pid?;
+            let program = sys::process_program(pid).ok()?;
+            let is_qemu = program.file_name()?.to_string_lossy().contains("qemu");
+            is_qemu.then(|| sys::open_files(pid).ok())?
+        };
+        let files = self.open_files.get_or_init(look);
+        files.as_ref().map(|files| files.contains(&file))
     }
 
     /// Whether a path leads QEMU to the file that we found. A container may have another one there.

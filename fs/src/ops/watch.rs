@@ -7,7 +7,7 @@ use super::live;
 use super::quiesce;
 use super::recover;
 use crate::errno::Errno;
-use crate::model::ConnectionState;
+use crate::model::{ConnectionState, Disk};
 use qmpbridge::{Connection, Event, EventKind, JobStatus};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -149,6 +149,7 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
         Ok(disks) => {
             let backups = engine.config.backup.directory.is_some();
             for disk in &disks {
+                tell_if_replaced(engine, disk);
                 match disk.no_snapshots {
                     _ if engine.config.verbs.read_only => {}
                     None => recover_one(engine, &disk.name).await,
@@ -168,6 +169,12 @@ pub(super) async fn recover_all(engine: &Rc<Engine>) {
     }
     engine.settled();
     look(engine).await;
+}
+
+fn tell_if_replaced(engine: &Engine, disk: &Disk) {
+    if let Some(why) = disk.no_snapshots.as_ref().filter(|_| disk.tuning.replaced) {
+        engine.report_once(&format!("disk '{}': {why}", disk.name));
+    }
 }
 
 /// A merge that was cut short may be able to go on, now that the root node is ours, or what it failed for is mended.

@@ -1,6 +1,9 @@
 //! Other processes: where they are, and that ours do not outlive us.
 //! It knows pids and signals; it does not know which program runs.
 
+use super::file_id;
+use crate::model::FileId;
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -17,6 +20,19 @@ pub fn foreign_root(pid: i32) -> Option<PathBuf> {
     let theirs = std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
     let ours = std::fs::read_link("/proc/self/ns/mnt").ok()?;
     (theirs != ours).then(|| PathBuf::from(format!("/proc/{pid}/root")))
+}
+
+/// The file that a process runs.
+pub fn process_program(pid: i32) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+}
+
+/// Devices and inodes of the files that a process has open.
+pub fn open_files(pid: i32) -> io::Result<HashSet<FileId>> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    // one that was closed meanwhile is none
+    let files = descriptors.filter_map(|entry| file_id(&entry.ok()?.path()).ok());
+    Ok(files.collect())
 }
 
 /// Bytes of memory that a process really has, swapped out or not.
