@@ -14,7 +14,7 @@ use qmpfs_tests::mounted::Mounted;
 use qmpfs_tests::sample::Share;
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::{DiskDir, Point, assert_errno, text};
-use qmpfs_tests::{oracle, wait};
+use qmpfs_tests::{oracle, sh, wait};
 
 use super::{assert_verified, chain};
 use crate::backup_directory::disk_in;
@@ -161,6 +161,28 @@ fn full(name: &str, kind: &str, gone: &str) {
     }
     rig.small.make_room();
     rig.ends_well(kind, gone);
+}
+
+/// Compressed clusters take their whole size where they are merged to.
+#[test]
+fn what_is_compressed_needs_more_room() {
+    let Some(rig) = Rig::new("merge-compressed") else {
+        return;
+    };
+    let place = rig.small.path().join("backups/web1/vda");
+    let size = rig.disk.backup("full", "full").disk_raw();
+    let size = size.metadata().expect("a disk").len();
+    for (name, letter, below) in [("full", 'U', ""), ("a", 'V', "-B full.qcow2 -F qcow2")] {
+        sh!(
+            "cd {}; truncate -s {size} raw; head -c 20M /dev/zero | tr '\\0' {letter} | dd of=raw conv=notrunc status=none; qemu-img convert -c {below} -O qcow2 raw {name}.qcow2; rm raw",
+            place.display()
+        );
+    }
+    rig.small.fill_but(4 << 20);
+    assert_errno(rig.disk.backup("full", "full").delete(), &[ENOSPC]);
+    let log = rig.mount.text("log");
+    assert!(log.contains("the merge of 'full' may need"), "{log}");
+    assert!(!place.join(".full.json").exists(), "it has not begun");
 }
 
 #[test]
