@@ -10,12 +10,14 @@ mod list;
 mod merged;
 mod place;
 mod shelf;
+mod standing;
 mod unnamed;
 
 pub use digests::{known_tree, record};
 pub use journal::{Journal, Merge, MergeVerb, Stage, Unfinished, finished};
-pub use list::{Listing, Stamp, is_changed, list, manifest_at, stamp, standing_on_file};
+pub use list::{Listing, Stamp, is_changed, list, manifest_at, stamp};
 pub use merged::is_merged;
 pub use place::{Place, is_unfinished, sweep};
 pub use shelf::{place_on_shelf, shelf};
+pub use standing::standing_on_file;
 pub use unnamed::Unnamed;

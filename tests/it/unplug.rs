@@ -107,6 +107,33 @@ fn replaced(name: &str, attachment: Attachment) {
     });
 }
 
+/// What would be done to names and headers would be done to the wrong file.
+#[test]
+fn nor_is_a_point_removed_beside_it() {
+    let scratch = Scratch::new("replaced-rmdir");
+    let images = scratch.dir("images");
+    let image = images.join("web1.qcow2");
+    oracle::create(&image, 8 << 20);
+    let disks = [Disk::qcow2("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    disk.snapshot("one").make().expect("a snapshot");
+    mount.unmount();
+    machine.quit();
+    machine.start_again();
+    sh!(
+        "cd {}; mv web1.qcow2 moved; cp moved web1.qcow2",
+        images.display()
+    );
+    mount.mount_again();
+    wait::until_true("the point is there", || disk.snapshot("one").exists());
+    assert_errno(disk.snapshot("one").delete(), &[EBUSY]);
+    assert!(images.join("web1.one.qcow2").exists());
+    oracle::check(&image);
+}
+
 #[test]
 fn a_file_that_qemu_does_not_have_open_is_not_sealed() {
     replaced("replaced", Attachment::Blockdev);

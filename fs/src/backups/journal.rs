@@ -220,7 +220,13 @@ impl Journal {
         self.remove(place)
     }
 
-    /// A removal that had only begun is forgotten: the backup is listed again.
+    /// Whether a removal that was cut short can be forgotten: the file is there as it was.
+    pub fn can_be_kept(&self, place: &Place) -> bool {
+        let file = finished(&place.file(&self.manifest.name));
+        self.merge.is_none() && file.is_some() && file == self.manifest.file
+    }
+
+    /// It is forgotten: the backup is listed again.
     pub fn keep(&self, place: &Place) -> Result<(), Failure> {
         let manifest = place.manifest(&self.manifest.name);
         if !manifest.exists() {

@@ -10,10 +10,8 @@ use crate::sys;
 use crate::tree::valid_name;
 use qmpfs_qcow2::Header;
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Manifests of one disk that are read; a directory with more is somebody's mistake.
@@ -133,48 +131,6 @@ fn leaving(place: &Place) -> Vec<Manifest> {
     let leaving =
         leaving.filter(|journal| matches!(journal.stage, Stage::Removing | Stage::Merging));
     leaving.map(|journal| journal.manifest).collect()
-}
-
-/// Files of the directory whose headers name a backup's as what they stand on: backups, those that are being made, and what
-/// somebody else put there. What has no header of qcow2 stands on nothing.
-pub fn standing_on_file(place: &Place, name: &str) -> Result<Vec<PathBuf>, Failure> {
-    let directory = place.directory();
-    let list = || format!("list {}", directory.display());
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::io(list(), &error)),
-    };
-    let file = place.file(name);
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|error| Failure::io(list(), &error))?.path();
-        let is_ours = path
-            .extension()
-            .is_some_and(|end| end == "json" || end == "blake3");
-        if !is_ours && stands_on_file(&path, &file) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn stands_on_file(path: &Path, file: &Path) -> bool {
-    let header = sys::open_for_reading(path)
-        .ok()
-        .map(|file| Header::read(&file));
-    let Some(Ok(Header {
-        backing: Some(backing),
-        ..
-    })) = header
-    else {
-        return false;
-    };
-    let named = Path::new(OsStr::from_bytes(&backing.name));
-    let below = path.parent().unwrap_or(Path::new("/")).join(named);
-    below == file
-        || matches!((sys::file_id(&below), sys::file_id(file)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Manifests are rewritten last: what a file stands on is in its header before.

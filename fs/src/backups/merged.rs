@@ -103,6 +103,10 @@ fn rewrite(
     in_doubt: bool,
 ) -> Result<(), Failure> {
     let path = place.manifest(&upper.name);
+    if !path.exists() {
+        // somebody has removed that backup since
+        return Ok(());
+    }
     let mut manifest = holds(place, upper)?;
     if manifest
         .previous
@@ -127,6 +131,9 @@ fn rewrite(
 
 fn restamp(place: &Place, upper: &Previous) -> Result<(), Failure> {
     let path = place.manifest(&upper.name);
+    if !path.exists() {
+        return Ok(());
+    }
     let mut manifest = holds(place, upper)?;
     manifest.file = finished(&place.file(&upper.name));
     write_json(&path, &manifest)

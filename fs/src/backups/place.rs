@@ -1,7 +1,7 @@
 //! One disk's directory in the backup directory: what its files are called, made durable, given
 //! their final names, and removed. It knows names; it does not know what is in a manifest.
 
-use super::list::standing_on_file;
+use super::standing::standing_on_file;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::sys;
@@ -180,10 +180,10 @@ impl Place {
     }
 
     /// Whether a name is free: no file, no manifest, none on its way, and nothing left that stood on one of that name.
-    pub fn is_free(&self, name: &str) -> bool {
+    pub fn is_free(&self, name: &str) -> Result<bool, Failure> {
         let names = [self.file(name), self.manifest(name), self.journal(name)];
-        names.iter().all(|path| path.symlink_metadata().is_err())
-            && standing_on_file(self, name).is_ok_and(|orphans| orphans.is_empty())
+        let taken = names.iter().any(|path| path.symlink_metadata().is_ok());
+        Ok(!taken && standing_on_file(self, name)?.is_empty())
     }
 
     /// Gives a complete file its final name, if nobody has it. Done already is fine.
@@ -192,6 +192,13 @@ impl Place {
         match sys::rename_new(&from, &to) {
             Ok(()) => layer_file::fsync_dir(&to),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && to.exists() => Ok(()),
+            // both names were given to it, and then somebody was killed
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AlreadyExists
+                    && sys::is_one_file(&from, &to) =>
+            {
+                remove(&from)
+            }
             Err(error) => Err(Failure::io(format!("name {}", to.display()), &error).next(
                 "see what has that name; the copy is complete and gets it at the next mount",
             )),

@@ -4,6 +4,8 @@
 use super::place::write_bytes;
 use crate::errno::{Errno, Failure};
 use crate::tree::fit_name;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// What says it.
@@ -41,9 +43,11 @@ impl Unnamed {
                 "mount with -o name=NAME, or start the VM with -name; -o name={vm} if it is the same one"
             ))),
             Ok(_) => Ok(()),
-            // nobody has put any there
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Failure::io(format!("read {}", path.display()), &error)),
+            // nobody has put any there; who may not see it may not see the backups either
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "whose backups they are is not known");
+                Ok(())
+            }
         }
     }
 
@@ -53,7 +57,12 @@ impl Unnamed {
         let path = self.says();
         match path.exists() {
             true => Ok(()),
-            false => write_bytes(&path, format!("{}\n", self.from).as_bytes()),
+            false => {
+                write_bytes(&path, format!("{}\n", self.from).as_bytes())?;
+                // no secret: QEMU's own user may mount the next time
+                std::fs::set_permissions(&path, Permissions::from_mode(0o644))
+                    .map_err(|error| Failure::io(format!("open up {}", path.display()), &error))
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub(super) async fn delete(engine: &Engine, guard: &DiskGuard, name: &str) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let disk = engine.observe_disk(guard).await?;
+    check::refuse_if_replaced(&disk)?;
     let branch = disk
         .branch(name)
         .ok_or_else(|| Failure::new(Errno::ENOENT, format!("there is no snapshot '{name}'")))?;

@@ -40,6 +40,15 @@ pub(super) fn refuse_if_mixed<'a>(
     )))
 }
 
+/// Refused where the active layer's name leads to another file than the one that QEMU writes: what is done to names and headers
+/// would be done to that, or past it.
+pub(super) fn refuse_if_replaced(disk: &Disk) -> Result<(), Failure> {
+    match disk.no_snapshots.as_ref().filter(|_| disk.tuning.replaced) {
+        Some(why) => Err(Failure::new(Errno::EBUSY, why.clone())),
+        None => Ok(()),
+    }
+}
+
 /// The node that a disk's guest device stands on.
 pub(super) fn root_of(disk: &Disk) -> Result<NodeName, Failure> {
     disk.root.clone().ok_or_else(|| {

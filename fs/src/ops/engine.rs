@@ -32,6 +32,7 @@ use super::shelf;
 use super::sight::Sight;
 use crate::backups::Listing;
 use crate::errno::{Errno, Failure};
+use crate::layer_file::Claim;
 use crate::leases::Leases;
 use crate::model::{
     Backup, ConnectionState, Contents, Disk, Job, Manager, MergePolicy, Model, StateJob, Vm,
@@ -43,7 +44,8 @@ use qmpbridge::command::QueryStatus;
 use qmpbridge::{Bridge, Connection, JobInfo, JobStatus};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::rc::Rc;
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, watch};
@@ -60,6 +62,8 @@ pub struct Engine {
     /// Layers that others read for us.
     pub(super) served: served::Book,
     pub(super) digests: Digests,
+    /// Of the disks that somebody holds, by their active paths.
+    claims: RefCell<HashMap<PathBuf, Weak<Claim>>>,
     published: Arc<Published>,
     disks: RefCell<HashMap<String, Rc<DiskState>>>,
     /// What lies in the backup directory, by disk.
@@ -142,6 +146,7 @@ impl Engine {
             lives: live::Book::default(),
             served: served::Book::default(),
             digests: Digests::default(),
+            claims: RefCell::default(),
             published,
             disks: RefCell::default(),
             listings: RefCell::default(),

@@ -166,6 +166,7 @@ async fn begin(
 ) -> Result<Merge, Failure> {
     migration::refuse(engine.bridge()?).await?;
     let disk = engine.observe_disk(guard).await?;
+    check::refuse_if_replaced(&disk)?;
     let index = which.index_in(&disk).ok_or_else(|| which.missing())?;
     let name = &text::listed_name(&disk, index);
     let here = &disk.layers[index];

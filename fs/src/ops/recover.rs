@@ -10,7 +10,7 @@ mod strays;
 pub(super) use strays::{Whose, idle_nodes};
 
 use super::engine::{DiskGuard, Engine};
-use super::{backup, checkpoint, live, merge, migration, quiesce, rollback, settle};
+use super::{backup, check, checkpoint, live, merge, migration, quiesce, rollback, settle};
 use crate::errno::{Errno, Failure};
 use crate::layer_file;
 use crate::model::{Disk, FileId, Format};
@@ -76,6 +76,7 @@ async fn repair(engine: &Engine, guard: &DiskGuard) -> Result<(), Failure> {
     {
         return Ok(());
     }
+    check::refuse_if_replaced(&disk)?;
     // the other QEMU has the files open by the names they have now
     migration::refuse(bridge).await?;
     let ended = dismiss_ended(engine, bridge, &disk).await?;

@@ -21,16 +21,23 @@ pub(super) async fn close(engine: &Engine, guard: &DiskGuard) -> Result<(), Fail
     }
     let root = check::root_of(&disk)?;
     let nodes = ours_of(&bridge.graph().await?, &root);
-    loop {
+    let left = loop {
         let graph = bridge.graph().await?;
         let unused =
             |node: &&NodeName| graph.node(node).is_some() && graph.parents(node).is_empty();
         let Some(node_name) = nodes.iter().find(unused).cloned() else {
-            break;
+            break graph;
         };
         bridge.run(BlockdevDel { node_name }).await?;
+    };
+    match left.node(&root) {
+        None => Ok(()),
+        Some(_) => Err(Failure::new(
+            Errno::EBUSY,
+            format!("another node stands on '{root}' of disk '{}'", disk.name),
+        )
+        .next("see which: query-named-block-nodes; blockdev-del it, then rmdir again")),
     }
-    Ok(())
 }
 
 /// The nodes of the disk's chain that are ours, with those that open the files.

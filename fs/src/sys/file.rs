@@ -101,6 +101,11 @@ pub fn forget_pages(file: &File) {
     let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
+/// Whether two names lead to one file.
+pub fn is_one_file(one: &Path, other: &Path) -> bool {
+    matches!((file_id(one), file_id(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// Gives a file another name, which must be free; the old one goes.
 pub fn rename_new(source: &Path, target: &Path) -> io::Result<()> {
     let (from, to) = (

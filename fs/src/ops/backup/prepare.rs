@@ -90,7 +90,7 @@ pub(super) async fn prepare(
         if let Some(unnamed) = unnamed {
             unnamed.take_name()?;
         }
-        if !looked_at.is_free(&wanted) {
+        if !looked_at.is_free(&wanted)? {
             return Err(Failure::new(
                 Errno::EEXIST,
                 format!(

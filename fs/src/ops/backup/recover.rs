@@ -4,7 +4,7 @@
 use super::together::{self, Others};
 use super::{Making, below, fleece, follow, merge, mirror, target, try_undo};
 use crate::backups::{self, Journal, Place, Stage, Unfinished};
-use crate::errno::Failure;
+use crate::errno::{Errno, Failure};
 use crate::model::Job;
 use crate::ops::blocking::blocking;
 use crate::ops::engine::{DiskGuard, Engine, Turn};
@@ -142,13 +142,16 @@ async fn settle_one(engine: &Rc<Engine>, disk: &str) -> Result<(), Failure> {
     let looked_at = place.clone();
     let (journals, strange) = blocking(move || Journal::all(&looked_at)).await?;
     tell_strange(engine, &place, disk, strange);
-    let guard = engine.hold(disk).await?;
+    let is_ours = |it: &Journal| matches!(it.stage, Stage::Removing | Stage::Merging);
+    let guard = match engine.hold(disk).await {
+        // somebody is at work there, and nothing is left to be done
+        Err(failure) if failure.errno == Errno::EBUSY && !journals.iter().any(is_ours) => {
+            return Ok(());
+        }
+        held => held?,
+    };
     let swept = place.clone();
     blocking(move || backups::sweep(&swept)).await?;
-    let of_ours = |it: &&Journal| matches!(it.stage, Stage::Removing | Stage::Merging);
-    if !journals.iter().any(|it| of_ours(&it)) {
-        return Ok(());
-    }
     for journal in journals {
         match journal.stage {
             Stage::Removing => end_removal(engine, &place, disk, journal).await?,
@@ -168,13 +171,17 @@ async fn end_removal(
 ) -> Result<(), Failure> {
     let name = journal.manifest.name.clone();
     let place = place.clone();
-    let needed =
-        blocking(
-            move || match backups::standing_on_file(&place, &journal.manifest.name)?.pop() {
-                Some(needed) => journal.keep(&place).map(|()| Some(needed)),
-                None => journal.remove_backup(&place).map(|()| None),
-            },
-        );
+    let needed = blocking(move || {
+        if Journal::read(&place, &journal.manifest.name).as_ref() != Some(&journal) {
+            // somebody has ended it since it was read
+            return Ok(None);
+        }
+        let needed = backups::standing_on_file(&place, &journal.manifest.name)?.pop();
+        match needed.filter(|_| journal.can_be_kept(&place)) {
+            Some(needed) => journal.keep(&place).map(|()| Some(needed)),
+            None => journal.remove_backup(&place).map(|()| None),
+        }
+    });
     match needed.await? {
         None => engine.log.note(&format!(
             "disk '{disk}': finishing the removal of the backup '{name}'"

@@ -5,9 +5,10 @@ use super::{DiskState, Engine};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::model::Disk;
-use crate::ops::recover;
+use crate::ops::{recover, shelf};
 use std::collections::BTreeSet;
-use std::rc::Rc;
+use std::path::Path;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
@@ -24,7 +25,7 @@ pub(in crate::ops) struct DiskGuard {
     name: String,
     pub(super) state: Rc<DiskState>,
     _lock: OwnedMutexGuard<()>,
-    _claim: Option<Claim>,
+    _claim: Option<Rc<Claim>>,
 }
 
 impl DiskGuard {
@@ -148,7 +149,7 @@ impl Engine {
     }
 
     /// Keeps other mounts of the same VM from changing the disk.
-    async fn claim(&self, disk: &str) -> Result<Option<Claim>, Failure> {
+    async fn claim(&self, disk: &str) -> Result<Option<Rc<Claim>>, Failure> {
         let names = |disk: &Disk| (disk.active_path.clone(), disk.active.file);
         let known = self.current().disk(disk).map(names);
         let (active, file) = match known {
@@ -157,12 +158,33 @@ impl Engine {
             None if self.bridge.is_some() => names(&self.observe_again(disk).await?),
             None => return Ok(None),
         };
-        let claim = patiently(|| layer_file::claim(&active)).await;
-        match claim {
-            // of what cannot be seen from here nothing is changed; backups have no disk, and a directory that can be claimed
-            Err(failure) if file.is_none() && failure.errno != Errno::EBUSY => Ok(None),
-            claim => claim.map(Some),
+        if let Some(claim) = self.claimed(&active) {
+            // two disks may be of one file, as CDs are
+            return Ok(Some(claim));
         }
+        let is_shelf = shelf::root(self).is_some();
+        let mut claim = patiently(|| layer_file::claim(&active)).await;
+        if is_shelf && matches!(&claim, Err(failure) if failure.errno == Errno::EBUSY) {
+            // it may be a digest of ours that is being written down
+            self.digests.stop(disk).await;
+            claim = patiently(|| layer_file::claim(&active)).await;
+        }
+        match claim {
+            // of what cannot be seen from here nothing is changed; backups alone have no file, and a directory to be claimed
+            Err(_) if file.is_none() && !is_shelf => Ok(None),
+            claim => {
+                let claim = Rc::new(claim?);
+                let mut claims = self.claims.borrow_mut();
+                claims.retain(|_, claim| claim.strong_count() > 0);
+                claims.insert(active, Rc::downgrade(&claim));
+                Ok(Some(claim))
+            }
+        }
+    }
+
+    /// What another disk of this mount has claimed.
+    fn claimed(&self, active: &Path) -> Option<Rc<Claim>> {
+        self.claims.borrow().get(active).and_then(Weak::upgrade)
     }
 
     /// Whether somebody is changing the disk.
