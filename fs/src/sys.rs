@@ -28,7 +28,7 @@ pub use process::{
     die_with_parent, foreign_root, give_way, open_files, process_directory, process_memory,
     process_program, raise_file_limit,
 };
-pub use socket::connect_unix;
+pub use socket::{connect_unix, peer_pid};
 pub use xattr::{xattr_get, xattr_remove, xattr_set, xattrs_of};
 
 /// Repeats a system call that a signal interrupted.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -521,6 +522,62 @@ fn the_server_of_our_own_is_started_and_ended() {
     mount.unmount();
     assert_no_trace(&mut machine);
     assert_eq!(scratch_files(scratch.path()), Vec::<String>::new());
+}
+
+/// Another tool has begun to use QEMU's server, and has no export on it yet.
+#[test]
+fn a_server_that_others_have_just_started_stays() {
+    let scratch = Scratch::new("live-others-server");
+    let image = scratch.file("web1.raw");
+    sh!("qemu-img create -q -f raw {} {SIZE}", image.display());
+    let disks = [Disk::raw("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    let mut mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &[]);
+    let live = mount.disk("vda").live("now");
+    // what a killed mount leaves: its server, of which nothing but the directory tells
+    machine.qmp.run("nbd-server-stop", json!({}));
+    live.make().expect("mkdir");
+    mount.kill9();
+    take_down_by_hand(&mut machine);
+    mount.mount_again();
+    start_server(&scratch, &mut machine);
+
+    for directory in [live.0.clone(), mount.path().join("live/now")] {
+        assert_errno(fs::create_dir(&directory), &[EBUSY]);
+    }
+    let is_served = |scratch: &Scratch| UnixStream::connect(scratch.socket("theirs")).is_ok();
+    assert!(is_served(&scratch), "after a mkdir that was refused");
+    mount.kill9();
+    mount.mount_again();
+    assert!(is_served(&scratch), "after the look of a mount");
+    mount.unmount();
+    assert!(is_served(&scratch), "after its end");
+}
+
+/// Ends everything of an instant in QEMU but its server.
+fn take_down_by_hand(machine: &mut Machine) {
+    let exports = machine.qmp.run("query-block-exports", json!({}));
+    let id = exports[0]["id"].as_str().expect("an export").to_owned();
+    let end = json!({"id": id, "mode": "hard"});
+    machine.qmp.run("block-export-del", end);
+    wait::until_true("the export is gone", || {
+        machine.qmp.run("query-block-exports", json!({})) == json!([])
+    });
+    machine.qmp.run("job-cancel", json!({"id": id}));
+    wait::until_true("its job is over", || {
+        let jobs = machine.qmp.run("query-jobs", json!({}));
+        jobs == json!([]) || jobs[0]["status"] == "concluded"
+    });
+    // one that has gone by itself is no harm
+    let _gone = machine.qmp.execute("job-dismiss", json!({"id": id}));
+    for node in [id.clone(), format!("{id}-f")] {
+        machine.qmp.run("blockdev-del", json!({"node-name": node}));
+    }
+}
+
+fn start_server(scratch: &Scratch, machine: &mut Machine) {
+    let addr = json!({"type": "unix", "data": {"path": scratch.socket("theirs")}});
+    machine.qmp.run("nbd-server-start", json!({"addr": addr}));
 }
 
 fn hmp_write(machine: &mut Machine, pattern: u8) {

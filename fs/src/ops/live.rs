@@ -14,7 +14,7 @@ pub(super) use book::Book;
 pub(super) use names::{Server, is_digits};
 pub(super) use server::{
     NbdServer, socket as server_socket, start as start_server, stop_if_idle as stop_server_if_idle,
-    whose as whose_server,
+    stop_unless_used as stop_server_unless_used, whose as whose_server,
 };
 pub(super) use sweep::{end_all, sweep};
 
@@ -158,7 +158,6 @@ async fn steps(
         let below = Backing::Node(part.root.clone());
         scratch.open(engine, bridge, of, below).await?;
     }
-    // only now: with a node of the instant in the graph a server of ours is known for one
     let socket = server::socket(engine).await?;
     let files = parts.iter().map(|part| part.disk.active.path.clone());
     quiescing.freeze(files.collect()).await?;

@@ -40,10 +40,43 @@ pub fn connect_unix(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     Ok(socket)
 }
 
+/// The process at the other end; of a socket that was connected to, the one that listened.
+pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes no more than `length` bytes to `peer`.
+    retried(|| unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(peer.pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn who_listens_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let socket = connect_unix(&path, Duration::from_secs(1)).unwrap();
+        assert_eq!(
+            u32::try_from(peer_pid(&socket).unwrap()),
+            Ok(std::process::id())
+        );
+    }
 
     #[test]
     fn a_listener_that_does_not_accept_is_left_by_the_deadline() {

@@ -4,11 +4,15 @@
 use super::names::{Server, is_digits};
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
+use crate::ops::blocking::blocking;
 use crate::ops::engine::Engine;
 use crate::ops::socket_directory::{self, SocketDirectory};
+use crate::sys;
 use qmpbridge::command::{NbdServerStart, NbdServerStop, QueryBlockExports, SocketAddress};
 use qmpbridge::{Bridge, Error};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Before the digits in the name of a server's directory.
 const PREFIX: &str = "qmpfs-nbd-";
@@ -16,6 +20,8 @@ const PREFIX: &str = "qmpfs-nbd-";
 const SOCKET: &str = "nbd";
 /// What `query-block-exports` calls an export of the NBD server.
 const NBD: &str = "nbd";
+/// How long one waits for who listens at a socket: long enough for a QEMU that is at work.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A server that we had started.
 pub(in crate::ops) struct NbdServer {
@@ -78,40 +84,113 @@ pub(in crate::ops) async fn start(bridge: &Bridge) -> Result<NbdServer, Failure>
         }
         Err(error) => return Err(error.into()),
     }
+    if !is_listened_on(directory.socket()).await? {
+        // that it is ours is known only now
+        stop(bridge).await?;
+        return Err(Failure::new(
+            Errno::EOPNOTSUPP,
+            format!(
+                "QEMU has another file for {}, and its NBD server cannot be reached there",
+                directory.socket().display()
+            ),
+        )
+        .next("have QEMU start one on a unix socket that both see, and mount with -o nbd_server=SOCKET"));
+    }
     Ok(NbdServer {
         directory,
         _claim: claim,
     })
 }
 
-/// Stops a server of ours that serves nothing any more. Called by who has the turn.
+/// Stops the server that we had started, if it serves nothing any more. One that others have started stays,
+/// although it may serve nothing yet. Called by who has the turn.
 pub(in crate::ops) async fn stop_if_idle(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
-    let exports = bridge.run(QueryBlockExports).await?;
-    if exports.iter().any(|export| export.r#type == NBD) {
+    let known = engine.lives.server.borrow().as_ref().map(NbdServer::socket);
+    let Some(known) = known else { return Ok(()) };
+    // the QEMU that had started it may be gone, and the next may have one of somebody else's
+    if is_listened_on(known).await? && !stop_unless_used(bridge).await? {
         return Ok(());
-    }
-    match bridge.run(NbdServerStop).await {
-        // none runs
-        Ok(_) | Err(Error::Refused { .. }) => {}
-        Err(error) => return Err(error.into()),
     }
     engine.lives.server.borrow_mut().take();
     Ok(())
 }
 
-/// Removes the directories of servers whose mounts were killed.
-pub(super) fn sweep_directories() {
-    let Ok(entries) = std::fs::read_dir(socket_directory::parent()) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let digits = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if let Some(digits) = digits.filter(|digits| is_digits(digits))
-            && let Ok(_claim) = layer_file::claim_kept(digits)
-        {
-            tracing::info!(directory = %entry.path().display(), "left by a killed mount");
-            drop(SocketDirectory::left(entry.path(), SOCKET));
+/// Stops the server of a QEMU, of which is known that we had started it. False if it serves something.
+pub(in crate::ops) async fn stop_unless_used(bridge: &Bridge) -> Result<bool, Failure> {
+    let exports = bridge.run(QueryBlockExports).await?;
+    if exports.iter().any(|export| export.r#type == NBD) {
+        return Ok(false);
+    }
+    stop(bridge).await.map(|()| true)
+}
+
+async fn stop(bridge: &Bridge) -> Result<(), Failure> {
+    match bridge.run(NbdServerStop).await {
+        // none runs
+        Ok(_) | Err(Error::Refused { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn is_listened_on(socket: PathBuf) -> Result<bool, Failure> {
+    blocking(move || Ok(!is_left_alone(&listener(&socket)))).await
+}
+
+/// The process that listens at a socket.
+fn listener(socket: &Path) -> io::Result<i32> {
+    sys::peer_pid(&sys::connect_unix(socket, CONNECT_DEADLINE)?)
+}
+
+/// Whether nobody listens. Who has no time for us, or may not be asked, does.
+fn is_left_alone(listener: &io::Result<i32>) -> bool {
+    listener.as_ref().is_err_and(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused
+        )
+    })
+}
+
+/// Stops the server of a killed mount which still runs in this QEMU: it listens where only we have it listen.
+pub(super) async fn sweep(bridge: &Bridge) -> Result<(), Failure> {
+    let qemu = bridge.peer_pid();
+    let is_left = blocking(move || {
+        let of_this_qemu = |(directory, _): &(PathBuf, Claim)| {
+            let pid = listener(&directory.join(SOCKET)).ok();
+            pid.is_some() && pid == qemu
+        };
+        Ok(left().iter().any(of_this_qemu))
+    });
+    if is_left.await? {
+        stop_unless_used(bridge).await?;
+    }
+    blocking(|| {
+        sweep_directories();
+        Ok(())
+    })
+    .await
+}
+
+/// Removes the directories of servers whose mounts were killed, and which run no more. One that still runs
+/// is the proof that it is ours, for the next mount of its QEMU.
+fn sweep_directories() {
+    for (directory, _claim) in left() {
+        if is_left_alone(&listener(&directory.join(SOCKET))) {
+            tracing::info!(directory = %directory.display(), "left by a killed mount");
+            drop(SocketDirectory::left(directory, SOCKET));
         }
     }
+}
+
+/// Directories of servers that no mount claims.
+fn left() -> Vec<(PathBuf, Claim)> {
+    let entries = std::fs::read_dir(socket_directory::parent());
+    let entries = entries.into_iter().flatten().flatten();
+    let claimed = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let digits = name.to_str()?.strip_prefix(PREFIX)?;
+        let claim = is_digits(digits).then(|| layer_file::claim_kept(digits))?;
+        Some((entry.path(), claim.ok()?))
+    });
+    claimed.collect()
 }

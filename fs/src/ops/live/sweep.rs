@@ -2,7 +2,7 @@
 //! killed, and all of a mount that ends. Nothing of another mount that lives is touched.
 
 use super::dismantle::dismantle;
-use super::names::Names;
+use super::names::{Names, Server};
 use super::server;
 use crate::errno::Failure;
 use crate::layer_file;
@@ -48,29 +48,37 @@ pub(in crate::ops) async fn sweep(engine: &Engine) -> Result<(), Failure> {
     }
     served::sweep(engine, bridge).await?;
     super::forget_a_server_without_use(engine);
-    for (names, scratch) in left_in_qemu(engine, bridge, jobs).await? {
+    for (names, left) in left_in_qemu(engine, bridge, jobs).await? {
         // who claims it lives
         if let Ok(_claim) = layer_file::claim_kept(&names.digits) {
-            dismantle(engine, &names, scratch).await?;
+            dismantle(engine, &names, left.scratch).await?;
+            if left.is_served && names.server == Server::Ours {
+                server::stop_unless_used(bridge).await?;
+            }
             engine.log.note(&format!(
                 "{names}: a live instant of a killed mount is taken down"
             ));
         }
     }
     scratch::sweep(engine, Names::digits_of_scratch).await?;
-    blocking(|| {
-        server::sweep_directories();
-        Ok(())
-    })
-    .await
+    server::sweep(bridge).await
 }
 
-/// What QEMU has that no instant of ours is, with the scratch file where its node is there.
+/// What is left of an instant in QEMU.
+#[derive(Default)]
+struct Left {
+    /// The scratch file, where its node is there.
+    scratch: Option<(PathBuf, FileId)>,
+    /// Its export is there, and with it the server that it was made for.
+    is_served: bool,
+}
+
+/// What QEMU has that no instant of ours is.
 async fn left_in_qemu(
     engine: &Engine,
     bridge: &Bridge,
     jobs: BTreeSet<String>,
-) -> Result<BTreeMap<Names, Option<(PathBuf, FileId)>>, Failure> {
+) -> Result<BTreeMap<Names, Left>, Failure> {
     let exports = bridge.run(QueryBlockExports).await?;
     let graph = bridge.graph().await?;
     let sight = engine.sight(bridge);
@@ -80,10 +88,12 @@ async fn left_in_qemu(
         .into_iter()
         .map(|(names, ..)| names)
         .collect();
-    let mut left = BTreeMap::new();
-    let ids = exports.iter().map(|export| &export.id).chain(&jobs);
-    for names in ids.filter_map(|id| Names::of(id)) {
-        left.insert(names, None);
+    let mut left: BTreeMap<Names, Left> = BTreeMap::new();
+    for names in jobs.iter().filter_map(|id| Names::of(id)) {
+        left.entry(names).or_default();
+    }
+    for names in exports.iter().filter_map(|export| Names::of(&export.id)) {
+        left.entry(names).or_default().is_served = true;
     }
     for node in graph.nodes() {
         let Some(names) = Names::of(node.name.as_str()) else {
@@ -94,7 +104,7 @@ async fn left_in_qemu(
         let is_scratch =
             |(path, _): &(PathBuf, FileId)| path.file_name() == Some(names.scratch().as_ref());
         let scratch = scratch.filter(is_scratch);
-        let known = left.entry(names).or_insert(None);
+        let known = &mut left.entry(names).or_default().scratch;
         *known = known.take().or(scratch);
     }
     left.retain(|names, _| !known.contains(names));

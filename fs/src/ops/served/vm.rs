@@ -103,17 +103,18 @@ pub(super) async fn add(
 pub(super) async fn remove(engine: &Engine, names: &Names) -> Result<(), Failure> {
     let bridge = engine.bridge()?;
     let _turn = engine.lives.turn().await?;
-    remove_in_turn(engine, bridge, names).await
+    end_export(bridge, names).await?;
+    stop_server(engine, bridge, names).await
 }
 
-async fn remove_in_turn(engine: &Engine, bridge: &Bridge, names: &Names) -> Result<(), Failure> {
+async fn end_export(bridge: &Bridge, names: &Names) -> Result<(), Failure> {
     let id = names.to_string();
     let began = Instant::now();
     let mut asked = false;
     loop {
         let exports = bridge.run(QueryBlockExports).await?;
         let Some(export) = exports.iter().find(|export| export.id == id) else {
-            break;
+            return Ok(());
         };
         if !asked && !export.shutting_down {
             let end = BlockExportDel {
@@ -132,7 +133,6 @@ async fn remove_in_turn(engine: &Engine, bridge: &Bridge, names: &Names) -> Resu
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    stop_server(engine, bridge, names).await
 }
 
 async fn stop_server(engine: &Engine, bridge: &Bridge, names: &Names) -> Result<(), Failure> {
@@ -155,7 +155,11 @@ pub(super) async fn sweep(
         }
         // who claims it lives
         if let Ok(_claim) = layer_file::claim_kept(names.digits()) {
-            remove_in_turn(engine, bridge, &names).await?;
+            end_export(bridge, &names).await?;
+            // what was served by a server of ours says that it is one
+            if names.server() == live::Server::Ours {
+                live::stop_server_unless_used(bridge).await?;
+            }
             engine.log.note(&format!(
                 "{names}: a layer that QEMU served for a killed mount is served no more"
             ));
