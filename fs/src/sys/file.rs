@@ -142,6 +142,36 @@ fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::remove_file(from)
 }
 
+/// Whether a directory has a socket of this name. A link to one is none.
+pub fn is_socket_at(directory: &File, name: &str) -> io::Result<bool> {
+    let name = CString::new(name)?;
+    // SAFETY: `stat` is plain integers, for which all zeroes is a value.
+    let mut answer: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the name ends with NUL, and `answer` lives across the call.
+    retried(|| unsafe {
+        libc::fstatat(
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            &raw mut answer,
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    })?;
+    Ok(answer.st_mode & libc::S_IFMT == libc::S_IFSOCK)
+}
+
+/// Removes a socket from a directory. One that is not there is no error; anything else of that name stays, and is one.
+pub fn remove_socket_at(directory: &File, name: &str) -> io::Result<()> {
+    match is_socket_at(directory, name) {
+        Ok(true) => {}
+        Ok(false) => return Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let name = CString::new(name)?;
+    // SAFETY: the descriptor is open and the name ends with NUL.
+    retried(|| unsafe { libc::unlinkat(directory.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+}
+
 /// A part of a file that is all data or all hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {

@@ -151,46 +151,58 @@ fn is_left_alone(listener: &io::Result<i32>) -> bool {
     })
 }
 
-/// Stops the server of a killed mount which still runs in this QEMU: it listens where only we have it listen.
+/// Stops the server of a killed mount which still runs in this QEMU, as it listens where only we have it listen; and
+/// removes the directories of those that run no more.
 pub(super) async fn sweep(bridge: &Bridge) -> Result<(), Failure> {
-    let qemu = bridge.peer_pid();
-    let is_left = blocking(move || {
-        let of_this_qemu = |(directory, _): &(PathBuf, Claim)| {
-            let pid = listener(&directory.join(SOCKET)).ok();
-            pid.is_some() && pid == qemu
-        };
-        Ok(left().iter().any(of_this_qemu))
+    // a process of another namespace has the number 0 here, and so has every other
+    let qemu = bridge.peer_pid().filter(|pid| *pid > 0);
+    let found = blocking(move || {
+        let found = left(qemu);
+        let mut listeners = found.iter().map(|left| left.listener().ok());
+        let is_this_qemus = qemu.is_some() && listeners.any(|pid| pid == qemu);
+        Ok((found, is_this_qemus))
     });
-    if is_left.await? {
+    let (found, is_this_qemus) = found.await?;
+    if is_this_qemus {
         stop_unless_used(bridge).await?;
     }
-    blocking(|| {
-        sweep_directories();
+    blocking(move || {
+        // of another QEMU it is the proof that its server is ours
+        let unused = found
+            .into_iter()
+            .filter(|left| is_left_alone(&left.listener()));
+        for Left { directory, .. } in unused {
+            tracing::info!(directory = %directory.path().display(), "left by a killed mount");
+            directory.remove();
+        }
         Ok(())
     })
     .await
 }
 
-/// Removes the directories of servers whose mounts were killed, and which run no more. One that still runs
-/// is the proof that it is ours, for the next mount of its QEMU.
-fn sweep_directories() {
-    for (directory, _claim) in left() {
-        if is_left_alone(&listener(&directory.join(SOCKET))) {
-            tracing::info!(directory = %directory.display(), "left by a killed mount");
-            drop(SocketDirectory::left(directory, SOCKET));
-        }
+/// A server's directory that no mount claims.
+struct Left {
+    directory: socket_directory::Left,
+    _claim: Claim,
+}
+
+impl Left {
+    fn listener(&self) -> io::Result<i32> {
+        listener(&self.directory.socket()?)
     }
 }
 
-/// Directories of servers that no mount claims.
-fn left() -> Vec<(PathBuf, Claim)> {
+fn left(given_to: Option<i32>) -> Vec<Left> {
     let entries = std::fs::read_dir(socket_directory::parent());
     let entries = entries.into_iter().flatten().flatten();
-    let claimed = entries.filter_map(|entry| {
+    let found = entries.filter_map(|entry| {
         let name = entry.file_name();
         let digits = name.to_str()?.strip_prefix(PREFIX)?;
         let claim = is_digits(digits).then(|| layer_file::claim_kept(digits))?;
-        Some((entry.path(), claim.ok()?))
+        Some(Left {
+            directory: socket_directory::Left::at(entry.path(), SOCKET, given_to)?,
+            _claim: claim.ok()?,
+        })
     });
-    claimed.collect()
+    found.collect()
 }
