@@ -262,14 +262,26 @@ pub fn umount(path: &Path) -> Result<(), Failure> {
 /// `qmpfs wait`: waits for the work that a path in a mount means.
 pub fn wait(request: &wait::Request) -> Result<(), Failure> {
     wait::follow(request, |path| {
-        mountpoint::around(path)?.ok_or_else(|| {
+        let root = mountpoint::around(path)?.ok_or_else(|| {
             Failure::new(
                 Errno::EINVAL,
                 format!("{} is in no mount of qmpfs", path.display()),
             )
             .next("see what is mounted: findmnt -t fuse.qmpfs")
+        })?;
+        let (at, seen) = (root.clone(), identity(&root)?);
+        let is_there = move || seen.is_some() && identity(&at).is_ok_and(|now| now == seen);
+        Ok(wait::Mount {
+            root,
+            is_there: Box::new(is_there),
         })
     })
+}
+
+/// What tells a mount from one that follows it: its device, which may be given again, and its daemon.
+fn identity(root: &Path) -> Result<Option<(String, Option<String>)>, Failure> {
+    let pid = sys::xattr_text(root, fuse::PID_XATTR);
+    Ok(mountpoint::ours(root)?.map(|entry| (entry.device, pid)))
 }
 
 /// The process behind a mount, which it names itself; None for one that is dead already.

@@ -9,7 +9,7 @@ pub(crate) use bar::Bar;
 pub use bar::Say;
 pub(crate) use scope::Scope;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,18 +47,46 @@ impl Seen {
     }
 }
 
+/// The mount that a path lies in.
+pub struct Mount {
+    /// Where it is.
+    pub root: PathBuf,
+    /// Whether that one is still seen there, and no other.
+    pub is_there: Box<dyn Fn() -> bool>,
+}
+
 /// Waits until all work in the scope of a path has ended; fails if any of it has. `mount` finds
 /// the mount that a path lies in.
 pub fn follow(
     request: &Request,
-    mount: impl FnOnce(&Path) -> Result<PathBuf, Failure>,
+    mount: impl FnOnce(&Path) -> Result<Mount, Failure>,
 ) -> Result<(), Failure> {
     let path = scope::resolved(&request.path)?;
-    let root = mount(&path)?;
-    let inside = path.strip_prefix(&root).unwrap_or(Path::new(""));
+    let mount = mount(&path)?;
+    let outcome = until_ended(request, &path, &mount.root);
+    if !(mount.is_there)() {
+        // that no work is seen there says nothing
+        return Err(unknown_end(format!(
+            "the mount on {} is gone",
+            mount.root.display()
+        )));
+    }
+    outcome
+}
+
+fn unknown_end(what: String) -> Failure {
+    Failure::new(
+        Errno::EIO,
+        format!("{what}; how the work ended is not known"),
+    )
+    .next("mount it again: its log, and what is there, tell what was done")
+}
+
+fn until_ended(request: &Request, path: &Path, root: &Path) -> Result<(), Failure> {
+    let inside = path.strip_prefix(root).unwrap_or(Path::new(""));
     let scope = Scope::of(inside)?;
     if let Some(disk) = scope.disk()
-        && !directory(&root, disk).is_dir()
+        && !directory(root, disk).is_dir()
     {
         return Err(Failure::new(
             Errno::ENOENT,
@@ -67,36 +95,57 @@ pub fn follow(
         .next("see which there are: ls disks"));
     }
     let mut bar = Bar::new(request.say);
-    let mut followed = false;
+    let mut followed = BTreeSet::new();
     loop {
-        let mut jobs = look(&root, scope.disk())?;
-        jobs.retain(|job| scope.covers(&job.disk, &job.id, &job.point));
-        // one that is at work on several disks is one
-        let mut known = HashSet::new();
-        jobs.retain(|job| known.insert(job.id.clone()));
+        let jobs = covered(root, &scope)?;
         if jobs.iter().all(Seen::ended) {
             bar.end();
-            if let Some(failed) = jobs.iter().find(|job| !job.error.is_empty()) {
-                return Err(Failure::new(
-                    Errno::EIO,
-                    format!(
-                        "{} of '{}' failed: {}",
-                        failed.verb, failed.point, failed.error
-                    ),
-                ));
-            }
-            let taken_back = scope.taken_back(|| path.is_dir());
-            return match taken_back.filter(|_| followed) {
-                Some(what) => Err(Failure::new(
-                    Errno::EIO,
-                    format!("{} {what}", path.display()),
-                )),
-                None => Ok(()),
-            };
+            return ended(&scope, &jobs, path, root, &followed);
         }
-        followed = true;
+        followed.extend(jobs.iter().map(|job| job.disk.clone()));
         bar.show(&jobs);
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The jobs in a scope; one that is at work on several disks is one.
+fn covered(root: &Path, scope: &Scope) -> Result<Vec<Seen>, Failure> {
+    let mut jobs = look(root, scope.disk())?;
+    jobs.retain(|job| scope.covers(&job.disk, &job.id, &job.point));
+    let mut known = HashSet::new();
+    jobs.retain(|job| known.insert(job.id.clone()));
+    Ok(jobs)
+}
+
+/// How what was followed on some disks has ended.
+fn ended(
+    scope: &Scope,
+    jobs: &[Seen],
+    path: &Path,
+    root: &Path,
+    followed: &BTreeSet<String>,
+) -> Result<(), Failure> {
+    if let Some(failed) = jobs.iter().find(|job| !job.error.is_empty()) {
+        return Err(Failure::new(
+            Errno::EIO,
+            format!(
+                "{} of '{}' failed: {}",
+                failed.verb, failed.point, failed.error
+            ),
+        ));
+    }
+    // of a directory of backups a disk goes with its last backup
+    let mut of_a_vm = followed.iter().filter(|disk| !disk.contains('/'));
+    if let Some(gone) = of_a_vm.find(|disk| !directory(root, disk).is_dir()) {
+        return Err(unknown_end(format!("disk '{gone}' is gone")));
+    }
+    let taken_back = scope.taken_back(|| path.is_dir());
+    match taken_back.filter(|_| !followed.is_empty()) {
+        Some(what) => Err(Failure::new(
+            Errno::EIO,
+            format!("{} {what}", path.display()),
+        )),
+        None => Ok(()),
     }
 }
 

@@ -163,6 +163,43 @@ fn a_path_that_is_in_no_mount_and_a_mount_that_goes() {
     bench.finish();
 }
 
+/// What was not seen to its end is not called done: by who waits for the mount, a disk, a job or a point.
+#[test]
+fn a_mount_that_is_taken_away_is_no_end_of_the_work() {
+    let mut bench = held_up_merge("wait-unmounted");
+    let paths = [
+        bench.mount.path().to_path_buf(),
+        bench.disk().0,
+        bench.disk().only_job(),
+        bench.point("one").0,
+    ];
+    let logs = bench.scratch().path().to_owned();
+    let begun = |log: &str, path: &Path| {
+        let mut command = Command::new(program());
+        command.arg("wait").arg(path);
+        let waiter = Process::spawn(command, &logs.join(log), libc::SIGKILL);
+        wait::until_true("it has begun to wait", || !waiter.log().is_empty());
+        waiter
+    };
+    let not_known = |mut waiter: Process| {
+        let status = wait::until("the waiting ends", || waiter.ended());
+        let said = waiter.log();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("how the work ended is not known"), "{said}");
+    };
+    let waiters = paths.iter().zip(["mount", "disk", "job", "point"]);
+    let waiters: Vec<Process> = waiters.map(|(path, log)| begun(log, path)).collect();
+    bench.mount.unmount();
+    waiters.into_iter().for_each(not_known);
+    // and another mount in its place tells nothing of it either
+    bench.mount.mount_again();
+    let waiter = begun("again", &paths[1]);
+    bench.mount.unmount();
+    bench.mount.mount_again();
+    bench.machine.limit_jobs(0);
+    not_known(waiter);
+}
+
 over_attachments! {
     /// The progress of an active commit, and what its READY looks like while somebody holds it.
     a_held_commit_of_the_active_layer => |name: &str, attachment: Attachment| {
