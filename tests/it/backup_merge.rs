@@ -305,8 +305,13 @@ fn what_prune_shows_is_what_it_does() {
     assert_eq!(verdict("keep"), ["d", "b", "full"], "{shown}");
     assert_eq!(verdict("remove"), ["c", "a"], "{shown}");
     shelf.assert_shown(&disk);
-    let again = format!("{prune} --remove --hourly 1 --daily 2 --monthly 2");
-    sh!("{again} {}", disk.0.display());
+    // by a path with blanks, and what `date` would take for a word of its own; what is called as its beginning stays
+    let (beside, link) = (scratch.dir("the"), scratch.file("the disk %H"));
+    std::os::unix::fs::symlink(&disk.0, &link).expect("a link");
+    let again = format!("{prune} --remove --hourly 01 --daily 02 --monthly 002");
+    sh!("{again} '{}'", link.display());
+    assert!(beside.is_dir(), "it is nobody's backup");
+    sh!("{prune} --daily 08 '{}'", link.display());
     for name in ["a", "c"] {
         shelf.forget(name);
     }
