@@ -133,6 +133,36 @@ fn what_is_right_and_what_was_damaged() {
 }
 
 #[test]
+fn a_backup_whose_manifest_is_broken_or_gone_is_not_passed_over() {
+    let mut shelf = Shelf::new("verify-manifests", Attachment::StorageDaemon);
+    for name in ["one", "two", "three"] {
+        shelf.keep("full", name);
+    }
+    assert_right(&shelf.place(), 3);
+    let garbled = copy(&shelf, "garbled");
+    fs::write(garbled.join("one.json"), "{").expect("a manifest of the copy");
+    assert_wrong(&garbled, "one.json is no backup of qmpfs");
+    assert_wrong(&garbled, "1 of 3 are not right");
+    // the same of the directory above, and of all that is in it
+    let above = shelf.bench.scratch().dir("above/web1");
+    fs::rename(&garbled, above.join("vda")).expect("within one directory");
+    let gone = copy(&shelf, "above/web1/vdb");
+    fs::remove_file(gone.join("two.json")).expect("a manifest of the copy");
+    fs::rename(gone.join("three.json"), gone.join("four.json")).expect("a free name");
+    let above = above.parent().expect("it is in one");
+    assert_wrong(above, "there is no manifest");
+    assert_wrong(above, "four.json is not called what it is in its manifest");
+    // three.qcow2 and four.json are one each
+    assert_wrong(above, "4 of 7 are not right");
+    // what is made, or removed, is none
+    fs::write(gone.join(".two.json"), "{}").expect("a journal of the copy");
+    assert_wrong(above, "3 of 6 are not right");
+    // images that are no backups are nobody's business
+    let images = verify(shelf.bench.dir(), &[]).1;
+    assert!(images.contains("there is no point"), "{images}");
+}
+
+#[test]
 fn a_digest_that_is_missing_is_made_by_the_next_mount() {
     let mut shelf = Shelf::new("verify-later", Attachment::StorageDaemon);
     shelf.keep("full", "one");

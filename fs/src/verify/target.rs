@@ -13,6 +13,10 @@ use std::path::{Path, PathBuf};
 const DISK_RAW: &str = "disk.raw";
 /// See `DISK_RAW`.
 const POINT_JSON: &str = "point.json";
+/// What a backup's two files end with.
+const MANIFEST: &str = "json";
+/// See `MANIFEST`.
+const IMAGE: &str = "qcow2";
 /// How deep points lie in a mount, and backups in their directory.
 const DEPTH_MAX: usize = 8;
 
@@ -72,20 +76,62 @@ fn within(directory: &Path, depth: usize, found: &mut Vec<Target>) -> Result<(),
         entries.push(entry.map_err(|error| io(&error))?.path());
     }
     entries.sort();
+    let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+    entries.retain(|path| !path.file_name().is_some_and(hidden));
+    let has_backups = entries.iter().any(|path| is_like_a_backup(path));
     for path in entries {
-        let hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-        if path.file_name().is_some_and(hidden) {
-            continue;
-        }
-        if path.is_dir() && depth > 0 {
-            within(&path, depth - 1, found)?;
-        } else if backups::manifest_at(&path.with_extension("json")).is_ok()
-            && path.extension().is_some_and(|end| end == "json")
-        {
-            found.push(backup(&path)?);
+        if path.is_dir() {
+            if depth > 0 {
+                within(&path, depth - 1, found)?;
+            }
+        } else if has_backups {
+            found.extend(of_a_backup(&path));
         }
     }
     Ok(())
+}
+
+fn ends_with(path: &Path, end: &str) -> bool {
+    path.extension().is_some_and(|it| it == end)
+}
+
+/// Whether a manifest is one, or lies beside an image as those do: what else is in its directory is meant for backups, too.
+fn is_like_a_backup(path: &Path) -> bool {
+    ends_with(path, MANIFEST)
+        && (path.with_extension(IMAGE).is_file() || backups::manifest_at(path).is_ok())
+}
+
+/// The backup that a file in a directory of them belongs to, once for its two files. What has lost its manifest is one
+/// that cannot be read; what is being made or removed is none.
+fn of_a_backup(path: &Path) -> Option<Target> {
+    let manifest = path.with_extension(MANIFEST);
+    let found = if ends_with(path, MANIFEST) {
+        backup(path)
+    } else if ends_with(path, IMAGE) && !manifest.exists() {
+        Err(Failure::new(
+            Errno::EINVAL,
+            format!("there is no manifest {}", manifest.display()),
+        ))
+    } else {
+        return None;
+    };
+    match found {
+        Ok(target) => Some(target),
+        Err(_) if has_journal(path) => None,
+        Err(failure) => Some(Target {
+            name: path.display().to_string(),
+            files: Vec::new(),
+            digest: None,
+            bytes: Bytes::Chain(Vec::new()),
+            error: Some(failure.message),
+        }),
+    }
+}
+
+fn has_journal(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_stem().and_then(|name| name.to_str());
+    name.is_some_and(|name| backups::Place::at(directory).journal(name).exists())
 }
 
 fn point(directory: &Path, name: &str) -> Result<Target, Failure> {
