@@ -554,6 +554,38 @@ fn a_server_that_others_have_just_started_stays() {
     assert!(is_served(&scratch), "after its end");
 }
 
+/// `-o nbd_server=` names a socket on which nobody listens, or a server that knows nothing of this VM.
+#[test]
+fn a_server_that_is_not_the_vms_makes_no_instant() {
+    let scratch = Scratch::new("live-wrong-server");
+    let machine = |name: &str| {
+        let image = scratch.dir(name).join("web1.raw");
+        sh!("qemu-img create -q -f raw {} {SIZE}", image.display());
+        let disks = [Disk::raw("vda", &image)];
+        Machine::start(&scratch, name, Attachment::Blockdev, &disks)
+    };
+    let (mut ours, theirs) = (machine("vm"), machine("other"));
+    for wrong in [scratch.socket("nobody"), theirs.endpoint("vda").socket] {
+        let server = format!("nbd_server={}", wrong.display());
+        let mut mount = Mounted::new(&scratch, &[ours.qmpfs_socket()], &["-o", &server]);
+        let live = mount.disk("vda").live("now");
+        for directory in [live.0.clone(), mount.path().join("live/now")] {
+            assert_errno(fs::create_dir(&directory), &[EIO]);
+        }
+        let log = mount.text("log");
+        assert!(log.contains("the instant cannot be read"), "{log}");
+        assert!(log.contains("-o nbd_server=SOCKET"), "{log}");
+        assert!(mount.disk("vda").list("live").is_empty());
+        assert_no_trace(&mut ours);
+        assert_eq!(
+            scratch_files(&scratch.path().join("vm")),
+            Vec::<String>::new()
+        );
+        mount.unmount();
+    }
+    assert!(UnixStream::connect(ours.endpoint("vda").socket).is_ok());
+}
+
 /// Ends everything of an instant in QEMU but its server.
 fn take_down_by_hand(machine: &mut Machine) {
     let exports = machine.qmp.run("query-block-exports", json!({}));

@@ -183,7 +183,42 @@ async fn steps(
         };
         bridge.run(export).await?;
     }
+    // what cannot be read is no instant
+    for part in parts.iter() {
+        let size = part.disk.active.virtual_size;
+        let served = served(socket.clone(), &part.names, size).await;
+        served.map_err(|failure| not_served(engine, failure))?;
+    }
     Ok((socket, time, quiesced))
+}
+
+/// What the export of an instant shows.
+async fn served(socket: PathBuf, names: &Names, size: u64) -> Result<nbd::Disk, Failure> {
+    let export = names.to_string();
+    let disk = blocking(move || nbd::Disk::open(&socket, &export)).await?;
+    if disk.size() != size {
+        return Err(Failure::new(
+            Errno::EIO,
+            format!(
+                "the export has {} bytes, and the disk had {size}",
+                disk.size()
+            ),
+        ));
+    }
+    Ok(disk)
+}
+
+fn not_served(engine: &Engine, failure: Failure) -> Failure {
+    let told = Failure {
+        message: format!("the instant cannot be read: {}", failure.message),
+        ..failure
+    };
+    match &engine.config.live.nbd_server {
+        Some(_) => {
+            told.next("name the unix socket of this VM's own NBD server: -o nbd_server=SOCKET")
+        }
+        None => told,
+    }
 }
 
 fn held(
@@ -284,21 +319,7 @@ pub(super) async fn open(
     let (socket, shared) = engine.lives.place(&names).ok_or_else(gone)?;
     let disk = match shared {
         Some(disk) => disk,
-        None => {
-            let export = names.to_string();
-            let disk = blocking(move || nbd::Disk::open(&socket, &export)).await?;
-            if disk.size() != live.virtual_size {
-                return Err(Failure::new(
-                    Errno::EIO,
-                    format!(
-                        "the export has {} bytes, and the disk had {}",
-                        disk.size(),
-                        live.virtual_size
-                    ),
-                ));
-            }
-            Arc::new(disk)
-        }
+        None => Arc::new(served(socket, &names, live.virtual_size).await?),
     };
     if !engine.lives.opened(&names, &disk) {
         return Err(gone());
