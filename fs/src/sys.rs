@@ -12,7 +12,7 @@ mod process;
 mod socket;
 mod xattr;
 
-pub use confine::{close_inherited, confine, landlock_version};
+pub use confine::{close_inherited, close_inherited_but, confine, landlock_version};
 pub use daemon::{
     Process, Side, StopSignals, close_standard_streams, fork_before_any_thread, new_session,
     own_ids, xattr_text,

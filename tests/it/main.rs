@@ -26,6 +26,7 @@ macro_rules! over_attachments {
 }
 
 mod architecture;
+mod background;
 mod backup;
 mod backup_directory;
 mod backup_merge;

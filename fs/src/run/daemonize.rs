@@ -38,10 +38,12 @@ pub(super) fn split() -> Result<Role, Failure> {
         sys::Side::Parent => Ok(Role::Starter(Word { pipe: reader })),
         sys::Side::Child => {
             drop(reader);
+            // whoever holds a lock by a descriptor would hold it for as long as the mount lasts
+            let closed = sys::close_inherited_but(&writer);
             let ready = Ready { pipe: Some(writer) };
             // A daemon must not keep the directory it was started in from being unmounted.
             let moved = sys::new_session().and_then(|()| std::env::set_current_dir("/"));
-            match moved {
+            match closed.and(moved) {
                 Ok(()) => Ok(Role::Daemon(ready)),
                 Err(error) => ready.failed(&failed(&error)),
             }
