@@ -2,11 +2,13 @@
 //! a terminal. It asks and changes nothing else: Ctrl-C ends the waiting, not the work.
 
 mod bar;
+mod known;
 mod scope;
 
 use crate::errno::{Errno, Failure};
 pub(crate) use bar::Bar;
 pub use bar::Say;
+use known::Missing;
 pub(crate) use scope::Scope;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
@@ -94,6 +96,7 @@ fn until_ended(request: &Request, path: &Path, root: &Path) -> Result<(), Failur
         )
         .next("see which there are: ls disks"));
     }
+    refuse_unknown(path, root, inside)?;
     let mut bar = Bar::new(request.say);
     let mut followed = BTreeSet::new();
     loop {
@@ -106,6 +109,22 @@ fn until_ended(request: &Request, path: &Path, root: &Path) -> Result<(), Failur
         bar.show(&jobs);
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Refuses a name that is not there, and never was as far as anybody knows. Each source is asked twice: what just
+/// goes from one to the other is in neither.
+fn refuse_unknown(path: &Path, root: &Path, inside: &Path) -> Result<(), Failure> {
+    for _ in 0..2 {
+        let Some(missing) = Missing::of(root, inside) else {
+            return Ok(());
+        };
+        missing.may_have_been(root)?;
+        if missing.is_known(root, &look(root, None)?)? {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Err(known::unknown(path))
 }
 
 /// The jobs in a scope; one that is at work on several disks is one.

@@ -163,6 +163,42 @@ fn a_path_that_is_in_no_mount_and_a_mount_that_goes() {
     bench.finish();
 }
 
+#[test]
+fn a_name_that_nobody_knows_is_not_waited_for() {
+    let mut bench = held_up_merge("wait-unknown");
+    let (root, disk) = (bench.mount.path().to_path_buf(), bench.disk().0);
+    for (path, words) in [
+        (root.join("nosuch/x"), "there is no 'nosuch' in"),
+        (disk.join("snapshots/two/x"), "there is no 'x' in"),
+        (
+            root.join("snapshots/typo"),
+            "nothing is known under this name",
+        ),
+        (
+            disk.join("snapshots/typo"),
+            "nothing is known under this name",
+        ),
+        (disk.join("jobs/typo"), "nothing is known under this name"),
+    ] {
+        // with the merge still at work
+        let output = wait_for(&path, &[]);
+        let said = sh::said(&output);
+        assert_eq!(output.status.code(), Some(1), "{}: {said}", path.display());
+        assert!(said.contains(words), "{said}");
+    }
+    let job = bench.disk().only_job();
+    bench.machine.limit_jobs(0);
+    for gone in [bench.point("one").0, job] {
+        for when in ["while it goes", "after that"] {
+            let output = wait_for(&gone, &[]);
+            assert!(output.status.success(), "{when}: {}", sh::said(&output));
+            assert!(!gone.exists());
+        }
+    }
+    bench.verify();
+    bench.finish();
+}
+
 /// What was not seen to its end is not called done: by who waits for the mount, a disk, a job or a point.
 #[test]
 fn a_mount_that_is_taken_away_is_no_end_of_the_work() {

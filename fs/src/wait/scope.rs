@@ -96,7 +96,7 @@ impl Scope {
 }
 
 /// Whether `2-web1.before` in layers/ is where the point `before` lies.
-fn is_layer_of(directory: &str, point: &str) -> bool {
+pub(super) fn is_layer_of(directory: &str, point: &str) -> bool {
     let (number, stem) = directory.split_once('-').unwrap_or_default();
     !number.is_empty()
         && number.bytes().all(|digit| digit.is_ascii_digit())
