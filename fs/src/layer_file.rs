@@ -22,9 +22,9 @@ pub use neighbours::{
 pub use record::{
     FreezeMark, FreezeNote, GuestDebt, LoadJournal, LoadStep, MergeJournal, QemuIdentity,
     RollbackJournal, SealMarker, clear_load, clear_merge, clear_point, clear_rollback, clear_seal,
-    read_freeze, read_internals, read_load, read_merge, read_point, read_rollback, read_seal,
-    write_freeze, write_internals, write_load, write_merge, write_point, write_rollback,
-    write_seal,
+    is_scratch, mark_scratch, read_freeze, read_internals, read_load, read_merge, read_point,
+    read_rollback, read_seal, write_freeze, write_internals, write_load, write_merge, write_point,
+    write_rollback, write_seal,
 };
 
 #[cfg(test)]

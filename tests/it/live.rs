@@ -586,6 +586,24 @@ fn a_server_that_is_not_the_vms_makes_no_instant() {
     assert!(UnixStream::connect(ours.endpoint("vda").socket).is_ok());
 }
 
+/// Only what a mount of ours has made is removed by the next, whatever a file is called.
+#[test]
+fn a_file_that_is_only_called_as_a_scratch_file_stays() {
+    let mut rig = Rig::new("live-called-so", Attachment::Blockdev, "raw", &[]);
+    let theirs = rig.dir.join(".qmpfs-live-0123456789ab.qcow2");
+    fs::write(&theirs, b"shopping list").expect("a file of somebody's");
+    rig.take("now");
+    let ours = scratch_files(&rig.dir);
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    rig.mount.kill9();
+    rig.mount.mount_again();
+    wait::until_true("the disk is back", || rig.disk().0.is_dir());
+    assert_eq!(scratch_files(&rig.dir).len(), 1, "what we had made is gone");
+    assert_eq!(fs::read(&theirs).expect("it is there"), b"shopping list");
+    fs::remove_file(&theirs).expect("ours again");
+    rig.finish();
+}
+
 /// Ends everything of an instant in QEMU but its server.
 fn take_down_by_hand(machine: &mut Machine) {
     let exports = machine.qmp.run("query-block-exports", json!({}));

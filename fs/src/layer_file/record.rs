@@ -23,6 +23,7 @@ const POINT: &CStr = c"user.qmpfs.point";
 const MERGE: &CStr = c"user.qmpfs.merge";
 const SEAL: &CStr = c"user.qmpfs.seal";
 const ROLLBACK: &CStr = c"user.qmpfs.rollback";
+const SCRATCH: &CStr = c"user.qmpfs.scratch";
 const INTERNALS: &CStr = c"user.qmpfs.internals";
 
 /// All extended attributes of a file share one block of ext4 with what merges must be able to
@@ -91,6 +92,13 @@ pub struct RollbackJournal {
     pub guest: GuestDebt,
     /// The inode of the file it is written on.
     pub inode: u64,
+}
+
+/// Says of a scratch file that it is one: its name alone may be anybody's.
+#[derive(Debug, Serialize, Deserialize)]
+struct ScratchMark {
+    version: u32,
+    inode: u64,
 }
 
 /// What a rollback owes the guest, whose disk it exchanges.
@@ -167,6 +175,36 @@ pub fn clear_rollback(path: &Path) -> Result<(), Failure> {
     clear(path, ROLLBACK)
 }
 
+/// Marks a new file as one that saves old bytes for a while; a filesystem without extended attributes takes no mark.
+pub fn mark_scratch(path: &Path) -> Result<(), Failure> {
+    let (_, inode) = open(path)?;
+    let mark = ScratchMark {
+        version: VERSION,
+        inode,
+    };
+    match write(path, SCRATCH, &mark) {
+        Err(failure) if failure.errno == Errno::EOPNOTSUPP => Ok(()),
+        marked => marked,
+    }
+}
+
+/// Whether a file carries that mark. Where there are none, what it holds is all that is known of it.
+pub fn is_scratch(path: &Path) -> Result<bool, Failure> {
+    let (file, _) = open(path)?;
+    let length = file.metadata().map(|it| it.len());
+    let length = length.map_err(|error| trouble("read", path, SCRATCH, &error))?;
+    // not marked yet, and nothing is lost with it
+    if length == 0 {
+        return Ok(true);
+    }
+    match sys::xattr_get(&file, SCRATCH) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Ok(qmpfs_qcow2::Header::read(&file).is_ok())
+        }
+        _ => Ok(read::<ScratchMark>(path, SCRATCH)?.is_some()),
+    }
+}
+
 /// Records of the internal snapshots in a file, oldest first.
 #[derive(Debug, Serialize, Deserialize)]
 struct InternalRecords {
@@ -236,6 +274,12 @@ impl OfInode for RollbackJournal {
 }
 
 impl OfInode for SealMarker {
+    fn inode(&self) -> u64 {
+        self.inode
+    }
+}
+
+impl OfInode for ScratchMark {
     fn inode(&self) -> u64 {
         self.inode
     }

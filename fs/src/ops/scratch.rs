@@ -105,7 +105,15 @@ pub(super) async fn create(
     }
     let (path, like) = (directory.join(&called.file), disk.active.path.clone());
     let made = path.clone();
-    let opened = blocking(move || layer_file::create_like(&made, &like)).await?;
+    let opened = blocking(move || {
+        let opened = layer_file::create_like(&made, &like)?;
+        layer_file::mark_scratch(&made).inspect_err(|_| {
+            // what failed is what the user must know
+            let _ = std::fs::remove_file(&made);
+        })?;
+        Ok(opened)
+    });
+    let opened = opened.await?;
     let file = sys::file_id_of(&opened)
         .map_err(|error| Failure::io(format!("look at {}", path.display()), &error))?;
     Ok(Scratch { path, file, opened })
@@ -201,7 +209,8 @@ async fn end_job(bridge: &Bridge, id: &JobId) -> Result<(), Failure> {
     }
 }
 
-/// Removes scratch files that no QEMU has open and no mount claims: those in whose names `digits_of` finds digits.
+/// Removes scratch files that no QEMU has open and no mount claims: those in whose names `digits_of` finds digits, and
+/// which are marked.
 pub(super) async fn sweep(
     engine: &Engine,
     digits_of: fn(&str) -> Option<&str>,
@@ -215,6 +224,7 @@ pub(super) async fn sweep(
             let name = entry.file_name();
             if let Some(digits) = name.to_str().and_then(digits_of)
                 && let Ok(_claim) = layer_file::claim_kept(digits)
+                && is_ours(&entry.path())
             {
                 remove_unused(&entry.path());
             }
@@ -222,6 +232,14 @@ pub(super) async fn sweep(
         Ok(())
     })
     .await
+}
+
+fn is_ours(path: &Path) -> bool {
+    let is_file = path.symlink_metadata().is_ok_and(|it| it.is_file());
+    is_file && layer_file::is_scratch(path).unwrap_or_else(|failure| {
+        tracing::warn!(%failure, path = %path.display(), "a file called as a scratch file stays");
+        false
+    })
 }
 
 /// Removes one whose QEMU is done with it. One that cannot be removed is told in the log.

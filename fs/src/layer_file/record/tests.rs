@@ -1,7 +1,7 @@
 use super::{
-    INTERNALS_MAX, MERGE, MergeJournal, POINT, SealMarker, clear_merge, clear_point, clear_seal,
-    read_freeze, read_internals, read_merge, read_point, read_seal, write_freeze, write_internals,
-    write_merge, write_point, write_seal,
+    INTERNALS_MAX, MERGE, MergeJournal, POINT, SCRATCH, SealMarker, clear_merge, clear_point,
+    clear_seal, is_scratch, mark_scratch, read_freeze, read_internals, read_merge, read_point,
+    read_seal, write_freeze, write_internals, write_merge, write_point, write_seal,
 };
 use crate::errno::Errno;
 use crate::layer_file::fixture;
@@ -35,6 +35,24 @@ fn journal(path: &Path) -> MergeJournal {
         moving: false,
         inode: sys::file_id(path).unwrap().ino,
     }
+}
+
+#[test]
+fn a_scratch_file_says_so_itself() {
+    let dir = fixture::with_xattrs();
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+    std::fs::write(&ours, b"").unwrap();
+    assert!(is_scratch(&ours).unwrap(), "nothing is lost with it");
+    mark_scratch(&ours).unwrap();
+    std::fs::write(&ours, b"old bytes").unwrap();
+    assert!(is_scratch(&ours).unwrap());
+    std::fs::write(&theirs, b"a list").unwrap();
+    assert!(!is_scratch(&theirs).unwrap());
+    // a copy with all attributes is another file
+    let copied = sys::xattr_get(&std::fs::File::open(&ours).unwrap(), SCRATCH);
+    let copied = copied.unwrap().expect("the mark");
+    sys::xattr_set(&std::fs::File::open(&theirs).unwrap(), SCRATCH, &copied).unwrap();
+    assert!(!is_scratch(&theirs).unwrap());
 }
 
 #[test]
