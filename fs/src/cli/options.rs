@@ -222,7 +222,10 @@ impl Options {
                     "quiesce=off, quiesce=try or quiesce=require",
                 ));
             }
-            ("scratch_dir", Some(value)) if !value.is_empty() => self.set_scratch_dir(value)?,
+            ("scratch_dir", Some(value)) if !value.is_empty() => {
+                let set = self.set_scratch_dir(value);
+                set.map_err(|failure| failure.next("make it, on a filesystem with room for the largest disk; a path with a comma in it: --scratch-dir DIR"))?;
+            }
             ("scratch_limit", Some(value)) => {
                 let bytes =
                     bytes::parse(value).map_err(|_| one_of(option, "scratch_limit=BYTES"))?;
@@ -247,7 +250,11 @@ impl Options {
             ("log", Some(value)) if !value.is_empty() => {
                 self.log_file = Some(absolute(option, value)?);
             }
-            ("backup_dir", Some(value)) if !value.is_empty() => self.set_backup_dir(value)?,
+            ("backup_dir", Some(value)) if !value.is_empty() => {
+                // of a path with a comma this is a part
+                let set = self.set_backup_dir(value);
+                set.map_err(|failure| failure.next("make it, or mount what it lies on; a path with a comma in it: --backup-dir DIR"))?;
+            }
             ("compress", None) => self.backup.compress = true,
             ("fleecing", None) => self.backup.fleecing = true,
             ("speed", Some(value)) => {
@@ -388,6 +395,17 @@ mod tests {
                 .expect_err("not there")
                 .contains("no directory")
         );
+    }
+
+    #[test]
+    fn a_path_with_a_comma_has_an_option_of_its_own() {
+        for (list, own) in [
+            ("backup_dir=/nowhere,b", "--backup-dir"),
+            ("scratch_dir=/nowhere,b", "--scratch-dir"),
+        ] {
+            let failure = Options::parse(&[list.to_owned()]).expect_err(list);
+            assert!(failure.next.contains(own), "{}", failure.next);
+        }
     }
 
     #[test]
