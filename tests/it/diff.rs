@@ -253,6 +253,10 @@ fn between_two_points(name: &str, attachment: Attachment) {
         assert_eq!(code, 2);
         assert!(trouble.contains(words), "{trouble}");
     }
+    let (_, trouble, code) = diff(&[], [&before, &after.join("disk.raw")]);
+    assert_eq!(code, 2);
+    let names = format!("{}: name disk.raw", before.display());
+    assert!(trouble.contains(&names), "{trouble}");
     bench.writer.take().expect("it runs").stop();
     drop((bench.machine, bench.scratch));
 }

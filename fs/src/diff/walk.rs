@@ -205,6 +205,16 @@ pub(super) fn raw(same: Same, paths: &Both, name: &Path, grain: Grain, report: &
         })
     })();
     if let Err(error) = compared {
-        report.trouble(name, &error);
+        report.trouble(shown(paths, name), &error);
+    }
+}
+
+/// What is called nothing, as one of the two was named whole, is called by its path.
+fn shown<'a>(paths: &'a Both, name: &'a Path) -> &'a Path {
+    match (name.as_os_str().is_empty(), paths.0.is_file()) {
+        (false, _) => name,
+        // joined with nothing it ends with a slash
+        (true, false) => paths.0.components().as_path(),
+        (true, true) => paths.1.components().as_path(),
     }
 }
