@@ -604,6 +604,35 @@ fn a_file_that_is_only_called_as_a_scratch_file_stays() {
     rig.finish();
 }
 
+/// QEMU would refuse it after the guest was stopped.
+#[test]
+fn a_disk_on_which_another_mount_has_an_instant_is_not_sealed() {
+    let (scratch, elsewhere) = (Scratch::new("live-others"), Scratch::new("live-second"));
+    let image = scratch.dir("images").join("web1.qcow2");
+    oracle::create(&image, SIZE);
+    let monitor = scratch.socket("second.qmp");
+    let extra = [
+        "-qmp".to_owned(),
+        format!("unix:{},server=on,wait=off", monitor.display()),
+    ];
+    let disks = [Disk::qcow2("vda", &image)];
+    let mut machine = Machine::start_with(&scratch, "vm", Attachment::Blockdev, &disks, &extra);
+    let server = format!("nbd_server={}", machine.endpoint("vda").socket.display());
+    let first = Mounted::new(&scratch, &[machine.qmpfs_socket()], &["-o", &server]);
+    let second = Mounted::new(&elsewhere, &[&monitor], &[]);
+    let live = first.disk("vda").live("now");
+    live.make().expect("mkdir");
+    let point = second.disk("vda").snapshot("x");
+    for directory in [point.0.clone(), second.path().join("snapshots/x")] {
+        assert_errno(fs::create_dir(&directory), &[EBUSY]);
+        let log = second.text("log");
+        assert!(log.contains("has a live instant of another mount"), "{log}");
+    }
+    live.delete_when_closed();
+    point.make().expect("it is free");
+    assert_no_trace(&mut machine);
+}
+
 /// Ends everything of an instant in QEMU but its server.
 fn take_down_by_hand(machine: &mut Machine) {
     let exports = machine.qmp.run("query-block-exports", json!({}));

@@ -210,14 +210,16 @@ impl Engine {
         Ok(disks)
     }
 
-    /// Refuses to change disks that have a live instant, or that a job of another monitor is at work on.
+    /// Refuses to change disks that have a live instant, of this mount or another, or that a job of another monitor is at work on.
     pub(super) async fn free_of_others(&self, wanted: &BTreeSet<String>) -> Result<(), Failure> {
         self.lives.refuse(wanted)?;
         let Ok(bridge) = self.bridge() else {
             return Ok(());
         };
+        let jobs = bridge.jobs().await?;
+        live::refuse_those_of_other_mounts(self, bridge, wanted, &jobs).await?;
         let at_work = |job: &JobInfo| !job.id.is_ours() && job.status != JobStatus::Concluded;
-        if !bridge.jobs().await?.iter().any(at_work) {
+        if !jobs.iter().any(at_work) {
             return Ok(());
         }
         let disks = self.observe().await?;

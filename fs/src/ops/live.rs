@@ -7,11 +7,13 @@ pub(super) mod all;
 mod book;
 mod dismantle;
 mod names;
+mod others;
 mod server;
 mod sweep;
 
 pub(super) use book::Book;
 pub(super) use names::{Server, is_digits};
+pub(super) use others::refuse as refuse_those_of_other_mounts;
 pub(super) use server::{
     NbdServer, socket as server_socket, start as start_server, stop_if_idle as stop_server_if_idle,
     stop_unless_used as stop_server_unless_used, whose as whose_server,

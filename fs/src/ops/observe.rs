@@ -190,8 +190,8 @@ fn state_part(root: &Root, top: &Node) -> StatePart {
     StatePart { place: 0, role }
 }
 
-/// The jobs that other monitors have at work on the disk, by the nodes that lie below its root.
-pub(super) fn jobs_of_others(graph: &BlockGraph, disk: &Disk, jobs: &[JobInfo]) -> Vec<Job> {
+/// The jobs that are at work on a disk, by the nodes that lie below its root.
+pub(super) fn jobs_on<'a>(graph: &'a BlockGraph, disk: &Disk) -> BTreeSet<&'a JobId> {
     let mut nodes = BTreeSet::new();
     let tops = graph.roots();
     let tops = tops
@@ -201,10 +201,13 @@ pub(super) fn jobs_of_others(graph: &BlockGraph, disk: &Disk, jobs: &[JobInfo]) 
         nodes.insert(&node.name);
         nodes.extend(node.file.as_ref());
     }
-    let at_work: BTreeSet<&JobId> = nodes
-        .into_iter()
-        .flat_map(|node| graph.jobs_on(node))
-        .collect();
+    let on_each = nodes.into_iter().flat_map(|node| graph.jobs_on(node));
+    on_each.collect()
+}
+
+/// Those that other monitors have at work on it.
+pub(super) fn jobs_of_others(graph: &BlockGraph, disk: &Disk, jobs: &[JobInfo]) -> Vec<Job> {
+    let at_work = jobs_on(graph, disk);
     let others = jobs
         .iter()
         .filter(|job| !job.id.is_ours() && at_work.contains(&job.id));
