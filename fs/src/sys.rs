@@ -19,8 +19,8 @@ pub use daemon::{
 };
 pub use file::{
     Stretch, ask, directory_sync, file_id, file_id_of, forget_pages, free_bytes, is_one_file,
-    is_socket_at, names_of, open_for_reading, remove_socket_at, rename_new, reserve, reserve_beyond,
-    stretch_at,
+    is_socket_at, names_of, open_for_reading, remove_socket_at, rename_new, reserve,
+    reserve_beyond, stretch_at,
 };
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
