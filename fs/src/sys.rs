@@ -5,6 +5,7 @@
 mod confine;
 mod daemon;
 mod file;
+mod inherited;
 mod lock;
 mod mapped;
 mod mount;
@@ -12,7 +13,7 @@ mod process;
 mod socket;
 mod xattr;
 
-pub use confine::{close_inherited, close_inherited_but, confine, landlock_version};
+pub use confine::{close_inherited, confine, landlock_version};
 pub use daemon::{
     Process, Side, StopSignals, close_standard_streams, fork_before_any_thread, new_session,
     own_ids, xattr_text,
@@ -22,6 +23,7 @@ pub use file::{
     is_socket_at, names_of, open_for_reading, remove_socket_at, rename_new, reserve,
     reserve_beyond, stretch_at,
 };
+pub use inherited::Inherited;
 pub use lock::{byte_held_elsewhere, lock_byte_shared, unlock_byte};
 pub use mapped::{Bytes, MappedFile, write_message};
 pub use mount::{Unmount, unmount};

@@ -87,7 +87,8 @@ fn unknown_end(what: String) -> Failure {
 fn until_ended(request: &Request, path: &Path, root: &Path) -> Result<(), Failure> {
     let inside = path.strip_prefix(root).unwrap_or(Path::new(""));
     let scope = Scope::of(inside)?;
-    if let Some(disk) = scope.disk()
+    // of a directory of backups a disk goes with its last backup
+    if let Some(disk) = scope.disk().filter(|disk| !disk.contains('/'))
         && !directory(root, disk).is_dir()
     {
         return Err(Failure::new(
@@ -118,8 +119,11 @@ fn refuse_unknown(path: &Path, root: &Path, inside: &Path) -> Result<(), Failure
         let Some(missing) = Missing::of(root, inside) else {
             return Ok(());
         };
-        missing.may_have_been(root)?;
         if missing.is_known(root, &look(root, None)?)? {
+            return Ok(());
+        }
+        missing.may_have_been(root)?;
+        if known::is_forgotten(root)? {
             return Ok(());
         }
         std::thread::sleep(LOOK_EVERY);

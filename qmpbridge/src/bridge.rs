@@ -94,6 +94,14 @@ impl Bridge {
         self.shared.peer().place.elsewhere
     }
 
+    /// Which connection this is, counted from 1; None while there is none. Another one may be to another QEMU.
+    pub fn generation(&self) -> Option<u64> {
+        match *self.shared.connection.borrow() {
+            Connection::Up { generation } => Some(generation),
+            Connection::Down { .. } => None,
+        }
+    }
+
     /// QEMU's events from now on. A receiver that is slow loses some; all are lost while disconnected.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
@@ -101,10 +109,7 @@ impl Bridge {
 
     /// Runs a command.
     pub async fn run<C: Command>(&self, command: C) -> Result<C::Reply, Error> {
-        let generation = match *self.shared.connection.borrow() {
-            Connection::Up { generation } => generation,
-            Connection::Down { .. } => return Err(Error::Disconnected),
-        };
+        let generation = self.generation().ok_or(Error::Disconnected)?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let line = wire::encode(id, C::NAME, &command)
             .map_err(|e| Error::Protocol(format!("{} cannot be sent: {e}", C::NAME)))?;

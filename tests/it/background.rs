@@ -24,8 +24,9 @@ fn a_daemon_keeps_no_lock_of_the_script_that_starts_it() {
     oracle::create(&image, 8 << 20);
     let (lock, mountpoint) = (scratch.file("lock"), scratch.dir("mnt"));
     let mount = Background(mountpoint.clone());
+    // a path may be one of its descriptors, as of `>(logger)`
     sh!(
-        "exec 9>{0} 3>{0}.other; flock 9; {1} mount -o ro {2} {3}",
+        "exec 9>{0} 3>{0}.other; flock 9; {1} mount -o ro,log=/dev/fd/3 {2} {3}",
         lock.display(),
         program().display(),
         image.display(),
@@ -33,6 +34,7 @@ fn a_daemon_keeps_no_lock_of_the_script_that_starts_it() {
     );
     assert!(mountpoint.join("disks/web1").is_dir(), "it is mounted");
     sh!("flock -n {} true", lock.display());
+    sh!("grep -q mounted {}.other", lock.display());
     drop(mount);
     assert!(!mountpoint.join("disks").exists());
 }

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use libc::{EBUSY, EEXIST, EIO};
 use qmpfs_tests::bench::Shelf;
 use qmpfs_tests::faults::claimed_elsewhere;
 use qmpfs_tests::machine::Attachment;
-use qmpfs_tests::mounted::Mounted;
+use qmpfs_tests::mounted::{Mounted, program};
 use qmpfs_tests::scratch::Scratch;
 use qmpfs_tests::tree::{DiskDir, assert_errno, json, text};
 use qmpfs_tests::{oracle, sh, wait};
@@ -47,6 +48,19 @@ fn journal(place: &Path, name: &str, stage: &str, job: &str) -> Value {
 fn write_journal(place: &Path, name: &str, journal: &Value) {
     let path = place.join(format!(".{name}.json"));
     fs::write(path, journal.to_string()).expect("a journal");
+}
+
+/// With the last one its disk goes, too.
+#[test]
+fn the_last_one_is_waited_for_as_any_other() {
+    let shelf = chain("removal-last", &[]);
+    let (_scratch, _copy, _mount, disk) = elsewhere(&shelf, "removal-last-mount");
+    let full = disk.backup("full", "full");
+    full.delete_when_closed();
+    let output = Command::new(program()).arg("wait").arg(&full.0).output();
+    let output = output.expect("qmpfs wait");
+    assert!(output.status.success(), "{}", sh::said(&output));
+    shelf.bench.finish();
 }
 
 #[test]

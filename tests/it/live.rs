@@ -554,6 +554,30 @@ fn a_server_that_others_have_just_started_stays() {
     assert!(is_served(&scratch), "after its end");
 }
 
+/// A login manager, or who sweeps /tmp, takes the socket of our server away: it is ours all the same.
+#[test]
+fn a_server_whose_socket_is_gone_is_stopped() {
+    let scratch = Scratch::new("live-socket-gone");
+    let image = scratch.file("web1.raw");
+    sh!("qemu-img create -q -f raw {} {SIZE}", image.display());
+    let disks = [Disk::raw("vda", &image)];
+    let mut machine = Machine::start(&scratch, "vm", Attachment::Blockdev, &disks);
+    machine.qmp.run("nbd-server-stop", json!({}));
+    let run = scratch.socket("run");
+    fs::create_dir(&run).expect("a directory");
+    let environment = vec![("XDG_RUNTIME_DIR", run.clone())];
+    let mount = Mounted::in_environment(&scratch, &[machine.qmpfs_socket()], &[], environment);
+    let disk = mount.disk("vda");
+    wait::until_true("the disk is in the mount", || disk.0.is_dir());
+    for name in ["a", "b"] {
+        disk.live(name).make().expect("mkdir");
+        sh!("rm {}/qmpfs-nbd-*/nbd", run.display());
+        disk.live(name).delete().expect("rmdir");
+    }
+    // and another may be started now
+    start_server(&scratch, &mut machine);
+}
+
 /// `-o nbd_server=` names a socket on which nobody listens, or a server that knows nothing of this VM.
 #[test]
 fn a_server_that_is_not_the_vms_makes_no_instant() {

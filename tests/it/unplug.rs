@@ -127,9 +127,18 @@ fn nor_is_a_point_removed_beside_it() {
         "cd {}; mv web1.qcow2 moved; cp moved web1.qcow2",
         images.display()
     );
-    mount.mount_again();
+    let backups = scratch.dir("backups").display().to_string();
+    let options = ["--backup-dir", &backups, "-o", "name=web1"];
+    let scratch = Scratch::new("replaced-rmdir-mount");
+    let mount = Mounted::new(&scratch, &[machine.qmpfs_socket()], &options);
+    let disk = mount.disk("vda");
     wait::until_true("the point is there", || disk.snapshot("one").exists());
     assert_errno(disk.snapshot("one").delete(), &[EBUSY]);
+    // what the guest has can be saved
+    disk.backup("full", "saved").make().expect("a backup");
+    disk.wait().expect("its end");
+    disk.live("now").make().expect("an instant");
+    disk.live("now").delete().expect("rmdir");
     assert!(images.join("web1.one.qcow2").exists());
     oracle::check(&image);
 }

@@ -220,10 +220,9 @@ impl Journal {
         self.remove(place)
     }
 
-    /// Whether a removal that was cut short can be forgotten: the file is there as it was.
+    /// Whether a removal that was cut short can be forgotten: the file is there, and was not merged.
     pub fn can_be_kept(&self, place: &Place) -> bool {
-        let file = finished(&place.file(&self.manifest.name));
-        self.merge.is_none() && file.is_some() && file == self.manifest.file
+        self.merge.is_none() && place.file(&self.manifest.name).exists()
     }
 
     /// It is forgotten: the backup is listed again.

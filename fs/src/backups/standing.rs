@@ -59,16 +59,18 @@ fn stands_on_file(path: &Path, file: &Path) -> Result<bool, Failure> {
     }
     // options in JSON, and other protocols, are not taken apart: it may be named in there
     let name = file.file_name().unwrap_or_default().as_bytes();
-    Ok(plain.contains(&b':') && plain.windows(name.len()).any(|part| part == name))
+    let begins = |at: usize| at == 0 || matches!(plain[at - 1], b'/' | b'"' | b':');
+    let mut parts = plain.windows(name.len()).enumerate();
+    Ok(plain.contains(&b':') && parts.any(|(at, part)| part == name && begins(at)))
 }
 
 /// The name in an image's header of what it stands on, whatever else that header asks for: of qcow2 and qcow (QEMU's
 /// docs/interop/qcow2, "Header") and of qed (docs/interop/qed_spec, "Header"). Any other file stands on nothing.
 fn backing_of(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    let file = sys::open_for_reading(path)?;
-    if !file.metadata()?.is_file() {
+    if !path.metadata()?.is_file() {
         return Ok(None);
     }
+    let file = sys::open_for_reading(path)?;
     let mut header = Vec::new();
     (&file).take(HEADER).read_to_end(&mut header)?;
     let big = |at: usize, len: usize| Some(number(header.get(at..at + len)?.iter()));
@@ -126,6 +128,11 @@ mod tests {
         image(".hidden.qcow2.unfinished-1", "./base.qcow2");
         image("other", "other.qcow2");
         image("another-base", "other-base.qcow2");
+        image(
+            "another-json",
+            r#"json:{"file":{"filename":"other-base.qcow2"}}"#,
+        );
+        std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
         std::fs::write(dir.path().join("text"), "base.qcow2").unwrap();
         std::fs::create_dir(dir.path().join("directory")).unwrap();
         let found = standing_on_file(&place, "base").unwrap();

@@ -236,7 +236,15 @@ pub(super) async fn sweep(
 
 fn is_ours(path: &Path) -> bool {
     let is_file = path.symlink_metadata().is_ok_and(|it| it.is_file());
-    is_file && layer_file::is_scratch(path).unwrap_or_else(|failure| {
+    is_file && is_marked(path)
+}
+
+fn is_marked(path: &Path) -> bool {
+    let marked = layer_file::is_scratch(path);
+    if matches!(marked, Ok(false)) {
+        tracing::warn!(path = %path.display(), "called as a scratch file, and not marked as one: it stays");
+    }
+    marked.unwrap_or_else(|failure| {
         tracing::warn!(%failure, path = %path.display(), "a file called as a scratch file stays");
         false
     })

@@ -28,6 +28,8 @@ pub(super) struct Word {
 /// The daemon's end: it says once how the start went.
 pub(super) struct Ready {
     pipe: Option<PipeWriter>,
+    /// What came from who has started it.
+    inherited: Option<sys::Inherited>,
 }
 
 /// Splits off the daemon. To be called before any thread is started.
@@ -38,12 +40,13 @@ pub(super) fn split() -> Result<Role, Failure> {
         sys::Side::Parent => Ok(Role::Starter(Word { pipe: reader })),
         sys::Side::Child => {
             drop(reader);
-            // whoever holds a lock by a descriptor would hold it for as long as the mount lasts
-            let closed = sys::close_inherited_but(&writer);
-            let ready = Ready { pipe: Some(writer) };
+            let ready = Ready {
+                inherited: Some(sys::Inherited::but(&writer)),
+                pipe: Some(writer),
+            };
             // A daemon must not keep the directory it was started in from being unmounted.
             let moved = sys::new_session().and_then(|()| std::env::set_current_dir("/"));
-            match closed.and(moved) {
+            match moved {
                 Ok(()) => Ok(Role::Daemon(ready)),
                 Err(error) => ready.failed(&failed(&error)),
             }
@@ -78,7 +81,10 @@ fn heard(said: &[u8]) -> Result<(), Failure> {
 impl Ready {
     /// For a process that stays in front: nobody waits on a pipe.
     pub(super) fn in_front() -> Ready {
-        Ready { pipe: None }
+        Ready {
+            pipe: None,
+            inherited: None,
+        }
     }
 
     /// The mount can be used.
@@ -87,6 +93,10 @@ impl Ready {
         let Some(mut pipe) = self.pipe else {
             return Ok(());
         };
+        // whoever holds a lock by a descriptor would hold it for as long as the mount lasts
+        if let Some(inherited) = self.inherited {
+            inherited.close();
+        }
         sys::close_standard_streams().map_err(|error| Failure::io("leave the terminal", &error))?;
         // A starter that was killed does not matter to the mount.
         let _gone = pipe.write_all(&[READY]);

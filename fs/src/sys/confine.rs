@@ -8,7 +8,6 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
 
 /// Address space: caches and tables of a reader take a tenth of it.
 const MEMORY: u64 = 512 << 20;
@@ -19,21 +18,8 @@ const NOBODY: u32 = 65534;
 
 /// Closes what was inherited besides the standard streams; at the beginning, before anything is opened.
 pub fn close_inherited() -> io::Result<()> {
-    close_range(FIRST, libc::c_uint::MAX)
-}
-
-/// The same, but for the only descriptor that this process has opened itself by now.
-pub fn close_inherited_but(own: &impl AsRawFd) -> io::Result<()> {
-    let own = libc::c_uint::try_from(own.as_raw_fd()).map_err(io::Error::other)?;
-    if own > FIRST {
-        close_range(FIRST, own - 1)?;
-    }
-    close_range(own.max(FIRST - 1) + 1, libc::c_uint::MAX)
-}
-
-fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
     // SAFETY: three numbers; nothing of this process has a descriptor of these.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+    match unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

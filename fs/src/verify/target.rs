@@ -115,9 +115,14 @@ fn of_a_backup(path: &Path) -> Option<Target> {
     } else {
         return None;
     };
+    // it may be made, or go, in this moment
+    let found = found.or_else(|failure| match manifest.exists() {
+        true => backup(path),
+        false => Err(failure),
+    });
     match found {
         Ok(target) => Some(target),
-        Err(_) if has_journal(path) => None,
+        Err(_) if has_journal(path) || !path.exists() => None,
         Err(failure) => Some(Target {
             name: path.display().to_string(),
             files: Vec::new(),

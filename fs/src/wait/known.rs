@@ -9,6 +9,8 @@ use std::path::{Component, Path};
 
 /// The file in which a mount tells what happened.
 const EVENTS: &str = "events";
+/// What it tells of lines that it keeps no more.
+const GONE: &str = r#""event":"lines_gone""#;
 /// What it tells of names that are, or were, there.
 const TOLD: [&str; 5] = [
     "verb_ended",
@@ -96,6 +98,16 @@ impl<'a> Missing<'a> {
     }
 }
 
+/// Whether the mount does not remember all that has happened in it any more.
+pub(super) fn is_forgotten(root: &Path) -> Result<bool, Failure> {
+    let events = text(&root.join(EVENTS))?.unwrap_or_default();
+    // it stands first, where it stands
+    Ok(events
+        .lines()
+        .next()
+        .is_some_and(|line| line.contains(GONE)))
+}
+
 /// As it is told in words.
 pub(super) fn unknown(path: &Path) -> Failure {
     Failure::new(
@@ -160,6 +172,19 @@ mod tests {
         ] {
             assert!(missing(path).may_have_been(root).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn lines_that_are_gone_may_have_told_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_forgotten(dir.path()).unwrap());
+        let events = dir.path().join(EVENTS);
+        let made = r#"{"from":"qmpfs","event":"point_made","path":"/disks/vda/snapshots/a"}"#;
+        std::fs::write(&events, format!("{made}\n")).unwrap();
+        assert!(!is_forgotten(dir.path()).unwrap());
+        let gone = r#"{"from":"qmpfs","event":"lines_gone","count":3}"#;
+        std::fs::write(&events, format!("{gone}\n{made}\n")).unwrap();
+        assert!(is_forgotten(dir.path()).unwrap());
     }
 
     #[test]

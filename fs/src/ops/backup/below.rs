@@ -75,7 +75,7 @@ pub(super) async fn manifest(
         None => fit_name(&stem.to_string_lossy()),
     };
     let (place, other) = (place.clone(), making.name.clone());
-    let taken = move |name: &str| name == other || !place.is_free(name).unwrap_or(false);
+    let taken = move |name: &str| name == other || place.is_free(name).is_ok_and(|free| !free);
     let name = blocking(move || Ok(first_free(&wanted, '-', taken))).await?;
     let record = below.record.as_ref();
     let last_written = || below.modified.map(render::rfc3339);

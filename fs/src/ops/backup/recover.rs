@@ -176,10 +176,12 @@ async fn end_removal(
             // somebody has ended it since it was read
             return Ok(None);
         }
-        let needed = backups::standing_on_file(&place, &journal.manifest.name)?.pop();
-        match needed.filter(|_| journal.can_be_kept(&place)) {
-            Some(needed) => journal.keep(&place).map(|()| Some(needed)),
-            None => journal.remove_backup(&place).map(|()| None),
+        match backups::standing_on_file(&place, &journal.manifest.name)?.pop() {
+            Some(needed) if journal.can_be_kept(&place) => {
+                journal.keep(&place).map(|()| Some(needed))
+            }
+            // gone already, or merged into what stood on it
+            _ => journal.remove_backup(&place).map(|()| None),
         }
     });
     match needed.await? {

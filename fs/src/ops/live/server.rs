@@ -26,6 +26,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// A server that we had started.
 pub(in crate::ops) struct NbdServer {
     directory: SocketDirectory,
+    /// The connection over which it was started.
+    connection: Option<u64>,
     _claim: Claim,
 }
 
@@ -98,6 +100,7 @@ pub(in crate::ops) async fn start(bridge: &Bridge) -> Result<NbdServer, Failure>
     }
     Ok(NbdServer {
         directory,
+        connection: bridge.generation(),
         _claim: claim,
     })
 }
@@ -105,10 +108,15 @@ pub(in crate::ops) async fn start(bridge: &Bridge) -> Result<NbdServer, Failure>
 /// Stops the server that we had started, if it serves nothing any more. One that others have started stays,
 /// although it may serve nothing yet. Called by who has the turn.
 pub(in crate::ops) async fn stop_if_idle(engine: &Engine, bridge: &Bridge) -> Result<(), Failure> {
-    let known = engine.lives.server.borrow().as_ref().map(NbdServer::socket);
-    let Some(known) = known else { return Ok(()) };
-    // the QEMU that had started it may be gone, and the next may have one of somebody else's
-    if is_listened_on(known).await? && !stop_unless_used(bridge).await? {
+    let known = |server: &NbdServer| (server.socket(), server.connection);
+    let known = engine.lives.server.borrow().as_ref().map(known);
+    let Some((socket, connection)) = known else {
+        return Ok(());
+    };
+    // behind another connection may be another QEMU, with a server of somebody else's
+    let is_this_qemus = connection.is_some() && connection == bridge.generation();
+    let runs = is_this_qemus || is_listened_on(socket).await?;
+    if runs && !stop_unless_used(bridge).await? {
         return Ok(());
     }
     engine.lives.server.borrow_mut().take();

@@ -326,7 +326,7 @@ pub(super) async fn to_resume(engine: &Engine, guard: &DiskGuard) -> Result<Resu
     let bridge = engine.bridge()?;
     let jobs = bridge.jobs().await?;
     let disk = engine.observe_disk(guard).await?;
-    if engine.config.verbs.read_only {
+    if engine.config.verbs.read_only || disk.tuning.replaced {
         return Ok(Resume::Nothing);
     }
     for (path, file, mut journal) in journals(engine, &disk)? {
