@@ -137,8 +137,6 @@ fn nor_is_a_point_removed_beside_it() {
     // what the guest has can be saved
     disk.backup("full", "saved").make().expect("a backup");
     disk.wait().expect("its end");
-    disk.live("now").make().expect("an instant");
-    disk.live("now").delete().expect("rmdir");
     assert!(images.join("web1.one.qcow2").exists());
     oracle::check(&image);
 }

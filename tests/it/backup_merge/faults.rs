@@ -22,6 +22,9 @@ use crate::backup_directory::disk_in;
 /// More than a chain takes, and little enough to be filled.
 const ROOM_MIB: u64 = 128;
 
+/// Room that each merge may begin with, and that is filled faster than a storage daemon that is held is given up.
+const NEARLY: u64 = 16 << 20;
+
 /// Between two rounds.
 const LATER: Duration = Duration::from_millis(7);
 
@@ -141,6 +144,7 @@ fn full(name: &str, kind: &str, gone: &str) {
     assert_errno(rig.disk.backup(kind, gone).delete(), &[ENOSPC]);
     rig.verify(gone);
     rig.small.make_room();
+    rig.small.fill_but(NEARLY);
     let (removal, daemon) = rig.begin(kind, gone);
     rig.small.fill_but(0);
     let_go(daemon);
@@ -248,6 +252,7 @@ fn a_failed_one_and_a_backup_that_is_cut_short() {
     chain(&mut shelf, &["a", "b"]);
     let disk = shelf.bench.disk();
     let point = disk.backup("full", "full");
+    small.fill_but(NEARLY);
     let (removal, daemon) = begin(&shelf.bench.mount, &point);
     small.fill_but(0);
     let_go(daemon);
