@@ -200,15 +200,19 @@ pub enum Source {
 }
 
 impl Source {
-    /// From where it is mounted, in words that are the same from every directory.
-    fn whence(&self) -> String {
-        let path = match self {
+    /// The first file that it names, if it names any.
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
             Source::Qmp(Address::Unix(path)) => Some(path),
             Source::Qmp(Address::Tcp(_)) => None,
             Source::Images { paths, .. } => paths.first(),
             Source::Backups(root) => Some(root),
-        };
-        match (path, self) {
+        }
+    }
+
+    /// From where it is mounted, in words that are the same from every directory.
+    fn whence(&self) -> String {
+        match (self.path(), self) {
             (Some(path), _) => {
                 let path = path.canonicalize().unwrap_or_else(|_| path.clone());
                 path.display().to_string()
@@ -221,13 +225,7 @@ impl Source {
     /// What the VM is called when neither it nor the user says: the first file's name without
     /// its extension, or the address.
     fn name(&self) -> String {
-        let path = match self {
-            Source::Qmp(Address::Unix(path)) => Some(path),
-            Source::Qmp(Address::Tcp(_)) => None,
-            Source::Images { paths, .. } => paths.first(),
-            Source::Backups(root) => Some(root),
-        };
-        match (path.and_then(|path| path.file_stem()), self) {
+        match (self.path().and_then(|path| path.file_stem()), self) {
             (Some(stem), _) => stem.to_string_lossy().into_owned(),
             (None, Source::Qmp(address)) => address.to_string(),
             (None, Source::Images { .. } | Source::Backups(_)) => "vm".to_owned(),

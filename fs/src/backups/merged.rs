@@ -46,7 +46,7 @@ impl Journal {
                     });
                     self.write(place)?;
                 }
-                holds(place, upper)?;
+                meant(place, upper)?;
                 std::fs::rename(&from, &to)
                     .map_err(|error| Failure::io(format!("name {}", to.display()), &error))?;
                 layer_file::fsync_dir(&to)?;
@@ -81,18 +81,21 @@ fn not_a_merge() -> Failure {
     Failure::new(Errno::EIO, "a journal of a merge does not say of which")
 }
 
-/// The manifest of the backup that this one's bytes are, and no other's of that name.
-fn holds(place: &Place, upper: &Previous) -> Result<Manifest, Failure> {
+/// The manifest of the backup that was meant, and no other's of that name; None where somebody has removed it since.
+fn meant(place: &Place, upper: &Previous) -> Result<Option<Manifest>, Failure> {
     let path = place.manifest(&upper.name);
+    if !path.exists() {
+        return Ok(None);
+    }
     let manifest: Manifest = read_json(&path)?;
     if manifest.id == upper.id {
-        return Ok(manifest);
+        return Ok(Some(manifest));
     }
     Err(Failure::new(
         Errno::EIO,
         format!("{} is not of the backup that was merged", path.display()),
     )
-    .next("see what has that name, and move it away"))
+    .next("put the right one back: its id stands in the hidden journal beside it"))
 }
 
 /// The manifest of what stood on the merged one, as it is now. Of a file that was in doubt the stamp stays, and so the doubt.
@@ -102,12 +105,9 @@ fn rewrite(
     gone: &Manifest,
     in_doubt: bool,
 ) -> Result<(), Failure> {
-    let path = place.manifest(&upper.name);
-    if !path.exists() {
-        // somebody has removed that backup since
+    let Some(mut manifest) = meant(place, upper)? else {
         return Ok(());
-    }
-    let mut manifest = holds(place, upper)?;
+    };
     if manifest
         .previous
         .as_ref()
@@ -126,15 +126,13 @@ fn rewrite(
     if !in_doubt {
         manifest.file = finished(&place.file(&upper.name));
     }
-    write_json(&path, &manifest)
+    write_json(&place.manifest(&upper.name), &manifest)
 }
 
 fn restamp(place: &Place, upper: &Previous) -> Result<(), Failure> {
-    let path = place.manifest(&upper.name);
-    if !path.exists() {
+    let Some(mut manifest) = meant(place, upper)? else {
         return Ok(());
-    }
-    let mut manifest = holds(place, upper)?;
+    };
     manifest.file = finished(&place.file(&upper.name));
-    write_json(&path, &manifest)
+    write_json(&place.manifest(&upper.name), &manifest)
 }

@@ -28,16 +28,22 @@ pub(super) async fn claim(engine: &Engine, place: &Place) -> Result<Option<Claim
     if root(engine).is_some() {
         return Ok(None);
     }
-    let mut claimed = patiently(|| place.claim()).await;
-    if matches!(&claimed, Err(failure) if failure.errno == Errno::EBUSY) {
-        // it may be a digest of ours that is being written down: on slow storage that takes a while
-        engine.digests.stop_in(place).await;
-        claimed = patiently(|| place.claim()).await;
-    }
-    match claimed {
+    match claim_beside_digests(engine, place).await {
         // nothing was ever put there
         Err(failure) if failure.errno == Errno::ENOENT => Ok(None),
         claimed => claimed.map(Some),
+    }
+}
+
+/// Claims a directory of backups. It may be a digest of ours that has it, to be written down: on slow storage that takes a
+/// while.
+pub(super) async fn claim_beside_digests(engine: &Engine, place: &Place) -> Result<Claim, Failure> {
+    match patiently(|| place.claim()).await {
+        Err(failure) if failure.errno == Errno::EBUSY => {
+            engine.digests.stop_in(place).await;
+            patiently(|| place.claim()).await
+        }
+        claimed => claimed,
     }
 }
 

@@ -81,7 +81,7 @@ impl Sight {
             .unwrap_or(Path::new("/"))
             .join(path);
         let theirs = root.join(absolute.strip_prefix("/").unwrap_or(&absolute));
-        matches!((sys::file_id(&theirs), sys::file_id(found)), (Ok(theirs), Ok(ours)) if theirs == ours)
+        sys::is_one_file(&theirs, found)
     }
 
     /// The same for a name that may be gone by now.

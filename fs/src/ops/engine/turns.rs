@@ -2,6 +2,7 @@
 //! work nobody waits for the disk: a mkdir that waited for hours would freeze its directory.
 
 use super::{DiskState, Engine};
+use crate::backups;
 use crate::errno::{Errno, Failure};
 use crate::layer_file::{self, Claim};
 use crate::model::Disk;
@@ -162,16 +163,15 @@ impl Engine {
             // two disks may be of one file, as CDs are
             return Ok(Some(claim));
         }
-        let is_shelf = shelf::root(self).is_some();
-        let mut claim = patiently(|| layer_file::claim(&active)).await;
-        if is_shelf && matches!(&claim, Err(failure) if failure.errno == Errno::EBUSY) {
-            // it may be a digest of ours that is being written down
-            self.digests.stop(disk).await;
-            claim = patiently(|| layer_file::claim(&active)).await;
-        }
+        // backups alone have no file, and a directory to be claimed
+        let shelf = shelf::root(self).and_then(|root| backups::place_on_shelf(root, disk));
+        let claim = match &shelf {
+            Some(place) => shelf::claim_beside_digests(self, place).await,
+            None => patiently(|| layer_file::claim(&active)).await,
+        };
         match claim {
-            // of what cannot be seen from here nothing is changed; backups alone have no file, and a directory to be claimed
-            Err(_) if file.is_none() && !is_shelf => Ok(None),
+            // of what cannot be seen from here nothing is changed
+            Err(_) if file.is_none() && shelf.is_none() => Ok(None),
             claim => {
                 let claim = Rc::new(claim?);
                 let mut claims = self.claims.borrow_mut();
